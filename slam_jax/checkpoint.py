@@ -1,0 +1,86 @@
+"""Checkpoints of a run: training state and data position, written together by orbax; the newest
+few are kept."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from slam_jax.errors import InputError
+from slam_jax.models.functional import first_difference
+
+
+class Checkpoints:
+    """The checkpoints in one folder. Saving is asynchronous and atomic; use it as a context
+    manager.
+
+    Args:
+      folder: made when it is missing.
+      keep: how many of the newest to keep.
+    """
+
+    def __init__(self, folder: Path, keep: int):
+        self._folder = folder
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            item_names=("state", "data"),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    @property
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, data_position: dict[str, Any]) -> None:
+        """Saves a pytree of arrays and a JSON-serialisable position; a step that is there already
+        is left alone."""
+        if step != self.latest_step:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_position)
+                ),
+            )
+
+    def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
+        """The newest state, placed as the shardings of `abstract_state` say, and the data position.
+
+        Raises:
+          InputError: the arrays in the checkpoint are not those of `abstract_state`; names the
+            first one.
+        """
+        step = self.latest_step
+        saved = self._manager.item_metadata(step).state
+        if difference := first_difference(_named(abstract_state), _named(saved)):
+            raise InputError(
+                f"{self._folder}/{step}: {difference}; go on with the configuration that made this "
+                f"checkpoint, "
+                "or choose another workdir"
+            )
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore()
+            ),
+        )
+        return restored.state, restored.data
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """A pytree as {path: leaf}; orbax describes tuples and dataclasses by other containers than
+    ours."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        ".".join(
+            str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path
+        ): leaf
+        for path, leaf in leaves
+    }

@@ -1,0 +1,222 @@
+"""Every option there is, with its default; checked and frozen before anything runs.
+
+A config file in `configs/` starts from `default_config()`, a locked ConfigDict that refuses
+unknown keys, and changes what it needs. `freeze` turns it into the dataclasses below, which check
+their values. Only programs see a config.
+"""
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from slam_jax.errors import InputError
+from slam_jax.loss import Method
+from slam_jax.models.unet import UNetConfig
+from slam_jax.schedule import PREDICTION_TYPES
+
+LEARNING_RATE_SCHEDULES = ("constant", "linear", "cosine")
+
+
+def check(condition: bool, key: str, value: Any, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{key} = {value!r}, expected {expected}")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW after clipping by global norm. The defaults are the authors'."""
+
+    learning_rate: float = 8e-6
+    schedule: str = "constant"  # or "linear", "cosine": falls to 2% at the last step
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        check(self.learning_rate > 0, "learning_rate", self.learning_rate, "a positive number")
+        check(
+            self.schedule in LEARNING_RATE_SCHEDULES,
+            "schedule",
+            self.schedule,
+            f"one of {', '.join(LEARNING_RATE_SCHEDULES)}",
+        )
+        check(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more")
+        check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        for name in ("b1", "b2"):
+            check(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number in [0, 1)")
+        check(self.clip_norm > 0, "clip_norm", self.clip_norm, "a positive number")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training run: of the student, or of the digits teacher."""
+
+    steps: int = 1000
+    batch_size: int = 12  # over all devices
+    ema: float = 0.95
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    log_every: int = 50
+    sample_every: int = 0  # a step-ladder picture; 0: only at the end
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        check(self.sample_every >= 0, "sample_every", self.sample_every, "0 or more")
+        check(0 <= self.ema < 1, "ema", self.ema, "a number in [0, 1)")
+        check(
+            self.optimizer.warmup_steps < self.steps,
+            "optimizer.warmup_steps",
+            self.optimizer.warmup_steps,
+            f"less than steps = {self.steps}",
+        )
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The digits teacher: trained once, kept in `path` and found there by later runs."""
+
+    path: str = ""  # empty: the folder teacher/ of the workdir
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    prediction_type: str = "epsilon"  # or "v_prediction", "sample"
+    label_dropout: float = 0.1  # share of examples trained without their label, for guidance
+    training: Training = field(default_factory=Training)
+
+    def __post_init__(self):
+        check(
+            self.prediction_type in PREDICTION_TYPES,
+            "prediction_type",
+            self.prediction_type,
+            f"one of {', '.join(PREDICTION_TYPES)}",
+        )
+        check(
+            0 <= self.label_dropout < 1, "label_dropout", self.label_dropout, "a number in [0, 1)"
+        )
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Devices: their number must be data * fsdp; data = -1 takes all that fsdp leaves."""
+
+    data: int = -1
+    fsdp: int = 1
+
+    def __post_init__(self):
+        check(self.data == -1 or self.data >= 1, "data", self.data, "-1 or at least 1")
+        check(self.fsdp == 1, "fsdp", self.fsdp, "1 (parameters are replicated)")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Samples drawn after training, and from them every number of the report."""
+
+    samples: int = 2000
+    student_steps: tuple[int, ...] = (1, 2, 4, 8)
+    teacher_steps: tuple[int, ...] = (50, 8, 4, 2)
+
+    def __post_init__(self):
+        check(self.samples >= 2, "samples", self.samples, "2 or more")
+        for name in ("student_steps", "teacher_steps"):
+            steps = getattr(self, name)
+            check(len(steps) > 0 and min(steps) >= 1, name, steps, "step counts of 1 or more")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    name: str = "run"
+    seed: int = 0
+    teacher: Teacher = field(default_factory=Teacher)
+    method: Method = field(default_factory=Method)
+    training: Training = field(default_factory=Training)
+    mesh: Mesh = field(default_factory=Mesh)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+
+    def __post_init__(self):
+        check(self.seed >= 0, "seed", self.seed, "0 or more")
+        grid = self.method.num_ddim_timesteps
+        for steps in self.evaluation.student_steps:
+            check(
+                steps <= grid,
+                "evaluation.student_steps",
+                steps,
+                f"at most method.num_ddim_timesteps = {grid}",
+            )
+
+
+def default_config() -> ConfigDict:
+    """The defaults as a locked ConfigDict, for config files to start from."""
+    return ConfigDict(dataclasses.asdict(Config())).lock()
+
+
+def freeze(values: ConfigDict | dict[str, Any]) -> Config:
+    """Checks every key and value.
+
+    Raises:
+      InputError: an unknown or missing key, a wrong type, or an impossible value; names the key.
+    """
+    if isinstance(values, ConfigDict):
+        values = values.to_dict()
+    return _freeze(Config, values, "config")
+
+
+def _freeze(cls: type, values: dict[str, Any], path: str) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; valid keys: {', '.join(fields)}"
+            raise InputError(f"{path}.{key}: no such option{hint}")
+    arguments = {}
+    for key, value in values.items():
+        kind = fields[key].type
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(value, dict):
+                raise InputError(f"{path}.{key} = {value!r}, expected a group of options")
+            arguments[key] = _freeze(kind, value, f"{path}.{key}")
+        else:
+            arguments[key] = _typed(value, kind, f"{path}.{key}")
+    try:
+        return cls(**arguments)
+    except ValueError as error:
+        raise InputError(f"{path}.{error}") from error
+
+
+def _typed(value: Any, kind: Any, path: str) -> Any:
+    """`value` as the annotated type: lists become tuples, whole numbers become floats where these
+    are asked for."""
+    if isinstance(value, list):
+        value = tuple(value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    simple = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    if kind in simple and type(value) is not kind:
+        raise InputError(f"{path} = {value!r}, expected {simple[kind]}")
+    return value
+
+
+def to_json(config: Any) -> str:
+    """A frozen config, or a part of one, as JSON text that `freeze` reads back."""
+    return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def first_change(old: dict[str, Any], new: dict[str, Any], path: str = "config") -> str | None:
+    """Names the first option that differs between two configs as nested dicts, with both values;
+    None if none does."""
+    for key in [*old, *(k for k in new if k not in old)]:
+        name = f"{path}.{key}"
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            if change := first_change(a, b, name):
+                return change
+        elif a != b:
+            return f"{name} is {b!r} here and {a!r} there"
+    return None

@@ -1,0 +1,1 @@
+"""Training data: sources, and the pipeline of batches drawn from them."""

@@ -1,0 +1,39 @@
+"""The one batch pipeline: seeded global shuffle each epoch, forever, with a position that a
+checkpoint can hold."""
+
+from typing import Protocol
+
+import grain
+import numpy as np
+
+Batch = dict[str, np.ndarray]
+
+
+class Source(Protocol):
+    """Examples that can be read in any order, many at a time."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: np.ndarray) -> Batch:
+        """The examples with these indices, stacked along a new leading axis."""
+
+
+def batches(source: Source, batch_size: int, seed: int) -> grain.DatasetIterator:
+    """Endless batches, every example once an epoch in an order that (seed, epoch) decides.
+
+    Args:
+      source: the examples.
+      batch_size: examples a batch.
+      seed: of the shuffle.
+
+    Returns:
+      An iterator with `get_state` and `set_state`, a JSON-serialisable position.
+    """
+    indices = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().batch(batch_size)
+    # Shuffling whole indices and reading a batch at once: memory is read faster than threads could
+    # be asked for it.
+    return iter(
+        indices.map(source.__getitems__).to_iter_dataset(
+            grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        )
+    )

@@ -1,0 +1,171 @@
+"""The command line: teacher, distillation, evaluation, export.
+
+python -m slam_jax.main --config configs/digits.py [--config.method.gamma=one] [--workdir runs/lcm]
+[--resume]
+"""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from slam_jax import runtime
+from slam_jax.config import Config, first_change, freeze, to_json
+from slam_jax.distill import distill
+from slam_jax.errors import InputError
+from slam_jax.evaluate import Judge, to_markdown, write_report
+from slam_jax.loop import Interrupted
+from slam_jax.models.pipeline import digits_pipeline, student_config
+from slam_jax.sample import student_sampler, teacher_sampler
+from slam_jax.sharding import make_mesh
+from slam_jax.teacher import train_teacher
+
+CONFIG_FILE = "config.json"
+
+
+def parse(argv: list[str]) -> tuple[Config, Path, bool]:
+    """Reads the command line into (config, workdir, resume).
+
+    Raises:
+      InputError: an unknown flag, an unreadable config file, an unknown key, a wrong value.
+    """
+    values, command = flags.FlagValues(), ["slam_jax.main", *argv]
+    config_flags.DEFINE_config_file(
+        "config", None, "Python file with get_config()", flag_values=values, sys_argv=command
+    )
+    flags.DEFINE_string(
+        "workdir", None, "folder of the run; default: runs/<config.name>", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "resume", False, "go on with the run in the workdir, if there is one", flag_values=values
+    )
+    flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
+    try:
+        rest = values(command)[1:]
+        if values.help:
+            print(f"{__doc__}\n{values.get_help()}")
+            sys.exit(0)
+        if values["config"].value is None or rest:
+            raise InputError(
+                "expected --config FILE, such as --config configs/digits.py"
+                + f", got {rest}" * bool(rest)
+            )
+        config = freeze(values.config)
+    except (AttributeError, KeyError) as error:
+        # ml_collections: the unknown key in quotes, then a line with the nearest valid one.
+        raise InputError(
+            f"the config has no option {' '.join(str(error.args[0]).split())}"
+        ) from error
+    except (flags.Error, OSError) as error:
+        raise InputError(" ".join(str(error).split())) from error
+    return config, Path(values.workdir or Path("runs") / config.name), values.resume
+
+
+def claim_workdir(workdir: Path, config: Config, resume: bool) -> None:
+    """Makes the workdir and records the config in it.
+
+    Raises:
+      InputError: it holds a run already and `resume` is not asked for, or the run of another
+        config.
+    """
+    record = workdir / CONFIG_FILE
+    text = to_json(config)
+    if record.exists():
+        if change := first_change(json.loads(record.read_text()), json.loads(text)):
+            raise InputError(
+                f"{workdir}: holds the run of another config: {change}; choose another --workdir"
+            )
+        if not resume:
+            raise InputError(
+                f"{workdir}: holds a run of this config; add --resume to go on, or choose another "
+                f"--workdir"
+            )
+        return
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise InputError(
+            f"{workdir}: exists and holds no run; choose another --workdir or empty it"
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    record.write_text(text + "\n")
+
+
+def run(config: Config, workdir: Path, resume: bool = False) -> list[dict]:
+    """Teacher, distillation, evaluation and export; returns the rows of the report.
+
+    Raises:
+      InputError: something in the config or the workdir does not fit.
+      Interrupted: Ctrl-C; the state is saved.
+    """
+    started = time.perf_counter()
+    runtime.probe()
+    try:
+        mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    except ValueError as error:
+        raise InputError(f"config.mesh: {error}") from error
+    for name, training in (
+        ("teacher.training", config.teacher.training),
+        ("training", config.training),
+    ):
+        if training.batch_size % mesh.size:
+            raise InputError(
+                f"config.{name}.batch_size = {training.batch_size} must be divisible by the "
+                f"{mesh.size} devices"
+            )
+    pipeline = digits_pipeline(config.teacher.unet, config.teacher.prediction_type)
+    claim_workdir(workdir, config, resume)
+
+    teacher_folder = Path(config.teacher.path or workdir / "teacher")
+    teacher = train_teacher(pipeline, config.teacher, config.seed, teacher_folder, mesh)
+    judge = Judge(
+        teacher_sampler(pipeline, config.method.w),
+        student_sampler(
+            pipeline,
+            student_config(pipeline.unet, config.method.conditioning),
+            config.method.num_ddim_timesteps,
+        ),
+        teacher.params,
+        config.evaluation,
+        config.seed,
+    )
+
+    def draw_samples(params, step):
+        judge.save_ladder(workdir / "samples" / f"step_{step:06d}.png", params)
+
+    student = distill(config, pipeline, teacher, workdir, mesh, draw_samples)
+    judge.save_ladder(workdir / "samples" / "ladder.png", student.params)
+    rows = judge.measure(student.params)
+    facts = {
+        "seconds": time.perf_counter() - started,
+        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "devices": [str(device) for device in jax.devices()],
+        **student.info,
+    }
+    write_report(workdir, rows, facts)
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    runtime.configure()
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        config, workdir, resume = parse(argv)
+        rows = run(config, workdir, resume)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except Interrupted as stop:
+        again = " ".join(
+            ["python -m slam_jax.main", *argv, *["--resume"] * ("--resume" not in argv)]
+        )
+        print(f"\n{stop}. To go on:\n  {again}", file=sys.stderr)
+        sys.exit(130)
+    print(f"\n{to_markdown(rows)}\npictures: {workdir / 'samples'}\nstudent:  {workdir / 'export'}")
+
+
+if __name__ == "__main__":
+    main()

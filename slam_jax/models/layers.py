@@ -1,0 +1,251 @@
+"""Building blocks of the UNet: NHWC, with the attribute names of diffusers.
+
+Names are an interface here: the path of an array, `down_blocks.0.resnets.1.conv1.kernel`, is its
+key in a diffusers checkpoint up to the last word, which makes weight conversion one rule.
+
+Every layer computes in the dtype of its parameters; norms and softmax reduce in float32.
+Shape letters: B batch, H height, W width, C channels, L tokens, D features.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+def timestep_embedding(
+    t: Float[Array, " B"], dim: int, flip_sin_to_cos: bool = True, freq_shift: float = 0
+) -> Float[Array, "B D"]:
+    """Sinusoidal features of continuous time, always in float32.
+
+    Args:
+        t: times [B] in training steps; fractions are welcome.
+        dim: number of features D, even.
+        flip_sin_to_cos: put the cosines first.
+        freq_shift: frequency i is 10000^(-i / (D/2 - freq_shift)).
+
+    Returns:
+        Features [B, D].
+    """
+    half = dim // 2
+    exponents = jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
+    angles = t.astype(jnp.float32)[:, None] * jnp.exp(-math.log(10000) * exponents)[None, :]
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    return jnp.concatenate([cos, sin] if flip_sin_to_cos else [sin, cos], axis=-1)
+
+
+class Conv(nnx.Conv):
+    """A square convolution [B, H, W, C_in] -> [B, H', W', C_out] with torch's padding.
+
+    Torch pads both sides alike; "SAME" does not when the stride is 2.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size=3, stride=1, *, rngs):
+        pad = (kernel_size // 2, kernel_size // 2)
+        super().__init__(
+            in_channels,
+            out_channels,
+            (kernel_size, kernel_size),
+            strides=stride,
+            padding=(pad, pad),
+            rngs=rngs,
+        )
+
+    def __call__(self, x):
+        if self.kernel_size == (3, 3) and max(x.shape[1:3]) <= 2:
+            return self._as_matrix(x)
+        return super().__call__(x)
+
+    def _as_matrix(self, x):
+        """On maps of up to 2x2 every output sees every input: ten times faster as one matrix."""
+        batch, height, width, _ = x.shape
+        kernel, stride = self.kernel[...], self.strides
+        taps = [
+            jnp.stack(
+                [kernel[1 - i :, 1 - j :][:height, :width] for j in range(0, width, stride)], axis=3
+            )
+            for i in range(0, height, stride)
+        ]
+        matrix = jnp.stack(taps, axis=3)  # [H, W, C_in, H', W', C_out]
+        y = x.reshape(batch, -1) @ matrix.reshape(x[0].size, -1)
+        return y.reshape(batch, *matrix.shape[3:]) + self.bias.reshape(1, 1, 1, -1)
+
+
+class GroupNorm(nnx.GroupNorm):
+    """GroupNorm with the two-pass variance; E[x^2] - E[x]^2 cancels when the mean is large."""
+
+    def __init__(self, channels, groups, eps, *, rngs):
+        super().__init__(
+            channels, num_groups=groups, epsilon=eps, use_fast_variance=False, rngs=rngs
+        )
+
+
+class LayerNorm(nnx.LayerNorm):
+    """LayerNorm with torch's epsilon and the two-pass variance."""
+
+    def __init__(self, features, *, rngs):
+        super().__init__(features, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+
+
+class TimestepEmbedding(nnx.Module):
+    """MLP [B, D_in] -> [B, D_out], with an optional condition added to its input.
+
+    The condition's projection starts at zero: a pretrained network that gains one is unchanged.
+    """
+
+    def __init__(self, in_features, out_features, cond_features=None, *, rngs):
+        self.linear_1 = nnx.Linear(in_features, out_features, rngs=rngs)
+        self.linear_2 = nnx.Linear(out_features, out_features, rngs=rngs)
+        if cond_features is not None:
+            self.cond_proj = nnx.Linear(
+                cond_features,
+                in_features,
+                use_bias=False,
+                kernel_init=nnx.initializers.zeros,
+                rngs=rngs,
+            )
+
+    def __call__(self, x, condition=None):
+        if condition is not None:
+            x = x + self.cond_proj(condition)
+        return self.linear_2(jax.nn.silu(self.linear_1(x)))
+
+
+class ResnetBlock2D(nnx.Module):
+    """Two convolutions with a time shift between them, [B, H, W, C_in] -> [B, H, W, C_out]."""
+
+    def __init__(self, in_channels, out_channels, temb_features, groups, eps, *, rngs):
+        self.norm1 = GroupNorm(in_channels, groups, eps, rngs=rngs)
+        self.conv1 = Conv(in_channels, out_channels, rngs=rngs)
+        self.time_emb_proj = nnx.Linear(temb_features, out_channels, rngs=rngs)
+        self.norm2 = GroupNorm(out_channels, groups, eps, rngs=rngs)
+        self.conv2 = Conv(out_channels, out_channels, rngs=rngs)
+        needs_shortcut = in_channels != out_channels
+        self.conv_shortcut = (
+            Conv(in_channels, out_channels, kernel_size=1, rngs=rngs) if needs_shortcut else None
+        )
+
+    def __call__(self, x, temb):
+        h = self.conv1(jax.nn.silu(self.norm1(x)))
+        h = h + self.time_emb_proj(jax.nn.silu(temb))[:, None, None, :]
+        h = self.conv2(jax.nn.silu(self.norm2(h)))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Attention(nnx.Module):
+    """Multi-head attention of x [B, L, D] to a context [B, L', D'] (to itself: pass x twice)."""
+
+    def __init__(self, features, context_features, heads, *, rngs):
+        self.heads = heads
+        self.to_q = nnx.Linear(features, features, use_bias=False, rngs=rngs)
+        self.to_k = nnx.Linear(context_features, features, use_bias=False, rngs=rngs)
+        self.to_v = nnx.Linear(context_features, features, use_bias=False, rngs=rngs)
+        self.to_out = nnx.List([nnx.Linear(features, features, rngs=rngs)])
+
+    def __call__(self, x, context):
+        def split_heads(y):
+            return y.reshape(*y.shape[:2], self.heads, -1)
+
+        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
+        out = jax.nn.dot_product_attention(split_heads(q), split_heads(k), split_heads(v))
+        return self.to_out[0](out.reshape(x.shape))
+
+
+class GEGLU(nnx.Module):
+    """Linear layer gated by the exact GELU of its second half, [B, L, D] -> [B, L, D']."""
+
+    def __init__(self, features, out_features, *, rngs):
+        self.proj = nnx.Linear(features, 2 * out_features, rngs=rngs)
+
+    def __call__(self, x):
+        x, gate = jnp.split(self.proj(x), 2, axis=-1)
+        return x * jax.nn.gelu(gate, approximate=False)
+
+
+class FeedForward(nnx.Module):
+    """GEGLU to four times the width and back, [B, L, D] -> [B, L, D]."""
+
+    def __init__(self, features, *, rngs):
+        inner = 4 * features
+        # The gap keeps torch's indices, where net.1 is a dropout.
+        self.net = nnx.List(
+            [GEGLU(features, inner, rngs=rngs), None, nnx.Linear(inner, features, rngs=rngs)]
+        )
+
+    def __call__(self, x):
+        return self.net[2](self.net[0](x))
+
+
+class BasicTransformerBlock(nnx.Module):
+    """Self-attention, cross-attention to the context and a feed-forward, all pre-norm."""
+
+    def __init__(self, features, context_features, heads, *, rngs):
+        self.norm1 = LayerNorm(features, rngs=rngs)
+        self.attn1 = Attention(features, features, heads, rngs=rngs)
+        self.norm2 = LayerNorm(features, rngs=rngs)
+        self.attn2 = Attention(features, context_features, heads, rngs=rngs)
+        self.norm3 = LayerNorm(features, rngs=rngs)
+        self.ff = FeedForward(features, rngs=rngs)
+
+    def __call__(self, x, context):
+        h = self.norm1(x)
+        x = x + self.attn1(h, h)
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class Transformer2DModel(nnx.Module):
+    """Transformer blocks over the pixels of a map [B, H, W, C], with a skip around them."""
+
+    def __init__(
+        self, channels, context_features, heads, depth, groups, linear_projection, *, rngs
+    ):
+        def projection():
+            if linear_projection:
+                return nnx.Linear(channels, channels, rngs=rngs)
+            return Conv(channels, channels, kernel_size=1, rngs=rngs)
+
+        self.norm = GroupNorm(channels, groups, eps=1e-6, rngs=rngs)
+        self.proj_in = projection()
+        self.transformer_blocks = nnx.List(
+            [
+                BasicTransformerBlock(channels, context_features, heads, rngs=rngs)
+                for _ in range(depth)
+            ]
+        )
+        self.proj_out = projection()
+
+    def __call__(self, x, context):
+        batch, height, width, channels = x.shape
+        h = self.proj_in(self.norm(x)).reshape(batch, height * width, channels)
+        for block in self.transformer_blocks:
+            h = block(h, context)
+        return x + self.proj_out(h.reshape(x.shape))
+
+
+class Downsample2D(nnx.Module):
+    """Convolution with stride 2, [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C]."""
+
+    def __init__(self, channels, *, rngs):
+        self.conv = Conv(channels, channels, stride=2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.conv(x)
+
+
+class Upsample2D(nnx.Module):
+    """Nearest-neighbour doubling of [B, H, W, C] to a given size, then a convolution.
+
+    Sizes come from the downward path, so they are 2 H or 2 H - 1 (2 W or 2 W - 1). In the odd case
+    nearest-neighbour resizing drops the last row (column) of the doubled map.
+    """
+
+    def __init__(self, channels, *, rngs):
+        self.conv = Conv(channels, channels, rngs=rngs)
+
+    def __call__(self, x, size):
+        height, width = size
+        x = x.repeat(2, axis=1).repeat(2, axis=2)
+        return self.conv(x[:, :height, :width])

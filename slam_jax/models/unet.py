@@ -1,0 +1,306 @@
+"""The conditional UNet of Stable Diffusion; SD 1.5, SD 2.1 and SDXL are configurations of it.
+
+Noisy latents, continuous times and text features in, a prediction of the latents' shape out.
+`UNetConfig` speaks the config.json of diffusers and attributes are named as in its checkpoints;
+whatever else a diffusers UNet can be told is refused by name.
+
+Shape letters: B batch, H height, W width, C channels, L tokens, D features.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from slam_jax.models import layers
+
+# Keys of diffusers' config that have one supported value, which is the default there too.
+# fmt: off
+FIXED = {
+    "act_fn": "silu", "mid_block_type": "UNetMidBlock2DCrossAttn", "attention_type": "default",
+    "resnet_time_scale_shift": "default", "time_embedding_type": "positional",
+    "conv_in_kernel": 3, "conv_out_kernel": 3, "downsample_padding": 1, "dropout": 0.0,
+    "mid_block_scale_factor": 1, "resnet_out_scale_factor": 1, "addition_embed_type_num_heads": 64,
+    "center_input_sample": False, "class_embeddings_concat": False, "dual_cross_attention": False,
+    "only_cross_attention": False, "resnet_skip_time_act": False,
+    "class_embed_type": None, "cross_attention_norm": None, "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None, "mid_block_only_cross_attention": None,
+    "num_attention_heads": None, "num_class_embeds": None,
+    "reverse_transformer_layers_per_block": None, "time_embedding_act_fn": None,
+    "time_embedding_dim": None, "timestep_post_act": None,
+}
+# fmt: on
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """Configuration of `UNet2DConditionModel`, with the keys and defaults of diffusers.
+
+    Tuples have one entry per level, the finest level first (up_block_types: the coarsest first).
+    """
+
+    sample_size: int | None = None  # of the latents it was trained on; a note for samplers
+    in_channels: int = 4
+    out_channels: int = 4
+    flip_sin_to_cos: bool = True
+    freq_shift: float = 0
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2  # resnets per down block; up blocks have one more
+    cross_attention_dim: int = 1280  # features of the context tokens
+    attention_head_dim: int | tuple[int, ...] = 8  # NUMBER of heads: a misnomer diffusers keeps
+    transformer_layers_per_block: int | tuple[int, ...] = 1
+    use_linear_projection: bool = False  # around transformers, in place of 1x1 convolutions
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    addition_embed_type: str | None = None  # "text_time": pooled text and sizes join the time
+    addition_time_embed_dim: int | None = None  # features per number of time_ids
+    projection_class_embeddings_input_dim: int | None = None  # of pooled text and time_ids
+    time_cond_proj_dim: int | None = None  # features of timestep_cond; None: no such input
+    upcast_attention: bool | None = False  # a note for others: scores are always float32 here
+
+    def __post_init__(self):
+        levels = len(self.block_out_channels)
+
+        def require(name, ok, supported):
+            if not ok:
+                value = getattr(self, name)
+                raise ValueError(f"UNet config: {name} = {value!r}, supported: {supported}")
+
+        for name, types in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
+            value = getattr(self, name)
+            ok = len(value) == levels and set(value) <= types.keys()
+            require(name, ok, f"{levels} (as block_out_channels) of {' and '.join(types)}")
+        for name in ("attention_head_dim", "transformer_layers_per_block"):
+            value = getattr(self, name)
+            ok = isinstance(value, int) or [type(v) for v in value] == [int] * levels
+            require(name, ok, f"one integer, or {levels} (as block_out_channels)")
+        for name in ("layers_per_block", "cross_attention_dim"):
+            require(name, isinstance(getattr(self, name), int), "one integer for all levels")
+        added = self.addition_embed_type
+        require("addition_embed_type", added in (None, "text_time"), "None and 'text_time'")
+        for name in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
+            is_set = getattr(self, name) is not None
+            require(
+                name, is_set == (added == "text_time"), "an integer with 'text_time', else None"
+            )
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping) -> "UNetConfig":
+        """The config of a diffusers config.json; keys beginning with "_" are ignored.
+
+        Raises:
+            ValueError: a key or value that is not supported.
+        """
+        values = {}
+        for key, value in mapping.items():
+            if key in cls.__dataclass_fields__:
+                values[key] = tuple(value) if isinstance(value, list) else value
+            elif key in FIXED and value != FIXED[key]:
+                raise ValueError(f"UNet config: {key} = {value!r}, supported: {FIXED[key]!r}")
+            elif key not in FIXED and not key.startswith("_"):
+                raise ValueError(f"UNet config: unknown key {key} = {value!r}, supported: none")
+        return cls(**values)
+
+    def to_dict(self) -> dict:
+        """A complete config.json for diffusers; `from_dict` reads it back."""
+        values = dataclasses.asdict(self)
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return {"_class_name": "UNet2DConditionModel", **FIXED, **values}
+
+    @property
+    def temb_features(self) -> int:
+        """Features of the time embedding."""
+        return 4 * self.block_out_channels[0]
+
+
+def _resnet(config, in_channels, out_channels, rngs):
+    temb, groups, eps = config.temb_features, config.norm_num_groups, config.norm_eps
+    return layers.ResnetBlock2D(in_channels, out_channels, temb, groups, eps, rngs=rngs)
+
+
+def _transformer(config, level, rngs):
+    heads, depth = config.attention_head_dim, config.transformer_layers_per_block
+    return layers.Transformer2DModel(
+        config.block_out_channels[level],
+        config.cross_attention_dim,
+        heads=heads if isinstance(heads, int) else heads[level],
+        depth=depth if isinstance(depth, int) else depth[level],
+        groups=config.norm_num_groups,
+        linear_projection=config.use_linear_projection,
+        rngs=rngs,
+    )
+
+
+class DownBlock2D(nnx.Module):
+    """Resnets at one level, then a downsampler unless the level is the coarsest."""
+
+    cross_attention = False
+
+    def __init__(self, config, level, *, rngs):
+        channels, n = config.block_out_channels, config.layers_per_block
+        out = channels[level]
+        inputs = [channels[max(level - 1, 0)]] + [out] * (n - 1)
+        self.resnets = nnx.List([_resnet(config, c, out, rngs) for c in inputs])
+        n_attentions = n if self.cross_attention else 0
+        self.attentions = nnx.List([_transformer(config, level, rngs) for _ in range(n_attentions)])
+        is_coarsest = level == len(channels) - 1
+        self.downsamplers = nnx.List([] if is_coarsest else [layers.Downsample2D(out, rngs=rngs)])
+
+    def __call__(self, x, temb, context):
+        """Returns the new map and all maps made on the way, which the up blocks will take."""
+        skips = []
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x, temb)
+            if self.cross_attention:
+                x = self.attentions[i](x, context)
+            skips.append(x)
+        for downsample in self.downsamplers:
+            x = downsample(x)
+            skips.append(x)
+        return x, skips
+
+
+class CrossAttnDownBlock2D(DownBlock2D):
+    """DownBlock2D with a transformer after each resnet."""
+
+    cross_attention = True
+
+
+class UNetMidBlock2DCrossAttn(nnx.Module):
+    """Resnet, transformer, resnet at the coarsest level."""
+
+    def __init__(self, config, *, rngs):
+        channels = config.block_out_channels[-1]
+        self.resnets = nnx.List([_resnet(config, channels, channels, rngs) for _ in range(2)])
+        self.attentions = nnx.List([_transformer(config, -1, rngs)])
+
+    def __call__(self, x, temb, context):
+        x = self.resnets[0](x, temb)
+        x = self.attentions[0](x, context)
+        return self.resnets[1](x, temb)
+
+
+class UpBlock2D(nnx.Module):
+    """Resnets at one level, each joined by a map of the way down, then an upsampler to the next."""
+
+    cross_attention = False
+
+    def __init__(self, config, level, *, rngs):
+        channels, n = config.block_out_channels, config.layers_per_block + 1
+        out = channels[level]
+        inputs = [channels[min(level + 1, len(channels) - 1)]] + [out] * (n - 1)
+        skips = [out] * (n - 1) + [channels[max(level - 1, 0)]]
+        widths = [c + skip for c, skip in zip(inputs, skips, strict=True)]
+        self.resnets = nnx.List([_resnet(config, c, out, rngs) for c in widths])
+        n_attentions = n if self.cross_attention else 0
+        self.attentions = nnx.List([_transformer(config, level, rngs) for _ in range(n_attentions)])
+        self.upsamplers = nnx.List([] if level == 0 else [layers.Upsample2D(out, rngs=rngs)])
+
+    def __call__(self, x, skips, temb, context):
+        """Returns the new map; pops the maps it joins off the end of `skips`."""
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(jnp.concatenate([x, skips.pop()], axis=-1), temb)
+            if self.cross_attention:
+                x = self.attentions[i](x, context)
+        for upsample in self.upsamplers:
+            x = upsample(x, size=skips[-1].shape[1:3])
+        return x
+
+
+class CrossAttnUpBlock2D(UpBlock2D):
+    """UpBlock2D with a transformer after each resnet."""
+
+    cross_attention = True
+
+
+DOWN_BLOCKS = {block.__name__: block for block in (DownBlock2D, CrossAttnDownBlock2D)}
+UP_BLOCKS = {block.__name__: block for block in (UpBlock2D, CrossAttnUpBlock2D)}
+
+
+class UNet2DConditionModel(nnx.Module):
+    """The denoiser: (x_t, t, text) -> prediction of x_t's shape."""
+
+    def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
+        channels, temb = config.block_out_channels, config.temb_features
+        down = list(enumerate(config.down_block_types))
+        up = reversed(list(enumerate(reversed(config.up_block_types))))
+        added_features = config.projection_class_embeddings_input_dim
+        self.config = config
+        self.conv_in = layers.Conv(config.in_channels, channels[0], rngs=rngs)
+        self.time_embedding = layers.TimestepEmbedding(
+            channels[0], temb, config.time_cond_proj_dim, rngs=rngs
+        )
+        if config.addition_embed_type == "text_time":
+            self.add_embedding = layers.TimestepEmbedding(added_features, temb, rngs=rngs)
+        self.down_blocks = nnx.List([DOWN_BLOCKS[name](config, i, rngs=rngs) for i, name in down])
+        self.mid_block = UNetMidBlock2DCrossAttn(config, rngs=rngs)
+        self.up_blocks = nnx.List([UP_BLOCKS[name](config, i, rngs=rngs) for i, name in up])
+        self.conv_norm_out = layers.GroupNorm(
+            channels[0], config.norm_num_groups, config.norm_eps, rngs=rngs
+        )
+        self.conv_out = layers.Conv(channels[0], config.out_channels, rngs=rngs)
+
+    def __call__(
+        self,
+        sample: Float[Array, "B H W C"],
+        timesteps: Float[Array, " B"],
+        encoder_hidden_states: Float[Array, "B L D"],
+        timestep_cond: Float[Array, "B D_cond"] | None = None,
+        added_cond: Mapping[str, Array] | None = None,
+    ) -> Float[Array, "B H W C_out"]:
+        """Predicts from noisy latents; computes in the parameters' dtype, returns float32.
+
+        Args:
+            sample: noisy latents [B, H, W, in_channels].
+            timesteps: continuous times [B], in training steps.
+            encoder_hidden_states: context tokens [B, L, cross_attention_dim].
+            timestep_cond: joins the time features [B, time_cond_proj_dim], or None.
+            added_cond: SDXL's "text_embeds" [B, D_pooled] and "time_ids" [B, 6], or None.
+
+        Returns:
+            Prediction [B, H, W, out_channels], float32.
+
+        Raises:
+            ValueError: an input that this configuration needs and lacks, or does not take.
+        """
+        dtype = self.conv_in.kernel.dtype
+        context = encoder_hidden_states.astype(dtype)
+        temb = self._embed_time(timesteps, timestep_cond, added_cond, dtype)
+        x = self.conv_in(sample.astype(dtype))
+        skips = [x]
+        for block in self.down_blocks:
+            x, new_skips = block(x, temb, context)
+            skips += new_skips
+        x = self.mid_block(x, temb, context)
+        for block in self.up_blocks:
+            x = block(x, skips, temb, context)
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(x))).astype(jnp.float32)
+
+    def _embed_time(self, timesteps, timestep_cond, added_cond, dtype):
+        """Time, its condition and (SDXL) pooled text and sizes as one vector [B, D]."""
+        config = self.config
+
+        def sinusoids(t, dim):
+            features = layers.timestep_embedding(t, dim, config.flip_sin_to_cos, config.freq_shift)
+            return features.astype(dtype)
+
+        if timestep_cond is not None:
+            if config.time_cond_proj_dim is None:
+                raise ValueError("UNet: timestep_cond given, but time_cond_proj_dim is None")
+            timestep_cond = timestep_cond.astype(dtype)
+        if (added_cond is None) != (config.addition_embed_type is None):
+            given = "no added_cond" if added_cond is None else "added_cond"
+            raise ValueError(f"UNet: {given} with addition_embed_type {config.addition_embed_type}")
+        features = sinusoids(timesteps, config.block_out_channels[0])
+        temb = self.time_embedding(features, timestep_cond)
+        if added_cond is not None:
+            text = added_cond["text_embeds"].astype(dtype)
+            ids = sinusoids(added_cond["time_ids"].reshape(-1), config.addition_time_embed_dim)
+            features = jnp.concatenate([text, ids.reshape(text.shape[0], -1)], axis=-1)
+            temb = temb + self.add_embedding(features)
+        return temb

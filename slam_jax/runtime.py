@@ -1,0 +1,104 @@
+"""Start-up: a CPU flag that keeps XLA correct, and a numeric probe that refuses a backend which
+computes wrongly.
+
+jaxlib 0.10.2 and 0.11.0 miscompile some small reductions on CPU through the "ynn" fusions (jax
+issue 39103). An empty `--xla_cpu_experimental_ynn_fusion_type=` turns these off. An unknown XLA
+flag aborts the process, so it is set only where the installed jaxlib knows it, and only where the
+CPU will compute.
+"""
+
+import importlib.util
+import mmap
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+CPU_FLAG = "xla_cpu_experimental_ynn_fusion_type"
+ACCELERATOR_PACKAGES = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "libtpu")
+
+
+def configure() -> None:
+    """Sets the CPU flag in XLA_FLAGS where it applies. Call it before the first JAX computation."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if CPU_FLAG not in flags and _runs_on_cpu() and _jaxlib_knows(CPU_FLAG):
+        os.environ["XLA_FLAGS"] = f"{flags} --{CPU_FLAG}=".strip()
+
+
+def start() -> None:
+    """What every program does first: `configure`, then `probe`."""
+    configure()
+    probe()
+
+
+def probe(run: Callable = jax.jit) -> None:
+    """Computes a reduction, a convolution and an attention on the backend and compares them with
+    numpy.
+
+    Args:
+      run: how a function is compiled; tests pass a broken one.
+
+    Raises:
+      RuntimeError: a result is off by more than rounding; training on would give wrong weights
+        silently.
+    """
+    generator = np.random.default_rng(0)
+    rows = generator.standard_normal((32769, 3)).astype(np.float32)
+    x = generator.standard_normal((1, 6, 6, 2)).astype(np.float32)
+    kernel = generator.standard_normal((3, 3, 2, 2)).astype(np.float32)
+    q, k, v = generator.standard_normal((3, 1, 5, 2, 8)).astype(np.float32)
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))
+    scores = np.exp(np.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(8))
+    cases = {
+        "reduction": (_sum_of_squares, (rows,), np.sum(rows.astype(np.float64) ** 2, axis=1)),
+        "convolution": (_convolution, (x, kernel), np.einsum("bhwcij,ijco->bhwo", windows, kernel)),
+        "attention": (
+            jax.nn.dot_product_attention,
+            (q, k, v),
+            np.einsum("bhqk,bkhd->bqhd", scores / scores.sum(-1, keepdims=True), v),
+        ),
+    }
+    for name, (function, arguments, expected) in cases.items():
+        result = np.asarray(run(function)(*arguments))
+        error = np.max(np.abs(result - expected)) / np.max(np.abs(expected))
+        # 2e-2 passes the low-precision matrix units of GPUs and TPUs; known defects are larger.
+        if not error < 2e-2:
+            raise RuntimeError(
+                f"the {jax.default_backend()} backend of jaxlib {jax.lib.__version__} computes "
+                f"a {name} wrongly (relative error {error:.1e}); install another jaxlib, or on "
+                f"a CPU set JAX_PLATFORMS=cpu and XLA_FLAGS=--{CPU_FLAG}="
+            )
+
+
+def _sum_of_squares(rows):
+    return jax.vmap(lambda r: jnp.sum((jnp.eye(3) @ r) ** 2))(rows)
+
+
+def _convolution(x, kernel):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _runs_on_cpu() -> bool:
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    if asked:
+        return asked.split(",")[0] == "cpu"
+    return not any(importlib.util.find_spec(name) for name in ACCELERATOR_PACKAGES)
+
+
+def _jaxlib_knows(flag: str) -> bool:
+    """Whether a shared library of jaxlib has the flag's name in it; importing nothing, parsing
+    nothing."""
+    folder = Path(importlib.util.find_spec("jaxlib").origin).parent
+    for library in sorted(folder.glob("*.so*"), key=lambda p: -p.stat().st_size)[:2]:
+        with (
+            library.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            if content.find(flag.encode()) >= 0:
+                return True
+    return False

@@ -1,0 +1,212 @@
+"""Noise schedule, prediction types and consistency scalings of a variance-preserving diffusion.
+
+    (1)  x_t    = alpha_t x_0 + sigma_t eps,   alpha_t = sqrt(abar_t),  sigma_t = sqrt(1 - abar_t)
+    (2)  eps:     x0 = (x - sigma eps) / alpha
+         v:       x0 = (alpha x - sigma v) / (alpha^2 + sigma^2),
+                 eps = (alpha v + sigma x) / (alpha^2 + sigma^2)
+         sample:  x0 = output
+    (3)  c_skip(t) = sd^2 / ((10 t)^2 + sd^2),  c_out(t) = 10 t / sqrt((10 t)^2 + sd^2),  sd = 0.5
+    (4)  t_j = (j + 1) k - 1,  k = N / M,  j = 0 .. M-1          (the distillation grid)
+    (5)  u = 10 - 10 gamma,  f_i = exp(-ln(10000) i / (half - 1)),
+         embedding = concat(sin(1000 u f), cos(1000 u f))
+
+The denominator of (2) is 1 on the PF-ODE. It is not 1 inside a sub-path, so it stays.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+SIGMA_DATA = 0.5
+TIMESTEP_SCALING = 10.0
+
+# A zero-terminal-SNR schedule ends at abar = 0, where a sub-path has no length and (2) is 0 / 0.
+# We end at 2^-24, as diffusers' Euler scheduler does: float32 cannot tell 1 - 2^-24 from 1, and
+# everything stays finite. Only the 0 is replaced, by less where the values before it are as small:
+# sigma / alpha must grow to the end.
+SMALLEST_ALPHA_CUMPROD = 2.0**-24
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """alpha_t and sigma_t for every training timestep, and what the networks on it predict.
+
+    Attributes:
+      alphas: signal scale for t = 0 .. N-1, [N].
+      sigmas: noise scale, [N].
+      prediction_type: one of PREDICTION_TYPES.
+    """
+
+    alphas: Float[Array, " N"]
+    sigmas: Float[Array, " N"]
+    prediction_type: str = field(metadata={"static": True}, default="epsilon")
+
+    @classmethod
+    def from_alphas_cumprod(
+        cls, alphas_cumprod: Any, prediction_type: str = "epsilon"
+    ) -> "NoiseSchedule":
+        """Builds the schedule from abar_t, [N], decreasing and in [0, 1].
+
+        Raises:
+          ValueError: abar is not decreasing within [0, 1], or the prediction type is unknown.
+        """
+        if prediction_type not in PREDICTION_TYPES:
+            raise ValueError(
+                f"prediction_type: {prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}"
+            )
+        abar = np.asarray(alphas_cumprod).astype(np.float64)
+        if abar.ndim != 1 or not (np.all(np.diff(abar) < 0) and abar[0] <= 1 and abar[-1] >= 0):
+            raise ValueError(
+                f"alphas_cumprod: expected values falling from 1 to 0, got shape {abar.shape}"
+            )
+        if abar[-1] == 0:
+            abar[-1] = min(SMALLEST_ALPHA_CUMPROD, np.min(abar[:-1], initial=1) / 2)
+        return cls(jnp.asarray(np.sqrt(abar)), jnp.asarray(np.sqrt(1 - abar)), prediction_type)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "NoiseSchedule":
+        """Builds the schedule from the contents of a diffusers `scheduler_config.json`.
+
+        Raises:
+          ValueError: an unknown `beta_schedule` or `prediction_type`.
+        """
+        abar = np.cumprod(1 - _betas(config))
+        if config.get("rescale_betas_zero_snr", False):
+            abar = _zero_terminal_snr(abar)
+        return cls.from_alphas_cumprod(abar, config.get("prediction_type", "epsilon"))
+
+    @property
+    def num_train_timesteps(self) -> int:
+        return self.alphas.shape[0]
+
+    def at(self, t: Int[Array, " B"]) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+        """alpha_t and sigma_t at integer timesteps."""
+        return self.alphas[t], self.sigmas[t]
+
+    def timestep_of(self, noise_to_signal: Float[Array, " B"]) -> Float[Array, " B"]:
+        """The real-valued t at which sigma(t) / alpha(t) has the given value.
+
+        sigma / alpha grows with t, so its logarithm is interpolated over the training timesteps.
+        """
+        timesteps = jnp.arange(self.num_train_timesteps, dtype=self.alphas.dtype)
+        return jnp.interp(jnp.log(noise_to_signal), jnp.log(self.sigmas / self.alphas), timesteps)
+
+
+def _betas(config: Mapping[str, Any]) -> np.ndarray:
+    if config.get("trained_betas") is not None:
+        return np.asarray(config["trained_betas"], np.float64)
+    first, last = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
+    count = config.get("num_train_timesteps", 1000)
+    kind = config.get("beta_schedule", "linear")
+    if kind == "linear":
+        return np.linspace(first, last, count)
+    if kind == "scaled_linear":
+        return np.linspace(first**0.5, last**0.5, count) ** 2
+    if kind == "squaredcos_cap_v2":
+        abar = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * np.pi / 2) ** 2
+        return np.minimum(1 - abar[1:] / abar[:-1], 0.999)
+    raise ValueError(
+        f"beta_schedule: {kind!r} is not one of linear, scaled_linear, squaredcos_cap_v2"
+    )
+
+
+def _zero_terminal_snr(abar: np.ndarray) -> np.ndarray:
+    """Shifts and scales sqrt(abar) to end at 0 (Lin et al. 2024, arXiv 2305.08891, algorithm 1)."""
+    root = np.sqrt(abar)
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+
+
+def per_example(values: Float[Array, " B"], like: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+    """Gives one value per example trailing axes of size 1, so that it scales `like` without rank
+    promotion."""
+    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
+
+
+def to_x0_and_eps(
+    output: Float[Array, "B H W C"],
+    x: Float[Array, "B H W C"],
+    alpha: Float[Array, " B"],
+    sigma: Float[Array, " B"],
+    prediction_type: str,
+) -> tuple[Float[Array, "B H W C"], Float[Array, "B H W C"]]:
+    """Reads a network output as (x0, eps), equation (2). Teacher, solver, student and sampler all
+    use this function.
+
+    Args:
+      output: what the network returned for `x`.
+      x: the network's input, with signal scale alpha and noise scale sigma.
+      alpha, sigma: the scales, one per example.
+      prediction_type: what the output is, one of PREDICTION_TYPES.
+    """
+    alpha, sigma = per_example(alpha, x), per_example(sigma, x)
+    if prediction_type == "epsilon":
+        return (x - sigma * output) / alpha, output
+    if prediction_type == "v_prediction":
+        squared = alpha**2 + sigma**2
+        return (alpha * x - sigma * output) / squared, (alpha * output + sigma * x) / squared
+    if prediction_type == "sample":
+        return output, (x - alpha * output) / sigma
+    raise ValueError(
+        f"prediction_type: {prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}"
+    )
+
+
+def add_noise(
+    x0: Float[Array, "B H W C"],
+    eps: Float[Array, "B H W C"],
+    alpha: Float[Array, " B"],
+    sigma: Float[Array, " B"],
+) -> Float[Array, "B H W C"]:
+    """alpha x0 + sigma eps, equation (1): the forward process, and also the second half of a DDIM
+    step."""
+    return per_example(alpha, x0) * x0 + per_example(sigma, x0) * eps
+
+
+def boundary_scalings(
+    t: Int[Array, " B"], dtype: Any = jnp.float32
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """c_skip and c_out at integer timesteps, equation (3): the consistency function is the
+    identity at t = 0."""
+    scaled = TIMESTEP_SCALING * jnp.asarray(t, dtype)
+    squared = scaled**2 + SIGMA_DATA**2
+    return SIGMA_DATA**2 / squared, scaled / jnp.sqrt(squared)
+
+
+def distillation_grid(num_train_timesteps: int, num_ddim_timesteps: int) -> np.ndarray:
+    """The M start points of the sub-paths, ascending, equation (4).
+
+    Raises:
+      ValueError: M is not between 1 and N, or does not divide N.
+    """
+    if (
+        not 1 <= num_ddim_timesteps <= num_train_timesteps
+        or num_train_timesteps % num_ddim_timesteps
+    ):
+        raise ValueError(
+            f"num_ddim_timesteps: {num_ddim_timesteps} must divide the {num_train_timesteps} "
+            f"training timesteps"
+        )
+    skip = num_train_timesteps // num_ddim_timesteps
+    return np.arange(1, num_ddim_timesteps + 1) * skip - 1
+
+
+def gamma_embedding(gamma: Float[Array, " B"], dim: int) -> Float[Array, "B {dim}"]:
+    """Sinusoidal embedding of gamma, equation (5); gamma = 1 is what stock diffusers sends at
+    guidance_scale 1.
+
+    Raises:
+      ValueError: dim is odd or below 4.
+    """
+    if dim % 2 or dim < 4:
+        raise ValueError(f"time_cond_proj_dim: {dim} must be an even number of at least 4")
+    half = dim // 2
+    frequencies = jnp.exp(jnp.arange(half, dtype=gamma.dtype) * -(np.log(10000.0) / (half - 1)))
+    angles = 1000.0 * (10.0 - 10.0 * gamma)[:, None] * frequencies[None, :]
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

@@ -1,0 +1,110 @@
+"""The digits teacher: a class-conditional diffusion model trained with the plain denoising loss,
+once."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from slam_jax.config import Teacher, first_change
+from slam_jax.data import digits
+from slam_jax.data.batches import batches
+from slam_jax.errors import InputError
+from slam_jax.loop import fit
+from slam_jax.models import functional
+from slam_jax.models.pipeline import (
+    CONFIG_FILE,
+    Pipeline,
+    SavedModel,
+    load_model,
+    save_model,
+    teacher_network,
+)
+from slam_jax.models.unet import UNet2DConditionModel
+from slam_jax.schedule import add_noise
+from slam_jax.train import (
+    Batch,
+    Loss,
+    Params,
+    init_state,
+    make_optimizer,
+    make_train_step,
+    mean_by_bin,
+)
+
+TIME_BINS = 4
+
+
+def denoising_loss(pipeline: Pipeline, label_dropout: float) -> Loss:
+    """Mean squared error of the network's output (Ho et al. 2020, eq. 14); some examples lose
+    their label.
+
+    The regression target is eps, v = alpha eps - sigma x_0, or x_0, as the pipeline's prediction
+    type says.
+    """
+    network, schedule = teacher_network(pipeline.unet), pipeline.schedule
+
+    def draw(key, example):
+        t_key, eps_key, drop_key = jax.random.split(jax.random.fold_in(key, example), 3)
+        t = jax.random.randint(t_key, (), 0, schedule.num_train_timesteps)
+        return (
+            t,
+            jax.random.normal(eps_key, pipeline.latent_shape),
+            jax.random.bernoulli(drop_key, label_dropout),
+        )
+
+    def loss(params: Params, ema: Params, frozen: Any, batch: Batch, examples, key):
+        del ema, frozen  # the plain denoising loss has no target network and no teacher
+        x0 = batch["latents"]
+        t, eps, drop = jax.vmap(lambda i: draw(key, i))(examples)
+        tokens = jnp.where(
+            drop[:, None], jnp.asarray(pipeline.null_tokens)[None, :], batch["tokens"]
+        )
+        scales = schedule.at(t)
+        wanted = {
+            "epsilon": lambda: eps,
+            "v_prediction": lambda: add_noise(eps, -x0, *scales),
+            "sample": lambda: x0,
+        }[schedule.prediction_type]()
+        output = network(params)(add_noise(x0, eps, *scales), t, pipeline.embed_tokens(tokens))
+        losses = ((output - wanted) ** 2).mean(axis=(1, 2, 3))
+        bins = t * TIME_BINS // schedule.num_train_timesteps
+        return losses, mean_by_bin(losses, bins, TIME_BINS, "loss_t")
+
+    return loss
+
+
+def train_teacher(
+    pipeline: Pipeline, options: Teacher, seed: int, folder: Path, mesh: Mesh
+) -> SavedModel:
+    """The teacher in `folder`: loaded where it is finished, trained (on) where it is not.
+
+    Raises:
+      InputError: the folder's teacher was made with other options.
+      Interrupted: Ctrl-C; run again to go on.
+    """
+    # Through JSON, as the recorded options went, so that tuples and lists compare alike.
+    made_by = json.loads(json.dumps({**dataclasses.asdict(options), "path": "", "seed": seed}))
+    if (folder / CONFIG_FILE).exists():
+        model = load_model(folder)
+        if change := first_change(model.info, made_by, "config.teacher"):
+            raise InputError(
+                f"{folder}: this teacher was made otherwise: {change}; set config.teacher.path "
+                f"elsewhere"
+            )
+        return model
+    training = options.training
+    init_key, step_seed = jax.random.key(seed), seed + 1
+    tx = make_optimizer(training.optimizer, training.steps)
+    params = functional.init(UNet2DConditionModel, pipeline.unet, init_key)
+    loss = denoising_loss(pipeline, options.label_dropout)
+    step = make_train_step(loss, tx, training.ema, step_seed, training.batch_size, mesh)
+    data = batches(digits.Source(), training.batch_size, seed)
+    state = fit(step, init_state(params, tx, mesh), {}, data, mesh, training, folder, "teacher")
+    model = SavedModel(pipeline.unet, jax.device_get(state.ema), pipeline.scheduler, made_by)
+    save_model(folder, model)
+    return model

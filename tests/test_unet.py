@@ -1,0 +1,405 @@
+"""The UNet against torch diffusers, with the same weights; and its conversion and files."""
+
+import dataclasses
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from slam_jax.models import convert, functional, layers
+from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
+
+TINY = dict(block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8)
+TWO_LEVELS = dict(
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+)
+CONFIGS = {
+    "sd15": UNetConfig(
+        **TINY | TWO_LEVELS | dict(layers_per_block=2),
+        cross_attention_dim=24,
+        attention_head_dim=2,
+        time_cond_proj_dim=16,
+    ),
+    "sd21": UNetConfig(
+        **TINY | TWO_LEVELS,
+        cross_attention_dim=40,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        upcast_attention=True,
+    ),
+    "sdxl": UNetConfig(
+        **TINY,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=48,
+        attention_head_dim=(2, 4),
+        transformer_layers_per_block=(1, 2),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=20 + 6 * 8,
+    ),
+    "digits": UNetConfig(
+        **TINY,
+        sample_size=4,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=12,
+        attention_head_dim=4,
+        freq_shift=1,
+        flip_sin_to_cos=False,
+    ),
+}
+LATENT_SIZES = {"sd15": (8, 8), "sd21": (7, 5), "sdxl": (8, 6), "digits": (4, 4)}
+CONTEXT_LENGTHS = {"sd15": 5, "sd21": 5, "sdxl": 5, "digits": 2}
+
+
+def jit(f, *args):
+    """`f` compiled with little optimisation, which for these sizes is most of the time saved."""
+    options = {"xla_backend_optimization_level": 0}
+    return jax.jit(f).lower(*args).compile(compiler_options=options)
+
+
+def relative_error(actual, expected):
+    return np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max()
+
+
+def example_inputs(name):
+    """Inputs of the UNet as numpy arrays, batch 2."""
+    config, rng = CONFIGS[name], np.random.default_rng(1)
+
+    def normal(*shape):
+        return rng.standard_normal(shape, np.float32)
+
+    inputs = {
+        "sample": normal(2, *LATENT_SIZES[name], 4),
+        "timesteps": np.array([3.7, 812.25], np.float32),
+        "encoder_hidden_states": normal(2, CONTEXT_LENGTHS[name], config.cross_attention_dim),
+    }
+    if config.time_cond_proj_dim is not None:
+        inputs["timestep_cond"] = normal(2, config.time_cond_proj_dim)
+    if config.addition_embed_type is not None:
+        time_ids = rng.integers(0, 1024, (2, 6)).astype(np.float32)
+        inputs["added_cond"] = {"text_embeds": normal(2, 20), "time_ids": time_ids}
+    return inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What torch says: weights, output, and gradients of sum(output * cotangent)."""
+
+    state_dict: dict
+    output: np.ndarray
+    cotangent: np.ndarray
+    param_grads: dict
+    sample_grad: np.ndarray
+
+
+@functools.cache
+def reference(name):
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    model = diffusers.UNet2DConditionModel.from_config(CONFIGS[name].to_dict())
+    with torch.no_grad():  # the defaults, one and zero, would hide mistakes
+        for parameter_name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                is_scale = "norm" in parameter_name and parameter_name.endswith("weight")
+                parameter.copy_(float(is_scale) + 0.3 * torch.randn_like(parameter))
+    inputs = jax.tree.map(torch.from_numpy, example_inputs(name))
+    sample = inputs["sample"].permute(0, 3, 1, 2).requires_grad_()
+    output = model(
+        sample,
+        inputs["timesteps"],
+        inputs["encoder_hidden_states"],
+        timestep_cond=inputs.get("timestep_cond"),
+        added_cond_kwargs=inputs.get("added_cond"),
+    ).sample
+    cotangent = torch.randn_like(output)
+    (output * cotangent).sum().backward()
+
+    def nhwc(x):
+        return x.detach().permute(0, 2, 3, 1).numpy()
+
+    return Reference(
+        state_dict={key: value.numpy() for key, value in model.state_dict().items()},
+        output=nhwc(output),
+        cotangent=nhwc(cotangent),
+        param_grads={key: value.grad.numpy() for key, value in model.named_parameters()},
+        sample_grad=nhwc(sample.grad),
+    )
+
+
+def torch_params(name):
+    abstract = functional.abstract_params(UNet2DConditionModel, CONFIGS[name])
+    params, missing, extra = convert.from_torch(reference(name).state_dict, abstract)
+    assert not missing and not extra
+    return params
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_output_and_gradients_match_diffusers(name):
+    expected, params, inputs = reference(name), torch_params(name), example_inputs(name)
+    apply = functional.apply_fn(UNet2DConditionModel, CONFIGS[name])
+
+    def loss(params, inputs):
+        output = apply(params, **inputs)
+        return jnp.sum(output * expected.cotangent), output
+
+    grads = jax.grad(loss, argnums=(0, 1), has_aux=True)
+    (param_grads, input_grads), output = jit(grads, params, inputs)(params, inputs)
+
+    assert relative_error(output, expected.output) <= 1e-5
+    assert relative_error(input_grads["sample"], expected.sample_grad) <= 1e-5
+    param_grads = convert.to_torch(param_grads)
+    total = np.sqrt(sum(np.sum(g**2) for g in expected.param_grads.values()))
+    errors = {k: np.linalg.norm(param_grads[k] - g) for k, g in expected.param_grads.items()}
+    assert np.linalg.norm(list(errors.values())) <= 1e-5 * total
+    for key, error in errors.items():
+        assert error <= 1e-4 * np.linalg.norm(expected.param_grads[key]) + 1e-7 * total, key
+
+
+def test_bfloat16_params_compute_in_bfloat16_and_return_float32():
+    apply = functional.apply_fn(UNet2DConditionModel, CONFIGS["digits"])
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), torch_params("digits"))
+    inputs = example_inputs("digits")
+    output = jit(lambda params: apply(params, **inputs), params)(params)
+    assert output.dtype == jnp.float32
+    assert 1e-4 < relative_error(output, reference("digits").output) <= 2e-2
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_torch_round_trip_is_exact(name):
+    expected = reference(name).state_dict
+    actual = convert.to_torch(torch_params(name))
+    assert actual.keys() == expected.keys()
+    for key in expected:
+        np.testing.assert_array_equal(actual[key], expected[key], err_msg=key)
+
+
+SD21 = dict(
+    cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True
+)
+SDXL = dict(
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    block_out_channels=(320, 640, 1280),
+    cross_attention_dim=2048,
+    attention_head_dim=(5, 10, 20),
+    transformer_layers_per_block=(1, 2, 10),
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2816,
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "millions"),
+    [(dict(cross_attention_dim=768), 859.52), (SD21, 865.91), (SDXL, 2567.46)],
+)
+def test_parameter_counts_of_published_models(changes, millions):
+    abstract = functional.abstract_params(UNet2DConditionModel, UNetConfig(**changes))
+    assert round(functional.count_params(abstract) / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize("flip_sin_to_cos", [True, False])
+@pytest.mark.parametrize("freq_shift", [0, 1])
+def test_timestep_embedding_at_continuous_times(flip_sin_to_cos, freq_shift):
+    t = np.array([0.0, 0.3, 17.25, 999.875])
+    waves = np.outer(t, 10000.0 ** (-np.arange(8) / (8 - freq_shift)))
+    halves = [np.cos(waves), np.sin(waves)] if flip_sin_to_cos else [np.sin(waves), np.cos(waves)]
+    actual = layers.timestep_embedding(jnp.asarray(t, jnp.float32), 16, flip_sin_to_cos, freq_shift)
+    np.testing.assert_allclose(actual, np.hstack(halves), atol=1e-4)
+
+
+def test_timestep_cond_changes_nothing_at_init_and_something_later():
+    config, inputs = CONFIGS["sd15"], example_inputs("sd15")
+    apply = functional.apply_fn(UNet2DConditionModel, config)
+    params = functional.init(UNet2DConditionModel, config, jax.random.key(0))
+
+    def both(params):
+        return apply(params, **inputs), apply(params, **inputs | {"timestep_cond": None})
+
+    both = jit(both, params)
+    np.testing.assert_array_equal(*both(params))
+    params["time_embedding"]["cond_proj"]["kernel"] = jnp.ones((16, 32))
+    assert not np.array_equal(*both(params))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (2, 2)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_small_convolution_as_matrix(size, stride):
+    conv = layers.Conv(3, 5, stride=stride, rngs=nnx.Rngs(0))
+    conv.bias[...] = jnp.arange(5.0)
+    x = jax.random.normal(jax.random.key(1), (2, *size, 3))
+    np.testing.assert_allclose(conv(x), nnx.Conv.__call__(conv, x), atol=1e-5)
+
+
+def test_config_round_trip_and_published_keys():
+    for config in CONFIGS.values():
+        assert UNetConfig.from_dict(config.to_dict()) == config
+    published = {
+        "_class_name": "UNet2DConditionModel",
+        "_diffusers_version": "0.6.0",
+        "act_fn": "silu",
+        "block_out_channels": [320, 640, 1280, 1280],
+        "center_input_sample": False,
+        "class_embed_type": None,
+        "cross_attention_dim": 768,
+        "mid_block_scale_factor": 1,
+        "upcast_attention": None,
+    }
+    expected = UNetConfig(cross_attention_dim=768, upcast_attention=None)
+    assert UNetConfig.from_dict(published) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"class_embed_type": "timestep"}, ["class_embed_type", "'timestep'", "None"]),
+        ({"num_attention_heads": 8}, ["num_attention_heads", "8", "None"]),
+        ({"act_fn": "gelu"}, ["act_fn", "'gelu'", "'silu'"]),
+        ({"colour": "blue"}, ["unknown", "colour", "'blue'"]),
+        (
+            {"down_block_types": ["AttnDownBlock2D"] * 4},
+            ["down_block_types", "CrossAttnDownBlock2D"],
+        ),
+        ({"up_block_types": ["UpBlock2D"] * 3}, ["up_block_types", "4"]),
+        ({"attention_head_dim": [5, 10]}, ["attention_head_dim", "(5, 10)", "4"]),
+        ({"transformer_layers_per_block": [[1]] * 4}, ["transformer_layers_per_block", "integer"]),
+        ({"layers_per_block": [2, 2, 2, 2]}, ["layers_per_block", "(2, 2, 2, 2)"]),
+        ({"addition_embed_type": "image"}, ["addition_embed_type", "'image'", "'text_time'"]),
+        ({"addition_embed_type": "text_time"}, ["addition_time_embed_dim", "None", "integer"]),
+    ],
+)
+def test_unsupported_config_is_refused_by_name(changes, words):
+    with pytest.raises(ValueError) as error:
+        UNetConfig.from_dict(changes)
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_inputs_that_do_not_fit_the_config_are_refused():
+    inputs = {name: example_inputs(name) for name in ("sd15", "sd21", "sdxl")}
+    with_cond = inputs["sd21"] | {"timestep_cond": inputs["sd15"]["timestep_cond"]}
+    without_added = {k: v for k, v in inputs["sdxl"].items() if k != "added_cond"}
+    for name, wrong, message in (
+        ("sd21", with_cond, "time_cond_proj_dim is None"),
+        ("sdxl", without_added, "no added_cond with addition_embed_type text_time"),
+    ):
+        apply = functional.apply_fn(UNet2DConditionModel, CONFIGS[name])
+        params = functional.abstract_params(UNet2DConditionModel, CONFIGS[name])
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(functools.partial(apply, **wrong), params)
+
+
+def test_params_that_do_not_match_are_named():
+    config, inputs = CONFIGS["digits"], example_inputs("digits")
+    apply = functional.apply_fn(UNet2DConditionModel, config)
+    params = functional.abstract_params(UNet2DConditionModel, config)
+    assert functional.first_difference(params, params) is None
+    params["conv_in"]["bias"] = jnp.zeros(7)
+    with pytest.raises(ValueError, match=r"conv_in.bias has shape \(7,\), expected \(32,\)"):
+        apply(params, **inputs)
+    del params["conv_in"]["bias"]
+    with pytest.raises(ValueError, match="conv_in.bias is missing"):
+        apply(params, **inputs)
+
+
+def test_first_difference_names_keys_and_groups():
+    a, b = {"x": {"y": np.zeros(2)}}, {"x": {"y": np.zeros(2), "z": np.zeros(1)}}
+    assert functional.first_difference(a, b) == "x.z is not expected"
+    assert functional.first_difference(b, a) == "x.z is missing"
+    assert "x is one array" in functional.first_difference(a, {"x": np.zeros(2)})
+
+
+class Chain(nnx.Module):
+    """Twelve layers in a list: as strings, "10" sorts before "2"."""
+
+    def __init__(self, width, *, rngs):
+        self.links = nnx.List([nnx.Linear(width, width, rngs=rngs) for _ in range(12)])
+
+    def __call__(self, x):
+        for link in self.links:
+            x = link(x)
+        return x
+
+
+def test_lists_longer_than_ten_keep_their_order():
+    params = functional.init(Chain, 3, jax.random.key(0))
+    x = expected = np.ones((1, 3), np.float32)
+    for i in range(12):
+        expected = expected @ np.asarray(params["links"][str(i)]["kernel"])
+    actual = functional.apply_fn(Chain, 3)(params, x)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4)
+
+
+def test_init_depends_on_the_key_alone():
+    a, b, c = (functional.init(Chain, 3, jax.random.key(seed)) for seed in (0, 0, 1))
+    assert functional.first_difference(functional.abstract_params(Chain, 3), a) is None
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    kernel = a["links"]["0"]["kernel"]
+    assert not np.array_equal(kernel, a["links"]["1"]["kernel"])
+    assert not np.array_equal(kernel, c["links"]["0"]["kernel"])
+    wide = functional.init(Chain, 100, jax.random.key(0))["links"]["0"]["kernel"]
+    assert wide.std() == pytest.approx(0.1, rel=0.05)
+
+
+def test_from_torch_reports_missing_extra_and_wrong_shapes():
+    abstract = functional.abstract_params(Chain, 3)
+    state_dict = convert.to_torch(functional.init(Chain, 3, jax.random.key(0)))
+    del state_dict["links.4.bias"]
+    state_dict["position_ids"] = np.zeros(3)
+    params, missing, extra = convert.from_torch(state_dict, abstract)
+    assert missing == ["links.4.bias"] and extra == ["position_ids"]
+    assert params["links"]["4"].keys() == {"kernel"}
+    state_dict["links.7.weight"] = np.zeros((3, 4))
+    with pytest.raises(ValueError, match=r"links.7.weight has shape \(3, 4\), expected \(3, 3\)"):
+        convert.from_torch(state_dict, abstract)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_saved_params_load_unchanged(tmp_path, dtype):
+    params = functional.init(Chain, 3, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: leaf.T.astype(dtype), params)
+    convert.save_params(tmp_path / "params.safetensors", params)
+    loaded = convert.load_params(tmp_path / "params.safetensors")
+    assert functional.first_difference(params, loaded) is None
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype(dtype)}
+
+
+def test_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "params.safetensors"
+    convert.save_params(path, {"a": np.ones(2)})
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        convert.save_params(path, {"a": np.zeros(2)})
+    assert os.listdir(tmp_path) == [path.name]
+    np.testing.assert_array_equal(convert.load_params(path)["a"], np.ones(2))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a safetensors file", "truncated"])
+def test_unreadable_file_is_one_line_that_names_it(tmp_path, content):
+    path = tmp_path / "params.safetensors"
+    if content == "truncated":
+        convert.save_params(path, {"a": np.ones(100)})
+        content = path.read_bytes()[:-50]
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        convert.load_params(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
