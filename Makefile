@@ -4,8 +4,8 @@ RUN := .venv/bin/python
 
 .PHONY: demo test test-fast lint clean
 
-demo: .venv/installed
-	$(RUN) -m slam_jax.main --config configs/digits.py --resume
+demo:
+	launch/local.sh configs/digits.py --resume
 
 test: .venv/installed-test
 	$(RUN) -m pytest

@@ -1,7 +1,6 @@
-"""Handwritten digits on a laptop CPU: train a small teacher, distil it, draw in 1, 2, 4 and 8
-steps.
+"""Handwritten digits on a laptop CPU: train a small teacher, distil it, draw in 1, 2, 4, 8 steps.
 
-python -m slam_jax.main --config configs/digits.py
+    python -m slam_jax.main --config configs/digits.py
 """
 
 from slam_jax.config import default_config
@@ -24,17 +23,19 @@ def get_config():
     )
     teacher.training.update(
         steps=3000,
-        batch_size=128,
+        batch_size=64,
         ema=0.999,
         checkpoint_every=1000,
         optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup_steps=100),
     )
 
-    config.method.update(w=1.0, sigma="linear", conditioning="snr")
+    config.method.update(
+        w=0.5, sigma="linear", conditioning="snr", gamma="paired", gammas_per_subpath=2
+    )
     config.training.update(
-        steps=1000,
-        batch_size=128,
-        sample_every=250,
-        optimizer=dict(learning_rate=3e-4),
+        steps=1500,
+        batch_size=64,
+        sample_every=500,
+        optimizer=dict(learning_rate=5e-4, schedule="cosine"),
     )
     return config

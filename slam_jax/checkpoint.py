@@ -25,7 +25,10 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
-            item_names=("state", "data"),
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "data": ocp.JsonCheckpointHandler(),
+            },
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -61,9 +64,8 @@ class Checkpoints:
         saved = self._manager.item_metadata(step).state
         if difference := first_difference(_named(abstract_state), _named(saved)):
             raise InputError(
-                f"{self._folder}/{step}: {difference}; go on with the configuration that made this "
-                f"checkpoint, "
-                "or choose another workdir"
+                f"{self._folder}/{step}: {difference}; go on with the model that made this "
+                "checkpoint, or choose another workdir"
             )
         restored = self._manager.restore(
             step,

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from slam_jax.errors import InputError
+from slam_jax.errors import InputError, options_of
 from slam_jax.loss import Method
 from slam_jax.models.unet import UNetConfig
 from slam_jax.schedule import PREDICTION_TYPES
@@ -84,12 +84,14 @@ class Teacher:
     """The digits teacher: trained once, kept in `path` and found there by later runs."""
 
     path: str = ""  # empty: the folder teacher/ of the workdir
+    seed: int = 0
     unet: UNetConfig = field(default_factory=UNetConfig)
     prediction_type: str = "epsilon"  # or "v_prediction", "sample"
     label_dropout: float = 0.1  # share of examples trained without their label, for guidance
     training: Training = field(default_factory=Training)
 
     def __post_init__(self):
+        check(self.seed >= 0, "seed", self.seed, "0 or more")
         check(
             self.prediction_type in PREDICTION_TYPES,
             "prediction_type",
@@ -184,10 +186,8 @@ def _freeze(cls: type, values: dict[str, Any], path: str) -> Any:
             arguments[key] = _freeze(kind, value, f"{path}.{key}")
         else:
             arguments[key] = _typed(value, kind, f"{path}.{key}")
-    try:
+    with options_of(path):
         return cls(**arguments)
-    except ValueError as error:
-        raise InputError(f"{path}.{error}") from error
 
 
 def _typed(value: Any, kind: Any, path: str) -> Any:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from slam_jax.config import Config
 from slam_jax.data import digits
 from slam_jax.data.batches import batches
+from slam_jax.keys import keys_of
 from slam_jax.loop import fit
 from slam_jax.loss import Method, draw, slam_loss
 from slam_jax.models.pipeline import (
@@ -93,9 +94,10 @@ def distill(
     unet = student_config(pipeline.unet, method.conditioning)
     tx = make_optimizer(training.optimizer, training.steps)
     loss = distillation_loss(pipeline, method)
-    step = make_train_step(loss, tx, training.ema, config.seed + 2, training.batch_size, mesh)
+    key = keys_of(config.seed).student
+    step = make_train_step(loss, tx, training.ema, key, training.batch_size, mesh)
     state = init_state(student_params(teacher.params, unet), tx, mesh)
-    data = batches(digits.Source(), training.batch_size, config.seed + 2)
+    data = batches(digits.Source(), training.batch_size, config.seed)
 
     state = fit(
         step,

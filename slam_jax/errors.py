@@ -1,6 +1,21 @@
-"""The one exception that the command line turns into one line."""
+"""The exceptions that the command line turns into one line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
-    """The user's input is wrong. The message is one line: which file or key, what was expected,
-    what to do."""
+    """The user's input is wrong. One line: which file or key, what was expected, what to do."""
+
+
+class BackendError(RuntimeError):
+    """The machine computes wrongly. One line: what, and what to do."""
+
+
+@contextmanager
+def options_of(path: str) -> Iterator[None]:
+    """Turns a ValueError that names an option into an InputError with the option's full path."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"{path}.{error}") from error

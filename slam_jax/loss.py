@@ -35,6 +35,10 @@ from slam_jax.solver import Denoiser, ddim_solve
 # (x [B, H, W, C], t [B], context [B, L, D], gamma [B]) -> output [B, H, W, C]
 Student = Callable[[Array, Array, Array, Array], Array]
 
+SIGMAS = ("linear", "paper")
+CONDITIONINGS = ("embedding", "snr", "both")
+LOSSES = ("huber", "l2")
+
 # How a uniform u in [0, 1), one per example and gamma, becomes gamma. [G] -> [G].
 GAMMA_POLICIES: dict[str, Callable[[Array], Array]] = {
     "uniform": lambda u: u,  # the paper
@@ -60,6 +64,25 @@ class Method:
     conditioning: str = "embedding"
     loss: str = "huber"
     huber_c: float = 1e-3
+
+    def __post_init__(self):
+        names = {
+            "gamma": tuple(GAMMA_POLICIES),
+            "sigma": SIGMAS,
+            "conditioning": CONDITIONINGS,
+            "loss": LOSSES,
+        }
+        for option, valid in names.items():
+            value = getattr(self, option)
+            if value not in valid:
+                raise ValueError(f"{option} = {value!r}, expected one of {', '.join(valid)}")
+        for option in ("num_ddim_timesteps", "solver_substeps", "gammas_per_subpath"):
+            if getattr(self, option) < 1:
+                raise ValueError(f"{option} = {getattr(self, option)}, expected 1 or more")
+        if self.w < 0:
+            raise ValueError(f"w = {self.w}, expected 0 (no guidance) or more")
+        if not self.huber_c > 0:
+            raise ValueError(f"huber_c = {self.huber_c}, expected a positive number")
 
 
 class Draws(NamedTuple):

@@ -12,16 +12,18 @@ from pathlib import Path
 
 import jax
 from absl import flags
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from slam_jax import runtime
 from slam_jax.config import Config, first_change, freeze, to_json
 from slam_jax.distill import distill
-from slam_jax.errors import InputError
+from slam_jax.errors import BackendError, InputError, options_of
 from slam_jax.evaluate import Judge, to_markdown, write_report
 from slam_jax.loop import Interrupted
-from slam_jax.models.pipeline import digits_pipeline, student_config
+from slam_jax.models.pipeline import Pipeline, digits_pipeline, student_config
 from slam_jax.sample import student_sampler, teacher_sampler
+from slam_jax.schedule import distillation_grid
 from slam_jax.sharding import make_mesh
 from slam_jax.teacher import train_teacher
 
@@ -94,6 +96,30 @@ def claim_workdir(workdir: Path, config: Config, resume: bool) -> None:
     record.write_text(text + "\n")
 
 
+def build(config: Config) -> tuple[Mesh, Pipeline]:
+    """The devices and the pipeline; checks whatever of the config only these can tell.
+
+    Raises:
+      InputError: devices, batch sizes, UNet or grid do not fit; names the key.
+    """
+    with options_of("config"):
+        mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    with options_of("config.teacher"):
+        pipeline = digits_pipeline(config.teacher.unet, config.teacher.prediction_type)
+    with options_of("config.method"):
+        distillation_grid(pipeline.schedule.num_train_timesteps, config.method.num_ddim_timesteps)
+    for name, options in (
+        ("teacher.training", config.teacher.training),
+        ("training", config.training),
+    ):
+        if options.batch_size % mesh.size:
+            raise InputError(
+                f"config.{name}.batch_size = {options.batch_size} must be divisible by the "
+                f"{mesh.size} devices"
+            )
+    return mesh, pipeline
+
+
 def run(config: Config, workdir: Path, resume: bool = False) -> list[dict]:
     """Teacher, distillation, evaluation and export; returns the rows of the report.
 
@@ -103,24 +129,11 @@ def run(config: Config, workdir: Path, resume: bool = False) -> list[dict]:
     """
     started = time.perf_counter()
     runtime.probe()
-    try:
-        mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    except ValueError as error:
-        raise InputError(f"config.mesh: {error}") from error
-    for name, training in (
-        ("teacher.training", config.teacher.training),
-        ("training", config.training),
-    ):
-        if training.batch_size % mesh.size:
-            raise InputError(
-                f"config.{name}.batch_size = {training.batch_size} must be divisible by the "
-                f"{mesh.size} devices"
-            )
-    pipeline = digits_pipeline(config.teacher.unet, config.teacher.prediction_type)
+    mesh, pipeline = build(config)
     claim_workdir(workdir, config, resume)
 
     teacher_folder = Path(config.teacher.path or workdir / "teacher")
-    teacher = train_teacher(pipeline, config.teacher, config.seed, teacher_folder, mesh)
+    teacher = train_teacher(pipeline, config.teacher, teacher_folder, mesh)
     judge = Judge(
         teacher_sampler(pipeline, config.method.w),
         student_sampler(
@@ -156,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         config, workdir, resume = parse(argv)
         rows = run(config, workdir, resume)
-    except InputError as error:
+    except (InputError, BackendError) as error:
         sys.exit(f"error: {error}")
     except Interrupted as stop:
         again = " ".join(

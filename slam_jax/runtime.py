@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from slam_jax.errors import BackendError
+
 CPU_FLAG = "xla_cpu_experimental_ynn_fusion_type"
 ACCELERATOR_PACKAGES = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "libtpu")
 
@@ -42,7 +44,7 @@ def probe(run: Callable = jax.jit) -> None:
       run: how a function is compiled; tests pass a broken one.
 
     Raises:
-      RuntimeError: a result is off by more than rounding; training on would give wrong weights
+      BackendError: a result is off by more than rounding; training on would give wrong weights
         silently.
     """
     generator = np.random.default_rng(0)
@@ -66,7 +68,7 @@ def probe(run: Callable = jax.jit) -> None:
         error = np.max(np.abs(result - expected)) / np.max(np.abs(expected))
         # 2e-2 passes the low-precision matrix units of GPUs and TPUs; known defects are larger.
         if not error < 2e-2:
-            raise RuntimeError(
+            raise BackendError(
                 f"the {jax.default_backend()} backend of jaxlib {jax.lib.__version__} computes "
                 f"a {name} wrongly (relative error {error:.1e}); install another jaxlib, or on "
                 f"a CPU set JAX_PLATFORMS=cpu and XLA_FLAGS=--{CPU_FLAG}="

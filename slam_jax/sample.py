@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Int
 
 from slam_jax import pictures, runtime
 from slam_jax.data import digits
-from slam_jax.errors import InputError
+from slam_jax.errors import BackendError, InputError
+from slam_jax.keys import keys_of
 from slam_jax.models.pipeline import (
     Pipeline,
     digits_pipeline,
@@ -46,15 +47,15 @@ def student_sampler(pipeline: Pipeline, unet: UNetConfig, num_ddim_timesteps: in
     @partial(jax.jit, static_argnames="steps")
     def draw(params, tokens, seed, steps):
         examples = jnp.arange(tokens.shape[0])
-        noise_key, step_key = jax.random.split(jax.random.key(seed))
-        noise = gaussian(noise_key, examples, pipeline.latent_shape)
+        keys = keys_of(seed)
+        noise = gaussian(keys.noise, examples, pipeline.latent_shape)
         timesteps = consistency_timesteps(
             steps, num_ddim_timesteps, pipeline.schedule.num_train_timesteps
         )
         context, _ = pipeline.contexts(tokens)
         return pipeline.decode(
             sample_consistency(
-                network(params), pipeline.schedule, noise, context, timesteps, step_key, examples
+                network(params), pipeline.schedule, noise, context, timesteps, keys.steps, examples
             )
         )
 
@@ -68,8 +69,7 @@ def teacher_sampler(pipeline: Pipeline, w: float) -> Sampler:
 
     @partial(jax.jit, static_argnames="steps")
     def draw(params, tokens, seed, steps):
-        noise_key, _ = jax.random.split(jax.random.key(seed))
-        noise = gaussian(noise_key, jnp.arange(tokens.shape[0]), pipeline.latent_shape)
+        noise = gaussian(keys_of(seed).noise, jnp.arange(tokens.shape[0]), pipeline.latent_shape)
         timesteps = ddim_timesteps(steps, pipeline.schedule.num_train_timesteps)
         contexts = pipeline.contexts(tokens)
         return pipeline.decode(
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     runtime.configure()
     try:
         print(f"wrote {run(parser.parse_args(argv))}")
-    except InputError as error:
+    except (InputError, BackendError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -14,6 +14,7 @@ from slam_jax.config import Teacher, first_change
 from slam_jax.data import digits
 from slam_jax.data.batches import batches
 from slam_jax.errors import InputError
+from slam_jax.keys import keys_of
 from slam_jax.loop import fit
 from slam_jax.models import functional
 from slam_jax.models.pipeline import (
@@ -78,9 +79,7 @@ def denoising_loss(pipeline: Pipeline, label_dropout: float) -> Loss:
     return loss
 
 
-def train_teacher(
-    pipeline: Pipeline, options: Teacher, seed: int, folder: Path, mesh: Mesh
-) -> SavedModel:
+def train_teacher(pipeline: Pipeline, options: Teacher, folder: Path, mesh: Mesh) -> SavedModel:
     """The teacher in `folder`: loaded where it is finished, trained (on) where it is not.
 
     Raises:
@@ -88,7 +87,7 @@ def train_teacher(
       Interrupted: Ctrl-C; run again to go on.
     """
     # Through JSON, as the recorded options went, so that tuples and lists compare alike.
-    made_by = json.loads(json.dumps({**dataclasses.asdict(options), "path": "", "seed": seed}))
+    made_by = json.loads(json.dumps({**dataclasses.asdict(options), "path": ""}))
     if (folder / CONFIG_FILE).exists():
         model = load_model(folder)
         if change := first_change(model.info, made_by, "config.teacher"):
@@ -98,12 +97,12 @@ def train_teacher(
             )
         return model
     training = options.training
-    init_key, step_seed = jax.random.key(seed), seed + 1
     tx = make_optimizer(training.optimizer, training.steps)
-    params = functional.init(UNet2DConditionModel, pipeline.unet, init_key)
+    keys = keys_of(options.seed)
+    params = functional.init(UNet2DConditionModel, pipeline.unet, keys.init)
     loss = denoising_loss(pipeline, options.label_dropout)
-    step = make_train_step(loss, tx, training.ema, step_seed, training.batch_size, mesh)
-    data = batches(digits.Source(), training.batch_size, seed)
+    step = make_train_step(loss, tx, training.ema, keys.teacher, training.batch_size, mesh)
+    data = batches(digits.Source(), training.batch_size, options.seed)
     state = fit(step, init_state(params, tx, mesh), {}, data, mesh, training, folder, "teacher")
     model = SavedModel(pipeline.unet, jax.device_get(state.ema), pipeline.scheduler, made_by)
     save_model(folder, model)

@@ -74,36 +74,39 @@ def init_state(params: Params, tx: optax.GradientTransformation, mesh: Mesh) -> 
 
 
 def make_train_step(
-    loss: Loss, tx: optax.GradientTransformation, ema: float, seed: int, batch_size: int, mesh: Mesh
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    ema: float,
+    key: Array,
+    batch_size: int,
+    mesh: Mesh,
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Array]]]:
-    """The jitted step (state, frozen, batch) -> (state, metrics); the state that goes in is
-    donated.
+    """The jitted step (state, frozen, batch) -> (state, metrics); donates the state it is given.
 
-    Randomness is folded from (seed, step, global example index), so that it is the same on any
-    number of devices.
+    Random draws depend on (key, step, example index) only: they are the same on any devices.
 
     Args:
       loss: unreduced loss.
       tx: optimiser.
       ema: decay of the moving average.
-      seed: of the run.
+      key: of all its random draws.
       batch_size: over all devices.
       mesh: where it runs.
     """
 
     def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        step_key = jax.random.fold_in(key, state.step)
         examples = jnp.arange(batch_size)
 
         def mean_loss(params):
-            losses, metrics = loss(params, state.ema, frozen, batch, examples, key)
+            losses, metrics = loss(params, state.ema, frozen, batch, examples, step_key)
             return losses.mean(), metrics
 
         (value, metrics), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         averaged = jax.tree.map(lambda old, new: ema * old + (1 - ema) * new, state.ema, params)
-        metrics = {"loss": value, "grad_norm": optax.global_norm(grads), **metrics}
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), **metrics}
         return TrainState(state.step + 1, params, averaged, opt_state), metrics
 
     everywhere, split = replicated(mesh), batch_sharding(mesh)

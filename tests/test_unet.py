@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import os
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -45,10 +45,8 @@ CONFIGS = {
         projection_class_embeddings_input_dim=20 + 6 * 8,
     ),
     "digits": UNetConfig(
-        **TINY,
+        **TINY | TWO_LEVELS,
         sample_size=4,
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
         cross_attention_dim=12,
         attention_head_dim=4,
         freq_shift=1,
@@ -60,13 +58,14 @@ CONTEXT_LENGTHS = {"sd15": 5, "sd21": 5, "sdxl": 5, "digits": 2}
 
 
 def jit(f, *args):
-    """`f` compiled with little optimisation, which for these sizes is most of the time saved."""
-    options = {"xla_backend_optimization_level": 0}
+    """`f` compiled for `args` with little optimisation: three times sooner, and run but once."""
+    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
     return jax.jit(f).lower(*args).compile(compiler_options=options)
 
 
 def relative_error(actual, expected):
-    return np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max()
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    return np.abs(actual - expected).max() / np.abs(expected).max()
 
 
 def example_inputs(name):
@@ -104,6 +103,7 @@ class Reference:
 def reference(name):
     torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
+    torch.set_num_threads(1)  # the maps are tiny, and idle threads spin
     torch.manual_seed(0)
     model = diffusers.UNet2DConditionModel.from_config(CONFIGS[name].to_dict())
     with torch.no_grad():  # the defaults, one and zero, would hide mistakes
@@ -219,17 +219,31 @@ def test_timestep_embedding_at_continuous_times(flip_sin_to_cos, freq_shift):
 
 
 def test_timestep_cond_changes_nothing_at_init_and_something_later():
-    config, inputs = CONFIGS["sd15"], example_inputs("sd15")
+    config, inputs = CONFIGS["digits"], example_inputs("digits")
+    config = dataclasses.replace(config, time_cond_proj_dim=16)
     apply = functional.apply_fn(UNet2DConditionModel, config)
     params = functional.init(UNet2DConditionModel, config, jax.random.key(0))
 
-    def both(params):
-        return apply(params, **inputs), apply(params, **inputs | {"timestep_cond": None})
+    def with_and_without(params):
+        return apply(params, **inputs, timestep_cond=jnp.ones((2, 16))), apply(params, **inputs)
 
-    both = jit(both, params)
-    np.testing.assert_array_equal(*both(params))
+    with_and_without = jit(with_and_without, params)
+    assert relative_error(*with_and_without(params)) <= 1e-6
     params["time_embedding"]["cond_proj"]["kernel"] = jnp.ones((16, 32))
-    assert not np.array_equal(*both(params))
+    assert relative_error(*with_and_without(params)) >= 1e-2
+
+
+@pytest.mark.parametrize("norm", ["layer", "group"])
+def test_norm_epsilon_and_large_mean(norm):
+    x = np.random.default_rng(0).standard_normal((2, 3, 8)) * 3e-3 + np.array([[[0.0]], [[5.0]]])
+    axis, eps = (-1, 1e-5) if norm == "layer" else ((1, 2), 1e-6)
+    layer = (
+        layers.LayerNorm(8, rngs=nnx.Rngs(0))
+        if norm == "layer"
+        else layers.GroupNorm(8, 1, eps, rngs=nnx.Rngs(0))
+    )
+    expected = (x - x.mean(axis, keepdims=True)) / np.sqrt(x.var(axis, keepdims=True) + eps)
+    assert relative_error(layer(x.astype(np.float32)), expected) <= 1e-3
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (2, 2)])
@@ -238,7 +252,8 @@ def test_small_convolution_as_matrix(size, stride):
     conv = layers.Conv(3, 5, stride=stride, rngs=nnx.Rngs(0))
     conv.bias[...] = jnp.arange(5.0)
     x = jax.random.normal(jax.random.key(1), (2, *size, 3))
-    np.testing.assert_allclose(conv(x), nnx.Conv.__call__(conv, x), atol=1e-5)
+    both = jit(lambda x: (conv(x), nnx.Conv.__call__(conv, x)), x)
+    np.testing.assert_allclose(*both(x), atol=1e-5)
 
 
 def test_config_round_trip_and_published_keys():
@@ -293,7 +308,7 @@ def test_inputs_that_do_not_fit_the_config_are_refused():
     without_added = {k: v for k, v in inputs["sdxl"].items() if k != "added_cond"}
     for name, wrong, message in (
         ("sd21", with_cond, "time_cond_proj_dim is None"),
-        ("sdxl", without_added, "no added_cond with addition_embed_type text_time"),
+        ("sdxl", without_added, "added_cond and addition_embed_type go together"),
     ):
         apply = functional.apply_fn(UNet2DConditionModel, CONFIGS[name])
         params = functional.abstract_params(UNet2DConditionModel, CONFIGS[name])
@@ -305,20 +320,12 @@ def test_params_that_do_not_match_are_named():
     config, inputs = CONFIGS["digits"], example_inputs("digits")
     apply = functional.apply_fn(UNet2DConditionModel, config)
     params = functional.abstract_params(UNet2DConditionModel, config)
-    assert functional.first_difference(params, params) is None
     params["conv_in"]["bias"] = jnp.zeros(7)
     with pytest.raises(ValueError, match=r"conv_in.bias has shape \(7,\), expected \(32,\)"):
         apply(params, **inputs)
     del params["conv_in"]["bias"]
     with pytest.raises(ValueError, match="conv_in.bias is missing"):
         apply(params, **inputs)
-
-
-def test_first_difference_names_keys_and_groups():
-    a, b = {"x": {"y": np.zeros(2)}}, {"x": {"y": np.zeros(2), "z": np.zeros(1)}}
-    assert functional.first_difference(a, b) == "x.z is not expected"
-    assert functional.first_difference(b, a) == "x.z is missing"
-    assert "x is one array" in functional.first_difference(a, {"x": np.zeros(2)})
 
 
 class Chain(nnx.Module):
@@ -373,6 +380,8 @@ def test_saved_params_load_unchanged(tmp_path, dtype):
     convert.save_params(tmp_path / "params.safetensors", params)
     loaded = convert.load_params(tmp_path / "params.safetensors")
     assert functional.first_difference(params, loaded) is None
+    assert functional.first_difference(params, loaded | {"x": 1}) == "x is not expected"
+    assert "links is one array" in functional.first_difference(params, {"links": np.ones(2)})
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype(dtype)}
 
@@ -384,10 +393,10 @@ def test_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(os, "replace", fail)
+    monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         convert.save_params(path, {"a": np.zeros(2)})
-    assert os.listdir(tmp_path) == [path.name]
+    assert list(tmp_path.iterdir()) == [path]
     np.testing.assert_array_equal(convert.load_params(path)["a"], np.ones(2))
 
 

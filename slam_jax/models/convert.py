@@ -96,7 +96,7 @@ def save_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> No
     try:
         arrays = {key: np.asarray(array, order="C") for key, array in arrays.items()}
         save_file(arrays, temporary, metadata={"format": "pt"})
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -61,14 +61,15 @@ class Conv(nnx.Conv):
     def _as_matrix(self, x):
         """On maps of up to 2x2 every output sees every input: ten times faster as one matrix."""
         batch, height, width, _ = x.shape
-        kernel, stride = self.kernel[...], self.strides
-        taps = [
-            jnp.stack(
-                [kernel[1 - i :, 1 - j :][:height, :width] for j in range(0, width, stride)], axis=3
-            )
-            for i in range(0, height, stride)
-        ]
-        matrix = jnp.stack(taps, axis=3)  # [H, W, C_in, H', W', C_out]
+        rows, columns = range(0, height, self.strides), range(0, width, self.strides)
+        kernel = self.kernel[...]
+
+        def seen_from(i, j):  # the part of the kernel that meets the map, [H, W, C_in, C_out]
+            return kernel[1 - i :, 1 - j :][:height, :width]
+
+        matrix = jnp.stack(
+            [jnp.stack([seen_from(i, j) for j in columns], axis=3) for i in rows], axis=3
+        )  # [H, W, C_in, H', W', C_out]
         y = x.reshape(batch, -1) @ matrix.reshape(x[0].size, -1)
         return y.reshape(batch, *matrix.shape[3:]) + self.bias.reshape(1, 1, 1, -1)
 
@@ -92,20 +93,15 @@ class LayerNorm(nnx.LayerNorm):
 class TimestepEmbedding(nnx.Module):
     """MLP [B, D_in] -> [B, D_out], with an optional condition added to its input.
 
-    The condition's projection starts at zero: a pretrained network that gains one is unchanged.
+    `functional.init` starts the condition's projection at zero: a pretrained network that gains
+    one is unchanged.
     """
 
     def __init__(self, in_features, out_features, cond_features=None, *, rngs):
         self.linear_1 = nnx.Linear(in_features, out_features, rngs=rngs)
         self.linear_2 = nnx.Linear(out_features, out_features, rngs=rngs)
         if cond_features is not None:
-            self.cond_proj = nnx.Linear(
-                cond_features,
-                in_features,
-                use_bias=False,
-                kernel_init=nnx.initializers.zeros,
-                rngs=rngs,
-            )
+            self.cond_proj = nnx.Linear(cond_features, in_features, use_bias=False, rngs=rngs)
 
     def __call__(self, x, condition=None):
         if condition is not None:

@@ -67,7 +67,8 @@ def digits_pipeline(unet: UNetConfig, prediction_type: str) -> Pipeline:
     """The pipeline of the handwritten digits, with Stable Diffusion's noise schedule.
 
     Raises:
-      InputError: the UNet's channels or context width are not those of the digits.
+      ValueError: the UNet's channels or context width are not those of the digits, or no such
+        UNet can be built.
     """
     latent_channels = digits.LATENT_SHAPE[-1]
     wanted = {
@@ -77,9 +78,11 @@ def digits_pipeline(unet: UNetConfig, prediction_type: str) -> Pipeline:
     }
     for name, value in wanted.items():
         if getattr(unet, name) != value:
-            raise InputError(
-                f"config.teacher.unet.{name} = {getattr(unet, name)}, the digits need {value}"
-            )
+            raise ValueError(f"unet.{name} = {getattr(unet, name)}, the digits need {value}")
+    try:
+        functional.abstract_params(UNet2DConditionModel, unet)
+    except ValueError as error:
+        raise ValueError(f"unet: {error}") from error
     scheduler = {**SD_SCHEDULER, "prediction_type": prediction_type}
     return Pipeline(
         unet=unet,
@@ -156,7 +159,7 @@ def save_model(folder: Path, model: SavedModel) -> None:
     content = {"unet": model.unet.to_dict(), "scheduler": model.scheduler, "info": model.info}
     unfinished = folder / (CONFIG_FILE + ".tmp")
     unfinished.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(unfinished, folder / CONFIG_FILE)
+    unfinished.replace(folder / CONFIG_FILE)
 
 
 def load_model(folder: str | os.PathLike) -> SavedModel:

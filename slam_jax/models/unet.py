@@ -84,10 +84,8 @@ class UNetConfig:
         added = self.addition_embed_type
         require("addition_embed_type", added in (None, "text_time"), "None and 'text_time'")
         for name in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
-            is_set = getattr(self, name) is not None
-            require(
-                name, is_set == (added == "text_time"), "an integer with 'text_time', else None"
-            )
+            ok = (getattr(self, name) is None) == (added is None)
+            require(name, ok, "an integer if addition_embed_type is set, else None")
 
     @classmethod
     def from_dict(cls, mapping: Mapping) -> "UNetConfig":
@@ -146,8 +144,8 @@ class DownBlock2D(nnx.Module):
         out = channels[level]
         inputs = [channels[max(level - 1, 0)]] + [out] * (n - 1)
         self.resnets = nnx.List([_resnet(config, c, out, rngs) for c in inputs])
-        n_attentions = n if self.cross_attention else 0
-        self.attentions = nnx.List([_transformer(config, level, rngs) for _ in range(n_attentions)])
+        if self.cross_attention:
+            self.attentions = nnx.List([_transformer(config, level, rngs) for _ in range(n)])
         is_coarsest = level == len(channels) - 1
         self.downsamplers = nnx.List([] if is_coarsest else [layers.Downsample2D(out, rngs=rngs)])
 
@@ -197,8 +195,8 @@ class UpBlock2D(nnx.Module):
         skips = [out] * (n - 1) + [channels[max(level - 1, 0)]]
         widths = [c + skip for c, skip in zip(inputs, skips, strict=True)]
         self.resnets = nnx.List([_resnet(config, c, out, rngs) for c in widths])
-        n_attentions = n if self.cross_attention else 0
-        self.attentions = nnx.List([_transformer(config, level, rngs) for _ in range(n_attentions)])
+        if self.cross_attention:
+            self.attentions = nnx.List([_transformer(config, level, rngs) for _ in range(n)])
         self.upsamplers = nnx.List([] if level == 0 else [layers.Upsample2D(out, rngs=rngs)])
 
     def __call__(self, x, skips, temb, context):
@@ -226,23 +224,20 @@ class UNet2DConditionModel(nnx.Module):
     """The denoiser: (x_t, t, text) -> prediction of x_t's shape."""
 
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
-        channels, temb = config.block_out_channels, config.temb_features
-        down = list(enumerate(config.down_block_types))
-        up = reversed(list(enumerate(reversed(config.up_block_types))))
-        added_features = config.projection_class_embeddings_input_dim
+        channels, groups = config.block_out_channels, config.norm_num_groups
+        temb, cond = config.temb_features, config.time_cond_proj_dim
+        down = enumerate(config.down_block_types)
+        up = zip(reversed(range(len(channels))), config.up_block_types, strict=True)
         self.config = config
         self.conv_in = layers.Conv(config.in_channels, channels[0], rngs=rngs)
-        self.time_embedding = layers.TimestepEmbedding(
-            channels[0], temb, config.time_cond_proj_dim, rngs=rngs
-        )
-        if config.addition_embed_type == "text_time":
-            self.add_embedding = layers.TimestepEmbedding(added_features, temb, rngs=rngs)
+        self.time_embedding = layers.TimestepEmbedding(channels[0], temb, cond, rngs=rngs)
+        if config.addition_embed_type is not None:
+            features = config.projection_class_embeddings_input_dim
+            self.add_embedding = layers.TimestepEmbedding(features, temb, rngs=rngs)
         self.down_blocks = nnx.List([DOWN_BLOCKS[name](config, i, rngs=rngs) for i, name in down])
         self.mid_block = UNetMidBlock2DCrossAttn(config, rngs=rngs)
         self.up_blocks = nnx.List([UP_BLOCKS[name](config, i, rngs=rngs) for i, name in up])
-        self.conv_norm_out = layers.GroupNorm(
-            channels[0], config.norm_num_groups, config.norm_eps, rngs=rngs
-        )
+        self.conv_norm_out = layers.GroupNorm(channels[0], groups, config.norm_eps, rngs=rngs)
         self.conv_out = layers.Conv(channels[0], config.out_channels, rngs=rngs)
 
     def __call__(
@@ -294,8 +289,7 @@ class UNet2DConditionModel(nnx.Module):
                 raise ValueError("UNet: timestep_cond given, but time_cond_proj_dim is None")
             timestep_cond = timestep_cond.astype(dtype)
         if (added_cond is None) != (config.addition_embed_type is None):
-            given = "no added_cond" if added_cond is None else "added_cond"
-            raise ValueError(f"UNet: {given} with addition_embed_type {config.addition_embed_type}")
+            raise ValueError("UNet: added_cond and addition_embed_type go together, one is None")
         features = sinusoids(timesteps, config.block_out_channels[0])
         temb = self.time_embedding(features, timestep_cond)
         if added_cond is not None:

@@ -1,0 +1,29 @@
+"""One seed, one independent random key for each purpose."""
+
+from typing import NamedTuple
+
+import jax
+from jaxtyping import Array
+
+
+class Keys(NamedTuple):
+    """Independent keys of a run.
+
+    Attributes:
+      init: a fresh network's weights.
+      teacher: the teacher's training; folded with the step and the example there.
+      student: the distillation, likewise.
+      noise: the samplers' starting noise.
+      steps: the noise between a sampler's steps.
+    """
+
+    init: Array
+    teacher: Array
+    student: Array
+    noise: Array
+    steps: Array
+
+
+def keys_of(seed: int | Array) -> Keys:
+    """The keys of a seed, which may be traced."""
+    return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))

@@ -1,0 +1,109 @@
+"""Digits as latents and tokens, and the pipeline of batches."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn import datasets
+
+from slam_jax.data import digits
+from slam_jax.data.batches import batches
+
+
+def test_images_are_scikit_learns_digits_in_minus_one_to_one():
+    images, labels = digits.load()
+    original = datasets.load_digits()
+    assert images.shape == (1797, *digits.IMAGE_SHAPE)
+    assert (images.dtype, labels.dtype) == (np.float32, np.int32)
+    assert (images.min(), images.max()) == (-1, 1)
+    np.testing.assert_array_equal((images[..., 0] + 1) * 8, original.images)
+    np.testing.assert_array_equal(labels, original.target)
+
+
+def test_latents_are_two_by_two_patches():
+    images = digits.load()[0][:20]
+    latents = digits.encode_images(images)
+    assert latents.shape == (20, *digits.LATENT_SHAPE)
+    for row, column in np.ndindex(4, 4):
+        patch = images[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2, 0]
+        np.testing.assert_array_equal(latents[:, row, column], patch.reshape(20, 4))
+    np.testing.assert_array_equal(digits.decode_latents(latents), images)
+
+
+def test_tokens_are_start_and_label():
+    tokens = digits.tokenize(np.array([3, 0, digits.NULL_LABEL]))
+    assert tokens.tolist() == [[11, 3], [11, 0], [11, 10]]
+    assert tokens.dtype == np.int32
+    embedded = np.asarray(digits.embed_tokens(tokens))
+    assert embedded.shape == (3, 2, digits.VOCABULARY)
+    np.testing.assert_array_equal(embedded.argmax(-1), tokens)
+    np.testing.assert_array_equal(embedded.sum(-1), 1)
+
+
+@pytest.mark.parametrize("labels", [[-1], [11], [0, 12, 3]])
+def test_labels_that_are_no_digits_are_refused(labels):
+    with pytest.raises(ValueError, match="labels"):
+        digits.tokenize(np.array(labels))
+
+
+def test_source_reads_latents_and_their_tokens():
+    source, (images, labels) = digits.Source(), digits.load()
+    indices = np.array([1700, 3, 3])
+    batch = source.__getitems__(indices)
+    assert len(source) == 1797
+    assert batch.keys() == {"latents", "tokens"}
+    np.testing.assert_array_equal(digits.decode_latents(batch["latents"]), images[indices])
+    np.testing.assert_array_equal(batch["tokens"][:, 1], labels[indices])
+
+
+class Numbers:
+    """A source whose examples are their own indices."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitems__(self, indices):
+        return {"index": np.asarray(indices)}
+
+
+def take(iterator, count):
+    return [next(iterator)["index"].tolist() for _ in range(count)]
+
+
+def test_every_epoch_has_every_example_once_in_another_order():
+    """10 examples in batches of 4: 5 batches are 2 epochs, and the third one straddles them."""
+    seen = sum(take(batches(Numbers(10), 4, seed=0), 15), [])
+    epochs = [seen[i : i + 10] for i in range(0, 60, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 6
+    assert epochs[0] != list(range(10))
+
+
+def test_the_seed_decides_the_order():
+    first, same, other = (take(batches(Numbers(50), 8, seed), 20) for seed in (3, 3, 4))
+    assert first == same
+    assert first != other
+
+
+@pytest.mark.parametrize("position", [0, 1, 5, 6, 13])
+def test_a_saved_position_gives_the_identical_continuation(position):
+    iterator = batches(Numbers(11), 2, seed=1)
+    take(iterator, position)
+    saved = json.dumps(iterator.get_state())
+    expected = take(iterator, 20)
+
+    fresh = batches(Numbers(11), 2, seed=1)
+    fresh.set_state(json.loads(saved))
+    assert take(fresh, 20) == expected
+    iterator.set_state(json.loads(saved))  # and back in time
+    assert take(iterator, 20) == expected
+
+
+def test_batches_of_digits_are_ready_for_training():
+    batch = next(batches(digits.Source(), 16, seed=0))
+    assert batch["latents"].shape == (16, *digits.LATENT_SHAPE)
+    assert batch["latents"].dtype == np.float32
+    assert batch["tokens"].shape == (16, 2)

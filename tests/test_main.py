@@ -1,0 +1,225 @@
+"""The digits job end to end, small; what it refuses; and what it says."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from slam_jax import loop, main, sample
+from slam_jax.config import default_config, freeze
+from slam_jax.errors import InputError
+from slam_jax.models.pipeline import load_model
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "--config",
+    str(ROOT / "configs/digits.py"),
+    "--config.teacher.unet.block_out_channels=(8,)",
+    "--config.teacher.training.steps=6",
+    "--config.teacher.training.batch_size=16",
+    "--config.teacher.training.optimizer.warmup_steps=2",
+    "--config.training.steps=6",
+    "--config.training.batch_size=16",
+    "--config.training.sample_every=3",
+    "--config.training.checkpoint_every=2",
+    "--config.training.log_every=2",
+    "--config.evaluation.samples=50",
+    "--config.evaluation.teacher_steps=(3,)",
+    "--config.evaluation.student_steps=(1,2)",
+]
+
+
+def launch(workdir, *more):
+    main.main([*SMALL, "--workdir", str(workdir), *more])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "digits"
+    launch(workdir)
+    return workdir
+
+
+def test_run_leaves_pictures_report_export_and_metrics(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert {"config.json", "teacher", "checkpoints", "metrics.jsonl", "tensorboard"} <= names
+    assert {"samples", "summary.json", "summary.md", "export"} <= names
+    ladders = {path.name for path in (finished / "samples").iterdir()}
+    assert ladders == {"ladder.png", "step_000003.png", "step_000006.png"}
+    summary = json.loads((finished / "summary.json").read_text())
+    rows = [(row["model"], row["steps"]) for row in summary["results"]]
+    assert rows == [("teacher", 3), ("student", 1), ("student", 2)]
+    assert all(np.isfinite(v) for row in summary["results"] for v in list(row.values())[1:])
+    assert summary["results"][0]["rmse_to_teacher"] == 0
+    assert summary["method"]["conditioning"] == "snr" and summary["peak_memory_gb"] > 0
+    assert (finished / "summary.md").read_text().count("| student |") == 2
+    metrics = [json.loads(row) for row in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in metrics] == [2, 4, 6]
+    assert {"loss", "grad_norm", "samples_per_second", "loss_t3", "loss_gamma3"} <= set(metrics[0])
+
+
+def test_exported_student_loads_with_one_call_and_draws(finished, tmp_path):
+    student = load_model(finished / "export")
+    assert student.info["method"]["w"] == 2.0
+    out = tmp_path / "grid.png"
+    arguments = ["--workdir", str(finished), "--steps", "2", "--labels", "0,1,2", "--seed", "3"]
+    sample.main([*arguments, "--out", str(out)])
+    first = np.asarray(Image.open(out))
+    sample.main([*arguments, "--out", str(out)])
+    np.testing.assert_array_equal(first, np.asarray(Image.open(out)))
+    sample.main([*arguments[:-1], "4", "--out", str(out)])
+    assert np.any(first != np.asarray(Image.open(out)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--labels", "0,x"], "--labels 0,x"),
+        (["--labels", "11"], "--labels 11"),
+        (["--steps", "0"], "--steps 0"),
+        (["--steps", "51"], "1 to 50 steps"),
+        (["--out", "grid.jpg"], "ends in .png"),
+        (["--workdir", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_sample_refuses_bad_input_in_one_line(finished, arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        sample.main(["--workdir", str(finished), *arguments])
+    assert message in str(exit_.value) and "\n" not in str(exit_.value)
+
+
+def test_finished_teacher_is_not_trained_again(finished, monkeypatch, tmp_path):
+    def fail(*_):
+        raise AssertionError("the teacher was trained again")
+
+    monkeypatch.setattr("slam_jax.teacher.make_train_step", fail)
+    monkeypatch.setattr("slam_jax.main.distill", lambda *arguments: load_model(finished / "export"))
+    launch(tmp_path / "lcm", f"--config.teacher.path={finished / 'teacher'}")
+    with pytest.raises(SystemExit, match="made otherwise: config.teacher.label_dropout"):
+        launch(
+            tmp_path / "other",
+            f"--config.teacher.path={finished / 'teacher'}",
+            "--config.teacher.label_dropout=0.3",
+        )
+
+
+@pytest.mark.parametrize("stage", ["teacher", "student"])
+def test_ctrl_c_saves_and_resume_ends_in_the_same_bits(
+    finished, tmp_path, stage, monkeypatch, capsys
+):
+    original, steps = loop.put_batch, []
+
+    def interrupted(batch, mesh):
+        steps.append(1)
+        if len(steps) == {"teacher": 3, "student": 9}[stage]:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(batch, mesh)
+
+    monkeypatch.setattr(loop, "put_batch", interrupted)
+    with pytest.raises(SystemExit) as exit_:
+        launch(tmp_path / "run")
+    assert exit_.value.code == 130
+    said = capsys.readouterr().err
+    assert f"stopped at step 3 of 6 ({stage})" in said and "--resume" in said
+    monkeypatch.undo()
+    launch(tmp_path / "run", "--resume")
+    for part in ("teacher", "export"):
+        ours, theirs = load_model(tmp_path / "run" / part), load_model(finished / part)
+        jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["--config.method.gamma=one"],
+        ["--config.method.conditioning=embedding", "--config.method.sigma=paper"],
+        ["--config.method.conditioning=both", "--config.teacher.prediction_type=v_prediction"],
+        ["--config.method.solver_substeps=2", "--config.teacher.prediction_type=sample"],
+    ],
+)
+def test_every_variant_runs(tmp_path, changes):
+    launch(tmp_path / "run", *changes)
+    student = load_model(tmp_path / "run" / "export")
+    has_projection = "cond_proj" in student.params["time_embedding"]
+    assert has_projection == (student.info["method"]["conditioning"] != "snr")
+    if has_projection and "gamma=one" not in changes[0]:
+        assert np.any(student.params["time_embedding"]["cond_proj"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("--config.method.gama=one", 'Did you mean "gamma"'),
+        ("--config.metod.gamma=one", 'Did you mean "method"'),
+        ("--config.method.w=x", "config.method.w"),
+        ("--config.method.gamma=1.5", "config.method.gamma = '1.5'"),
+        ("--config.method.sigma=two", "config.method.sigma = 'two'"),
+        ("--config.method.conditioning=two", "config.method.conditioning = 'two'"),
+        ("--config.method.loss=l1", "config.method.loss = 'l1'"),
+        ("--config.method.w=-2", "config.method.w = -2"),
+        ("--config.method.num_ddim_timesteps=30", "config.method.num_ddim_timesteps"),
+        ("--config.method.num_ddim_timesteps=0", "config.method.num_ddim_timesteps"),
+        ("--config.method.gammas_per_subpath=0", "config.method.gammas_per_subpath = 0"),
+        ("--config.method.solver_substeps=0", "config.method.solver_substeps = 0"),
+        ("--config.evaluation.student_steps=(1,51)", "evaluation.student_steps = 51"),
+        ("--config.evaluation.teacher_steps=()", "config.evaluation.teacher_steps"),
+        ("--config.training.batch_size=12", "config.training.batch_size = 12"),
+        ("--config.training.steps=0", "config.training.steps = 0"),
+        ("--config.training.ema=1", "config.training.ema = 1"),
+        ("--config.training.optimizer.schedule=step", "config.training.optimizer.schedule"),
+        ("--config.teacher.unet.in_channels=3", "config.teacher.unet.in_channels = 3"),
+        ("--config.teacher.unet.norm_num_groups=3", "config.teacher.unet: "),
+        ("--config.mesh.data=3", "config.mesh"),
+        ("--workdirs=x", "workdirs"),
+        ("--config=missing.py", "missing.py"),
+    ],
+)
+def test_bad_option_is_refused_in_one_line_before_anything_is_written(tmp_path, change, message):
+    with pytest.raises(SystemExit) as exit_:
+        launch(tmp_path / "run", change)
+    assert message in str(exit_.value) and "\n" not in str(exit_.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_key_of_a_config_file_is_named():
+    values = default_config().to_dict()
+    values["method"]["gama"] = values["method"].pop("gamma")
+    with pytest.raises(InputError, match="config.method.gama: no such option; did you mean gamma"):
+        freeze(values)
+    values = default_config().to_dict()
+    values["training"]["steps"] = "10"
+    with pytest.raises(InputError, match="config.training.steps = '10', expected a whole number"):
+        freeze(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ([], "add --resume"),
+        (["--resume", "--config.method.w=3"], "config.method.w is 3.0 here and 2.0 there"),
+    ],
+)
+def test_workdir_of_another_run_is_refused(finished, change, message):
+    with pytest.raises(SystemExit) as exit_:
+        launch(finished, *change)
+    assert message in str(exit_.value)
+
+
+def test_folder_that_holds_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(SystemExit, match="holds no run"):
+        launch(tmp_path)
+
+
+@pytest.mark.parametrize("module", ["slam_jax.main", "slam_jax.sample"])
+def test_help_explains_the_command(module):
+    command = [sys.executable, "-m", module, "--help"]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert "--workdir" in said

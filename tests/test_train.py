@@ -1,0 +1,182 @@
+"""The step: one trace, stable placement, the EMA, the optimiser; the checkpoint; the loop."""
+
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from slam_jax import loop
+from slam_jax.checkpoint import Checkpoints
+from slam_jax.config import Optimizer, Training
+from slam_jax.data.batches import batches
+from slam_jax.errors import InputError
+from slam_jax.loop import Interrupted, fit
+from slam_jax.sharding import make_mesh, put_batch, replicated
+from slam_jax.train import init_state, make_optimizer, make_train_step, mean_by_bin
+
+BATCH = 16
+
+
+class Points:
+    """256 points of a plane."""
+
+    def __len__(self):
+        return 256
+
+    def __getitems__(self, indices):
+        return {"x": np.stack([np.sin(indices), np.cos(indices)], axis=1).astype(np.float32)}
+
+
+def quadratic(params, ema, frozen, batch, examples, key):
+    noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), (2,)))(examples)
+    losses = ((batch["x"] + 0.1 * noise - params["w"][None, :]) ** 2).sum(axis=1)
+    return losses, {"distance_to_ema": jnp.abs(params["w"] - ema["w"]).sum() + 0 * frozen["f"]}
+
+
+def setup(loss=quadratic, ema=0.9, mesh=None):
+    mesh = mesh or make_mesh()
+    tx = make_optimizer(Optimizer(learning_rate=0.1), 100)
+    state = init_state({"w": jnp.ones(2)}, tx, mesh)
+    return make_train_step(loss, tx, ema, jax.random.key(0), BATCH, mesh), state, mesh
+
+
+def run_loop(folder, steps, **changes):
+    step, state, mesh = setup(**changes.pop("setup", {}))
+    training = Training(steps=steps, batch_size=BATCH, log_every=2, checkpoint_every=4, **changes)
+    data = batches(Points(), BATCH, seed=0)
+    return fit(step, state, {"f": jnp.zeros(())}, data, mesh, training, folder, "test")
+
+
+def test_step_is_traced_once_and_keeps_the_shardings():
+    traces = []
+
+    def counted(*arguments):
+        traces.append(1)
+        return quadratic(*arguments)
+
+    step, state, mesh = setup(counted)
+    frozen = jax.device_put({"f": jnp.zeros(())}, replicated(mesh))
+    placed = jax.tree.map(lambda a: a.sharding, state)
+    data = batches(Points(), BATCH, seed=0)
+    for _ in range(3):
+        state, _ = step(state, frozen, put_batch(next(data), mesh))
+    assert len(traces) == 1
+    assert jax.tree.all(jax.tree.map(lambda a, s: a.sharding == s, state, placed))
+    assert int(state.step) == 3
+
+
+def test_step_follows_the_definition_of_clipped_adamw_and_ema():
+    step, state, mesh = setup(ema=0.75)
+    batch = next(batches(Points(), BATCH, seed=0))
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    noise = np.stack([jax.random.normal(jax.random.fold_in(key, i), (2,)) for i in range(BATCH)])
+    gradient = np.mean(2 * (np.ones(2) - batch["x"] - 0.1 * noise), axis=0)
+    gradient = gradient / max(1.0, np.linalg.norm(gradient))
+    expected = np.ones(2) - 0.1 * gradient / (np.abs(gradient) + 1e-8)  # Adam's first step
+    state, metrics = step(state, {"f": jnp.zeros(())}, put_batch(batch, mesh))
+    np.testing.assert_allclose(state.params["w"], expected, rtol=1e-5)
+    np.testing.assert_allclose(state.ema["w"], 0.75 + 0.25 * expected, rtol=1e-5)
+    assert metrics["distance_to_ema"] == 0
+
+
+def test_losses_are_the_same_on_one_device_and_on_eight():
+    one = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
+    histories = []
+    for mesh in (one, make_mesh()):
+        step, state, _ = setup(mesh=mesh)
+        data, losses = batches(Points(), BATCH, seed=0), []
+        for _ in range(5):
+            state, metrics = step(state, {"f": jnp.zeros(())}, put_batch(next(data), mesh))
+            losses.append(float(metrics["loss"]))
+        histories.append(losses)
+    np.testing.assert_allclose(histories[0], histories[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_learning_rate_warms_up_and_falls_as_its_name_says(schedule):
+    options = Optimizer(learning_rate=1.0, schedule=schedule, warmup_steps=10, clip_norm=1e9)
+    tx = make_optimizer(options, steps=110)
+    state, sizes = tx.init(jnp.ones(1)), []
+    for _ in range(110):
+        # A constant gradient makes every Adam update as long as the learning rate.
+        update, state = tx.update(jnp.ones(1), state, jnp.ones(1))
+        sizes.append(-float(update[0]))
+    assert np.all(np.diff(sizes[:11]) > 0) and sizes[10] == pytest.approx(1, rel=1e-3)
+    middle = {"constant": 1.0, "linear": 0.51, "cosine": 0.51}[schedule]
+    assert sizes[60] == pytest.approx(middle, rel=1e-2)
+    assert sizes[109] == pytest.approx(1.0 if schedule == "constant" else 0.02, abs=0.012)
+
+
+def test_mean_by_bin():
+    means = mean_by_bin(jnp.array([1.0, 3.0, 5.0]), jnp.array([0, 0, 2]), 3, "b")
+    assert means["b0"] == 2 and np.isnan(means["b1"]) and means["b2"] == 5
+
+
+def test_checkpoint_round_trip_keeps_every_bit_and_the_newest(tmp_path):
+    _, state, _ = setup()
+    state = jax.tree.map(lambda a: a + 1, state)
+    with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, state, {"next_index": 7 + step})
+    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["2", "3"]
+    with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
+        restored, position = checkpoints.restore(jax.tree.map(_abstract, state))
+    assert position == {"next_index": 10}
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    assert jax.tree.all(jax.tree.map(lambda a, b: a.sharding == b.sharding, restored, state))
+
+
+def test_checkpoint_of_another_model_names_the_array_and_both_shapes(tmp_path):
+    _, state, mesh = setup()
+    with Checkpoints(tmp_path / "c", keep=1) as checkpoints:
+        checkpoints.save(5, state, {})
+    tx = make_optimizer(Optimizer(), 100)
+    wider = jax.tree.map(_abstract, init_state({"w": jnp.ones(3)}, tx, mesh))
+    with (
+        Checkpoints(tmp_path / "c", keep=1) as checkpoints,
+        pytest.raises(InputError, match=r"w has shape \(2,\), expected \(3,\)"),
+    ):
+        checkpoints.restore(wider)
+
+
+def test_interrupted_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    whole = run_loop(tmp_path / "whole", steps=12)
+    taken = []
+
+    def interrupted_in_step_7(batch, mesh):
+        taken.append(batch)
+        if len(taken) == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        return put_batch(batch, mesh)
+
+    monkeypatch.setattr(loop, "put_batch", interrupted_in_step_7)
+    with pytest.raises(Interrupted, match="step 7 of 12"):
+        run_loop(tmp_path / "parts", steps=12)
+    monkeypatch.undo()
+    parts = run_loop(tmp_path / "parts", steps=12)
+    jax.tree.map(np.testing.assert_array_equal, parts, whole)
+    steps = [row["step"] for row in read_metrics(tmp_path / "parts")]
+    assert steps == [2, 4, 6, 8, 10, 12]
+
+
+def test_metrics_of_a_run_killed_after_its_checkpoint_are_written_once(tmp_path):
+    run_loop(tmp_path, steps=4)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "loss": 0}\n{"step": 8, "lo')
+    run_loop(tmp_path, steps=8)
+    assert [row["step"] for row in read_metrics(tmp_path)] == [2, 4, 6, 8]
+    assert all(row["loss"] > 0 and row["samples_per_second"] > 0 for row in read_metrics(tmp_path))
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def read_metrics(folder):
+    return [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def _abstract(a):
+    return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding)
