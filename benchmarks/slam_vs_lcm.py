@@ -1,4 +1,4 @@
-"""SLAM against LCM on the handwritten digits: one teacher, several seeds each, everything else equal.
+"""SLAM against LCM on the handwritten digits: one teacher, several seeds each.
 
     python benchmarks/slam_vs_lcm.py --runs runs/slam_vs_lcm
 
@@ -67,9 +67,10 @@ def main(argv: list[str] | None = None) -> None:
         ]
         for name, flags in variants.items()
     }
+    python_version = platform.python_version()
     report = {
         "command": " ".join(["python benchmarks/slam_vs_lcm.py", *(argv or sys.argv[1:])]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, Python {platform.python_version()}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, Python {python_version}",
         "runs": results,
     }
     options.out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Handwritten digits on a laptop CPU: train a small teacher, distil it, draw in 1, 2, 4, 8 steps.
 
-    python -m slam_jax.main --config configs/digits.py
+python -m slam_jax.main --config configs/digits.py
 """
 
 from slam_jax.config import default_config
@@ -22,15 +22,15 @@ def get_config():
         norm_num_groups=8,
     )
     teacher.training.update(
-        steps=3000,
+        steps=4000,
         batch_size=64,
-        ema=0.999,
+        ema=0.995,
         checkpoint_every=1000,
         optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup_steps=100),
     )
 
     config.method.update(
-        w=0.5, sigma="linear", conditioning="snr", gamma="paired", gammas_per_subpath=2
+        w=2.0, sigma="linear", conditioning="snr", gamma="paired", gammas_per_subpath=2
     )
     config.training.update(
         steps=1500,

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from slam_jax.checkpoint import Checkpoints
 from slam_jax.config import Training
+from slam_jax.data.batches import BatchIterator
 from slam_jax.sharding import put_batch, replicated
 from slam_jax.train import TrainState
 
@@ -83,7 +83,7 @@ def fit(
     step_fn: Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]],
     state: TrainState,
     frozen: Any,
-    data: grain.DatasetIterator,
+    data: BatchIterator,
     mesh: Mesh,
     training: Training,
     folder: Path,

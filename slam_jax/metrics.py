@@ -1,5 +1,4 @@
-"""How good drawn images are: Frechet distance between Gaussians fitted to images or features, and
-label accuracy."""
+"""How good drawn images are: Frechet distances and label accuracy."""
 
 from dataclasses import dataclass
 
@@ -12,8 +11,10 @@ from threadpoolctl import threadpool_limits
 
 
 def frechet_distance(a: Float[np.ndarray, "N D"], b: Float[np.ndarray, "M D"]) -> float:
-    """|mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)), Heusel et al. 2017 (arXiv
-    1706.08500), eq. 6.
+    """Frechet distance between Gaussians fitted to two sets of images or features.
+
+    |mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)), Heusel et al. 2017 (arXiv
+    1706.08500), equation 6.
 
     Args:
       a, b: one row per example; at least two rows each.
@@ -28,20 +29,19 @@ def frechet_distance(a: Float[np.ndarray, "N D"], b: Float[np.ndarray, "M D"]) -
         )
     a, b = a.astype(np.float64), b.astype(np.float64)
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    # tr (cov_a cov_b)^(1/2) from the symmetric form root_a cov_b root_a, whose eigenvalues are
-    # real.
-    values, vectors = linalg.eigh(np.atleast_2d(cov_a))
+    cov_a, cov_b = np.atleast_2d(cov_a), np.atleast_2d(cov_b)
+    # tr (cov_a cov_b)^(1/2) by the symmetric root_a cov_b root_a, whose eigenvalues are real.
+    values, vectors = linalg.eigh(cov_a)
     root_a = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    cross = np.sqrt(np.maximum(linalg.eigvalsh(root_a @ np.atleast_2d(cov_b) @ root_a), 0)).sum()
-    return float(
-        np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(np.atleast_2d(cov_a + cov_b)) - 2 * cross
-    )
+    cross = np.sqrt(np.maximum(linalg.eigvalsh(root_a @ cov_b @ root_a), 0)).sum()
+    squared_distance = np.sum((a.mean(0) - b.mean(0)) ** 2)
+    # Rounding may take equal sets a hair below zero.
+    return max(float(squared_distance + np.trace(cov_a + cov_b) - 2 * cross), 0.0)
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A small judge of digit images, trained on one part of the data and scored on the part it
-    never saw.
+    """A small judge of digit images, scored on the part of the data that it was not trained on.
 
     Attributes:
       network: the fitted classifier.

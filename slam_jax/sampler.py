@@ -25,31 +25,34 @@ def consistency_timesteps(
     strength: float = 1.0,
     custom: list[int] | None = None,
 ) -> np.ndarray:
-    """Descending timesteps, equation (1), equal to diffusers' LCMScheduler for every n and
-    strength.
+    """Descending timesteps, equation (1); diffusers' LCMScheduler has the same for every n.
 
     Args:
       steps: n, ignored when `custom` gives the timesteps.
       num_ddim_timesteps: M of the distillation.
       num_train_timesteps: N of the teacher.
-      strength: image-to-image: the share of the grid that is used, in (0, 1]; 1 starts from pure
-        noise.
-      custom: timesteps to use instead; strictly descending and on the grid's range.
+      strength: image-to-image: the share of the grid (or of `custom`) that is used, in (0, 1];
+        1 starts from pure noise.
+      custom: timesteps to use instead of the grid's, strictly descending integers.
 
     Raises:
       ValueError: more steps than the grid has points, or impossible values.
     """
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength: {strength} must be in (0, 1]")
     if custom is not None:
-        timesteps = np.asarray(custom, dtype=np.int64)
-        if timesteps.ndim != 1 or not len(timesteps) or np.any(np.diff(timesteps) >= 0):
+        timesteps = np.asarray(custom)
+        integers = timesteps.ndim == 1 and len(timesteps) and timesteps.dtype.kind == "i"
+        if not integers or np.any(np.diff(timesteps) >= 0):
             raise ValueError(f"timesteps: {custom} must be a list of strictly descending integers")
         if timesteps[0] >= num_train_timesteps or timesteps[-1] < 0:
             raise ValueError(
                 f"timesteps: {custom} must lie between 0 and {num_train_timesteps - 1}"
             )
-        return timesteps
-    if not 0 < strength <= 1:
-        raise ValueError(f"strength: {strength} must be in (0, 1]")
+        used = int(len(timesteps) * strength)
+        if used < 1:
+            raise ValueError(f"strength: {strength} leaves none of the {len(timesteps)} timesteps")
+        return timesteps[len(timesteps) - used :]
     grid = distillation_grid(num_train_timesteps, num_ddim_timesteps)[
         : int(num_ddim_timesteps * strength)
     ][::-1]

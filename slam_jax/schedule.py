@@ -27,9 +27,7 @@ SIGMA_DATA = 0.5
 TIMESTEP_SCALING = 10.0
 
 # A zero-terminal-SNR schedule ends at abar = 0, where a sub-path has no length and (2) is 0 / 0.
-# We end at 2^-24, as diffusers' Euler scheduler does: float32 cannot tell 1 - 2^-24 from 1, and
-# everything stays finite. Only the 0 is replaced, by less where the values before it are as small:
-# sigma / alpha must grow to the end.
+# We let it end at 2^-24 instead, as diffusers' Euler scheduler does, and everything stays finite.
 SMALLEST_ALPHA_CUMPROD = 2.0**-24
 
 
@@ -62,9 +60,10 @@ class NoiseSchedule:
                 f"prediction_type: {prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}"
             )
         abar = np.asarray(alphas_cumprod).astype(np.float64)
-        if abar.ndim != 1 or not (np.all(np.diff(abar) < 0) and abar[0] <= 1 and abar[-1] >= 0):
+        if abar.ndim != 1 or not (np.all(np.diff(abar) < 0) and abar[0] < 1 and abar[-1] >= 0):
             raise ValueError(
-                f"alphas_cumprod: expected values falling from 1 to 0, got shape {abar.shape}"
+                "alphas_cumprod: expected a list of values that fall, below 1 and not below 0, got "
+                f"shape {abar.shape} with values from {abar.max():g} to {abar.min():g}"
             )
         if abar[-1] == 0:
             abar[-1] = min(SMALLEST_ALPHA_CUMPROD, np.min(abar[:-1], initial=1) / 2)

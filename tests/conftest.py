@@ -1,4 +1,4 @@
-"""Strict tests: 8 fake CPU devices, no rank promotion, warnings are errors; compiled programs are kept in .cache/."""
+"""Strict tests: 8 fake CPU devices, no rank promotion; compiled programs are kept in .cache/."""
 
 import os
 from pathlib import Path

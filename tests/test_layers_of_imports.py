@@ -36,7 +36,7 @@ LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in 
 OWNERS = {
     "flax": ("models.",),
     "orbax": ("checkpoint",),
-    "grain": ("data.", "loop"),  # loop: for a type annotation
+    "grain": ("data.",),
     "safetensors": ("models.convert",),
     "sklearn": ("data.", "metrics"),
     "PIL": ("pictures",),

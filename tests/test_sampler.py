@@ -27,7 +27,8 @@ def x64():
 
 def diffusers_scheduler(name, prediction_type="epsilon", **options):
     """A torch diffusers scheduler that computes in float64, and our schedule of the same values."""
-    diffusers = pytest.importorskip("diffusers")
+    import diffusers  # slow to import, and only some tests need it
+
     scheduler = getattr(diffusers, name)(
         **SD, prediction_type=prediction_type, clip_sample=False, **options
     )
@@ -56,6 +57,15 @@ def test_timesteps_match_diffusers_for_every_number_of_steps(strength, grid):
     assert matched + refused == 60
 
 
+@pytest.mark.parametrize("strength", [1.0, 0.8, 0.5, 0.25])
+def test_custom_timesteps_match_diffusers(strength):
+    scheduler, _ = diffusers_scheduler("LCMScheduler")
+    custom = [999, 759, 500, 259]
+    scheduler.set_timesteps(timesteps=custom, original_inference_steps=50, strength=strength)
+    actual = consistency_timesteps(4, strength=strength, custom=custom)
+    assert actual.tolist() == scheduler.timesteps.tolist()
+
+
 def test_custom_timesteps():
     assert consistency_timesteps(9, custom=[999, 500, 0]).tolist() == [999, 500, 0]
     assert consistency_timesteps(9, num_train_timesteps=100, custom=[99]).tolist() == [99]
@@ -69,6 +79,8 @@ def test_custom_timesteps():
         (dict(steps=4, strength=0.0), "strength"),
         (dict(steps=4, strength=1.1), "strength"),
         (dict(steps=4, custom=[]), "descending"),
+        (dict(steps=4, custom=[999.7, 499.2]), "integers"),
+        (dict(steps=4, custom=[999, 500], strength=0.4), "strength"),
         (dict(steps=4, custom=[[999]]), "descending"),
         (dict(steps=4, custom=[500, 999]), "descending"),
         (dict(steps=4, custom=[999, 500, 500]), "descending"),

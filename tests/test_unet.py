@@ -101,8 +101,9 @@ class Reference:
 
 @functools.cache
 def reference(name):
-    torch = pytest.importorskip("torch")
-    diffusers = pytest.importorskip("diffusers")
+    import torch
+    import diffusers
+
     torch.set_num_threads(1)  # the maps are tiny, and idle threads spin
     torch.manual_seed(0)
     model = diffusers.UNet2DConditionModel.from_config(CONFIGS[name].to_dict())

@@ -7,6 +7,7 @@ import grain
 import numpy as np
 
 Batch = dict[str, np.ndarray]
+BatchIterator = grain.DatasetIterator  # next, and get_state / set_state of its position
 
 
 class Source(Protocol):
@@ -18,7 +19,7 @@ class Source(Protocol):
         """The examples with these indices, stacked along a new leading axis."""
 
 
-def batches(source: Source, batch_size: int, seed: int) -> grain.DatasetIterator:
+def batches(source: Source, batch_size: int, seed: int) -> BatchIterator:
     """Endless batches, every example once an epoch in an order that (seed, epoch) decides.
 
     Args:

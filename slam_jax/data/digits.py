@@ -47,12 +47,12 @@ def tokenize(labels: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B 2"]:
     Raises:
       ValueError: a label outside 0 .. 10.
     """
-    labels = np.asarray(labels, np.int32)
-    if np.any((labels < 0) | (labels > NULL_LABEL)):
+    labels = np.asarray(labels)
+    if labels.dtype.kind != "i" or np.any((labels < 0) | (labels > NULL_LABEL)):
         raise ValueError(
             f"labels: {labels.tolist()} must be digits 0 to 9 (or {NULL_LABEL} for none)"
         )
-    return np.stack([np.full_like(labels, START_TOKEN), labels], axis=1)
+    return np.stack([np.full_like(labels, START_TOKEN), labels], axis=1).astype(np.int32)
 
 
 def embed_tokens(tokens: Int[Array, "B L"]) -> Float[Array, "B L 12"]:
