@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     runs = options.runs.absolute()
     variants = {
         "SLAM": [],
-        "LCM": ["--config.method.gamma=one", "--config.method.gammas_per_subpath=1"],
+        "LCM": ["--config.method.gamma=one"],
     }
     results = {
         name: [

@@ -43,26 +43,23 @@ LOSSES = ("huber", "l2")
 GAMMA_POLICIES: dict[str, Callable[[Array], Array]] = {
     "uniform": lambda u: u,  # the paper
     "one": lambda u: jnp.ones_like(u),  # LCM
-    "half": lambda u: jnp.minimum(2 * u, 1),  # half of the draws at 1
-    "paired": lambda u: u.at[0].set(1.0),
-    "sqrt": lambda u: jnp.sqrt(u),
-    "paired_sqrt": lambda u: jnp.sqrt(u).at[0].set(1.0),
+    "half": lambda u: jnp.minimum(2 * u, 1),  # half of the draws at 1, half uniform
+    "paired": lambda u: u.at[0].set(1.0),  # the first gamma of each sub-path at 1, the others not
 }
 
 
 @dataclass(frozen=True)
 class Method:
-    """What is distilled, and how. Defaults are the authors' recipe, except where a comment says
-    otherwise."""
+    """What is distilled, and how. The defaults are the authors' recipe."""
 
-    num_ddim_timesteps: int = 50
-    w: float = 8.0
-    solver_substeps: int = 1
-    gamma: str = "uniform"
-    gammas_per_subpath: int = 1
-    sigma: str = "paper"
-    conditioning: str = "embedding"
-    loss: str = "huber"
+    num_ddim_timesteps: int = 50  # M
+    w: float = 8.0  # guidance in LCM form, the usual scale minus 1
+    solver_substeps: int = 1  # p
+    gamma: str = "uniform"  # of GAMMA_POLICIES
+    gammas_per_subpath: int = 1  # they share the teacher's and the target's evaluations
+    sigma: str = "paper"  # or "linear": the noise scale inside a sub-path
+    conditioning: str = "embedding"  # or "snr", "both": what tells the network where it is
+    loss: str = "huber"  # or "l2"
     huber_c: float = 1e-3
 
     def __post_init__(self):
@@ -79,10 +76,20 @@ class Method:
         for option in ("num_ddim_timesteps", "solver_substeps", "gammas_per_subpath"):
             if getattr(self, option) < 1:
                 raise ValueError(f"{option} = {getattr(self, option)}, expected 1 or more")
+        if self.gamma == "paired" and self.gammas_per_subpath < 2:
+            raise ValueError(
+                f"gammas_per_subpath = {self.gammas_per_subpath}, expected 2 or more with "
+                "gamma = 'paired'"
+            )
         if self.w < 0:
             raise ValueError(f"w = {self.w}, expected 0 (no guidance) or more")
         if not self.huber_c > 0:
             raise ValueError(f"huber_c = {self.huber_c}, expected a positive number")
+
+    @property
+    def gamma_count(self) -> int:
+        """G, the gammas drawn for each sub-path; where all would be 1 there is one."""
+        return 1 if self.gamma == "one" else self.gammas_per_subpath
 
 
 class Draws(NamedTuple):
@@ -100,8 +107,7 @@ class Draws(NamedTuple):
 
 
 def draw(key: Array, examples: Int[Array, " B"], shape: tuple[int, ...], method: Method) -> Draws:
-    """Draws for the examples with these global indices: the same on any number of devices, in any
-    batch.
+    """Draws for the examples with these global indices: the same in any batch, on any devices.
 
     Args:
       key: the step's key.
@@ -114,9 +120,7 @@ def draw(key: Array, examples: Int[Array, " B"], shape: tuple[int, ...], method:
         index_key, gamma_key, eps_key = jax.random.split(jax.random.fold_in(key, example), 3)
         return Draws(
             jax.random.randint(index_key, (), 0, method.num_ddim_timesteps),
-            GAMMA_POLICIES[method.gamma](
-                jax.random.uniform(gamma_key, (method.gammas_per_subpath,))
-            ),
+            GAMMA_POLICIES[method.gamma](jax.random.uniform(gamma_key, (method.gamma_count,))),
             jax.random.normal(eps_key, shape),
         )
 

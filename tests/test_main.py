@@ -167,6 +167,7 @@ def test_every_variant_runs(tmp_path, changes):
         ("--config.method.num_ddim_timesteps=30", "config.method.num_ddim_timesteps"),
         ("--config.method.num_ddim_timesteps=0", "config.method.num_ddim_timesteps"),
         ("--config.method.gammas_per_subpath=0", "config.method.gammas_per_subpath = 0"),
+        ("--config.method.gammas_per_subpath=1", "config.method.gammas_per_subpath = 1"),
         ("--config.method.solver_substeps=0", "config.method.solver_substeps = 0"),
         ("--config.evaluation.student_steps=(1,51)", "evaluation.student_steps = 51"),
         ("--config.evaluation.teacher_steps=()", "config.evaluation.teacher_steps"),

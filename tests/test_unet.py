@@ -101,8 +101,8 @@ class Reference:
 
 @functools.cache
 def reference(name):
-    import torch
     import diffusers
+    import torch
 
     torch.set_num_threads(1)  # the maps are tiny, and idle threads spin
     torch.manual_seed(0)

@@ -1,0 +1,84 @@
+"""The commands of the README run as they stand there, made small by overrides."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+]
+PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SMALL = [
+    "--config.teacher.unet.block_out_channels=(8,)",
+    "--config.teacher.training.steps=4",
+    "--config.teacher.training.optimizer.warmup_steps=2",
+    "--config.training.steps=4",
+    "--config.training.sample_every=0",
+    "--config.evaluation.samples=50",
+    "--config.evaluation.teacher_steps=(2,)",
+]
+
+
+def start(arguments, folder):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment.pop("JAX_NUM_CPU_DEVICES", None)
+    done = subprocess.run(
+        arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_every_python_command_in_its_order(tmp_path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    commands = [shlex.split(line) for line in COMMANDS if line.startswith("python -m slam_jax")]
+    assert len(commands) >= 4
+    for _, *arguments in commands:
+        small = SMALL if arguments[1] == "slam_jax.main" else []
+        start([sys.executable, *arguments, *small], tmp_path)
+    assert (tmp_path / "grid.png").exists()
+    assert (tmp_path / "runs/digits/samples/ladder.png").exists()
+    assert (tmp_path / "runs/lcm/export").is_dir()
+    assert (tmp_path / "runs/digits_paper/export").is_dir()
+    assert PYTHON_BLOCKS
+    for block in PYTHON_BLOCKS:
+        start([sys.executable, "-c", block], tmp_path)
+
+
+@pytest.mark.slow
+def test_launcher_and_benchmark(tmp_path):
+    started = [line for line in COMMANDS if line.startswith(("launch/", "python benchmarks/"))]
+    assert len(started) == 2
+    for line in started:
+        program, *arguments = shlex.split(line)
+        if program == "python":
+            (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
+            folders = ["--runs", "runs", "--out", "results", "--seeds", "2", "--"]
+            start([sys.executable, arguments[0], *folders, *SMALL], tmp_path)
+            assert (tmp_path / "results/slam_vs_lcm.md").read_text().count("±") > 20
+        else:
+            start([str(ROOT / program), *arguments, *SMALL, "--workdir", tmp_path / "run"], ROOT)
+            assert (tmp_path / "run/summary.md").exists()
+
+
+def test_make_targets_exist():
+    targets = [line.split()[1] for line in COMMANDS if line.startswith("make ")]
+    assert {"demo", "test", "test-fast", "lint"} <= set(targets)
+    for target in targets:
+        plan = start(["make", "--dry-run", target], ROOT)
+        assert "slam_jax" in plan or "launch/" in plan or "-m" in plan
+
+
+def test_other_commands_are_only_the_installation():
+    known = ("make ", "python -m slam_jax", "python benchmarks/", "launch/", "pip install -r ")
+    assert [line for line in COMMANDS if line and not line.startswith(known)] == []
