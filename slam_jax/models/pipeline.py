@@ -169,26 +169,21 @@ def load_model(folder: str | os.PathLike) -> SavedModel:
       InputError: no folder, an unreadable file, or weights that are not those of the config; names
         the file.
     """
-    folder = Path(folder)
+    config_file, params_file = Path(folder) / CONFIG_FILE, Path(folder) / PARAMS_FILE
+    again = "export the model again"
     try:
-        content = json.loads((folder / CONFIG_FILE).read_text())
-        unet = UNetConfig.from_dict(content["unet"])
-        params = convert.load_params(folder / PARAMS_FILE)
+        content = json.loads(config_file.read_text())
+        unet, scheduler = UNetConfig.from_dict(content["unet"]), content["scheduler"]
+        info, params = content["info"], convert.load_params(params_file)
     except OSError as error:
         raise InputError(
-            f"{error.filename}: no model here; expected {CONFIG_FILE} and {PARAMS_FILE}"
+            f"{error.filename}: cannot be read; a model folder has {CONFIG_FILE} and {PARAMS_FILE}"
         ) from error
     except KeyError as error:
-        raise InputError(
-            f"{folder / CONFIG_FILE}: the key {error} is missing; export the model again"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{folder / CONFIG_FILE}: not a JSON file ({error}); export the model again"
-        ) from error
+        raise InputError(f"{config_file}: the key {error} is missing; {again}") from error
+    except ValueError as error:
+        raise InputError(f"{folder}: {error}; {again}") from error
     expected = functional.abstract_params(UNet2DConditionModel, unet)
     if difference := functional.first_difference(expected, params):
-        raise InputError(
-            f"{folder / PARAMS_FILE}: {difference}; the weights do not belong to {CONFIG_FILE}"
-        )
-    return SavedModel(unet, params, content["scheduler"], content.get("info", {}))
+        raise InputError(f"{params_file}: {difference}; the weights are not those of {CONFIG_FILE}")
+    return SavedModel(unet, params, scheduler, info)
