@@ -110,7 +110,7 @@ def test_finished_teacher_is_not_trained_again(finished, monkeypatch, tmp_path):
         )
 
 
-@pytest.mark.parametrize("stage", ["teacher", "student"])
+@pytest.mark.parametrize("stage", [pytest.param("teacher", marks=pytest.mark.slow), "student"])
 def test_ctrl_c_saves_and_resume_ends_in_the_same_bits(
     finished, tmp_path, stage, monkeypatch, capsys
 ):
@@ -135,6 +135,7 @@ def test_ctrl_c_saves_and_resume_ends_in_the_same_bits(
         jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
