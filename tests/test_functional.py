@@ -1,0 +1,97 @@
+"""Modules as pure functions of nested dicts; weight names and files of these."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from slam_jax.models import convert, functional
+
+
+class Chain(nnx.Module):
+    """Twelve layers in a list: as strings, "10" sorts before "2"."""
+
+    def __init__(self, width, *, rngs):
+        self.links = nnx.List([nnx.Linear(width, width, rngs=rngs) for _ in range(12)])
+
+    def __call__(self, x):
+        for link in self.links:
+            x = link(x)
+        return x
+
+
+def test_lists_longer_than_ten_keep_their_order():
+    params = functional.init(Chain, 3, jax.random.key(0))
+    x = expected = np.ones((1, 3), np.float32)
+    for i in range(12):
+        expected = expected @ np.asarray(params["links"][str(i)]["kernel"])
+    actual = functional.apply_fn(Chain, 3)(params, x)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4)
+
+
+def test_init_depends_on_the_key_alone():
+    a, b, c = (functional.init(Chain, 3, jax.random.key(seed)) for seed in (0, 0, 1))
+    assert functional.first_difference(functional.abstract_params(Chain, 3), a) is None
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    kernel = a["links"]["0"]["kernel"]
+    assert not np.array_equal(kernel, a["links"]["1"]["kernel"])
+    assert not np.array_equal(kernel, c["links"]["0"]["kernel"])
+    wide = functional.init(Chain, 100, jax.random.key(0))["links"]["0"]["kernel"]
+    assert wide.std() == pytest.approx(0.1, rel=0.05)
+
+
+def test_from_torch_reports_missing_extra_and_wrong_shapes():
+    abstract = functional.abstract_params(Chain, 3)
+    state_dict = convert.to_torch(functional.init(Chain, 3, jax.random.key(0)))
+    del state_dict["links.4.bias"]
+    state_dict["position_ids"] = np.zeros(3)
+    params, missing, extra = convert.from_torch(state_dict, abstract)
+    assert missing == ["links.4.bias"] and extra == ["position_ids"]
+    assert params["links"]["4"].keys() == {"kernel"}
+    state_dict["links.7.weight"] = np.zeros((3, 4))
+    with pytest.raises(ValueError, match=r"links.7.weight has shape \(3, 4\), expected \(3, 3\)"):
+        convert.from_torch(state_dict, abstract)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_saved_params_load_unchanged(tmp_path, dtype):
+    params = functional.init(Chain, 3, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: leaf.T.astype(dtype), params)
+    convert.save_params(tmp_path / "params.safetensors", params)
+    loaded = convert.load_params(tmp_path / "params.safetensors")
+    assert functional.first_difference(params, loaded) is None
+    assert functional.first_difference(params, loaded | {"x": 1}) == "x is not expected"
+    assert "links is one array" in functional.first_difference(params, {"links": np.ones(2)})
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype(dtype)}
+
+
+def test_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "params.safetensors"
+    convert.save_params(path, {"a": np.ones(2)})
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        convert.save_params(path, {"a": np.zeros(2)})
+    assert list(tmp_path.iterdir()) == [path]
+    np.testing.assert_array_equal(convert.load_params(path)["a"], np.ones(2))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a safetensors file", "truncated"])
+def test_unreadable_file_is_one_line_that_names_it(tmp_path, content):
+    path = tmp_path / "params.safetensors"
+    if content == "truncated":
+        convert.save_params(path, {"a": np.ones(100)})
+        content = path.read_bytes()[:-50]
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        convert.load_params(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
