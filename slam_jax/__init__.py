@@ -1,2 +1,1 @@
-"""SLAM in JAX: sub-path linear approximation, which distils a diffusion teacher into a few-step
-student."""
+"""SLAM in JAX: distils a diffusion teacher into a student that draws in a few steps."""

@@ -1,5 +1,4 @@
-"""Checkpoints of a run: training state and data position, written together by orbax; the newest
-few are kept."""
+"""Checkpoints of a run: training state and data position, written together by orbax."""
 
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ from slam_jax.models.functional import first_difference
 
 
 class Checkpoints:
-    """The checkpoints in one folder. Saving is asynchronous and atomic; use it as a context
-    manager.
+    """The checkpoints in one folder, a context manager; saving is asynchronous and atomic.
 
     Args:
       folder: made when it is missing.
@@ -43,8 +41,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, data_position: dict[str, Any]) -> None:
-        """Saves a pytree of arrays and a JSON-serialisable position; a step that is there already
-        is left alone."""
+        """Saves a pytree of arrays and a JSON-serialisable position, unless the step is there."""
         if step != self.latest_step:
             self._manager.save(
                 step,
@@ -77,8 +74,7 @@ class Checkpoints:
 
 
 def _named(tree: Any) -> dict[str, Any]:
-    """A pytree as {path: leaf}; orbax describes tuples and dataclasses by other containers than
-    ours."""
+    """A pytree as {path: leaf}: orbax describes tuples and dataclasses by other containers."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
         ".".join(

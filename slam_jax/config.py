@@ -191,8 +191,7 @@ def _freeze(cls: type, values: dict[str, Any], path: str) -> Any:
 
 
 def _typed(value: Any, kind: Any, path: str) -> Any:
-    """`value` as the annotated type: lists become tuples, whole numbers become floats where these
-    are asked for."""
+    """`value` as the annotated type: lists become tuples, and whole numbers floats where asked."""
     if isinstance(value, list):
         value = tuple(value)
     if kind is float and type(value) is int:
@@ -208,14 +207,23 @@ def to_json(config: Any) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2)
 
 
-def first_change(old: dict[str, Any], new: dict[str, Any], path: str = "config") -> str | None:
-    """Names the first option that differs between two configs as nested dicts, with both values;
-    None if none does."""
+def first_change(
+    old: dict[str, Any], new: dict[str, Any], path: str = "config", free: tuple[str, ...] = ()
+) -> str | None:
+    """The first option in which two configs, as nested dicts, differ, in words; None if none.
+
+    Args:
+      old, new: configs as `to_json` writes them.
+      path: their name, for the message.
+      free: paths of options, or groups of them, that may differ.
+    """
     for key in [*old, *(k for k in new if k not in old)]:
         name = f"{path}.{key}"
         a, b = old.get(key), new.get(key)
+        if name in free:
+            continue
         if isinstance(a, dict) and isinstance(b, dict):
-            if change := first_change(a, b, name):
+            if change := first_change(a, b, name, free):
                 return change
         elif a != b:
             return f"{name} is {b!r} here and {a!r} there"

@@ -1,5 +1,4 @@
-"""What a run is judged by: Frechet distances, label accuracy, distance to the teacher, and the
-step-ladder picture."""
+"""The judge of a run: Frechet distances, label accuracy, distance to the teacher, pictures."""
 
 import json
 from pathlib import Path

@@ -1,5 +1,4 @@
-"""The loop around the step: batches in, metrics out, checkpoints, pictures, and a clean stop on
-Ctrl-C."""
+"""The loop around the step: batches, metrics, checkpoints, pictures, and a stop on Ctrl-C."""
 
 import json
 import signal
@@ -26,8 +25,10 @@ class Interrupted(Exception):
 
 
 class MetricWriter:
-    """Scalars into `metrics.jsonl` and TensorBoard. Rows after `step`, of a run that was killed
-    later, are dropped."""
+    """Scalars into metrics.jsonl and TensorBoard.
+
+    Rows after `step`, which a run wrote that was killed after its last checkpoint, are dropped.
+    """
 
     def __init__(self, folder: Path, step: int):
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,8 +62,7 @@ def _step_of(row: str) -> float:
 
 
 class StopRequest:
-    """Turns the first Ctrl-C (or SIGTERM) into a flag that the loop reads; the second one stops at
-    once."""
+    """The first Ctrl-C or SIGTERM becomes a flag that the loop reads; the second stops at once."""
 
     def __enter__(self) -> "StopRequest":
         self.asked = False
@@ -160,8 +160,7 @@ def fit(
 
 
 def _means(rows: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    """Mean of each metric over the steps since the last log, ignoring bins that were empty in a
-    step."""
+    """Mean of each metric over the steps since the last log, without the bins that were empty."""
     means = {}
     for name in rows[0]:
         values = np.array([row[name] for row in rows], np.float64)

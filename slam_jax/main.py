@@ -28,6 +28,17 @@ from slam_jax.sharding import make_mesh
 from slam_jax.teacher import train_teacher
 
 CONFIG_FILE = "config.json"
+# What may change when a run goes on: nothing that its weights depend on.
+FREE_ON_RESUME = (
+    "config.mesh",
+    "config.evaluation",
+    "config.teacher.path",
+    *(
+        f"config.{training}.{option}"
+        for training in ("training", "teacher.training")
+        for option in ("log_every", "sample_every", "checkpoint_every", "keep_checkpoints")
+    ),
+)
 
 
 def parse(argv: list[str]) -> tuple[Config, Path, bool]:
@@ -72,28 +83,29 @@ def claim_workdir(workdir: Path, config: Config, resume: bool) -> None:
     """Makes the workdir and records the config in it.
 
     Raises:
-      InputError: it holds a run already and `resume` is not asked for, or the run of another
-        config.
+      InputError: it holds a run and `resume` is not asked for, or another config's run, or
+        something that is no run.
     """
-    record = workdir / CONFIG_FILE
-    text = to_json(config)
+    record, text = workdir / CONFIG_FILE, to_json(config)
     if record.exists():
-        if change := first_change(json.loads(record.read_text()), json.loads(text)):
+        try:
+            recorded = json.loads(record.read_text())
+        except json.JSONDecodeError as error:
+            raise InputError(f"{record}: damaged ({error}); choose another --workdir") from error
+        if change := first_change(recorded, json.loads(text), free=FREE_ON_RESUME):
             raise InputError(
-                f"{workdir}: holds the run of another config: {change}; choose another --workdir"
+                f"{workdir}: holds another config's run: {change}; choose another --workdir"
             )
         if not resume:
             raise InputError(
-                f"{workdir}: holds a run of this config; add --resume to go on, or choose another "
-                f"--workdir"
+                f"{workdir}: holds a run; add --resume to go on, or choose another --workdir"
             )
-        return
-    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-        raise InputError(
-            f"{workdir}: exists and holds no run; choose another --workdir or empty it"
-        )
+    elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise InputError(f"{workdir}: holds no run, but is not empty; choose another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
-    record.write_text(text + "\n")
+    unfinished = record.with_suffix(".tmp")
+    unfinished.write_text(text + "\n")
+    unfinished.replace(record)
 
 
 def build(config: Config) -> tuple[Mesh, Pipeline]:

@@ -1,5 +1,4 @@
-"""Start-up: a CPU flag that keeps XLA correct, and a numeric probe that refuses a backend which
-computes wrongly.
+"""Start-up: a flag that keeps XLA correct on CPU, and a probe of whatever backend there is.
 
 jaxlib 0.10.2 and 0.11.0 miscompile some small reductions on CPU through the "ynn" fusions (jax
 issue 39103). An empty `--xla_cpu_experimental_ynn_fusion_type=` turns these off. An unknown XLA
@@ -37,8 +36,7 @@ def start() -> None:
 
 
 def probe(run: Callable = jax.jit) -> None:
-    """Computes a reduction, a convolution and an attention on the backend and compares them with
-    numpy.
+    """Compares a reduction, a convolution and an attention on the backend with numpy.
 
     Args:
       run: how a function is compiled; tests pass a broken one.
@@ -93,8 +91,7 @@ def _runs_on_cpu() -> bool:
 
 
 def _jaxlib_knows(flag: str) -> bool:
-    """Whether a shared library of jaxlib has the flag's name in it; importing nothing, parsing
-    nothing."""
+    """Whether a shared library of jaxlib has the flag's name in it; nothing is imported."""
     folder = Path(importlib.util.find_spec("jaxlib").origin).parent
     for library in sorted(folder.glob("*.so*"), key=lambda p: -p.stat().st_size)[:2]:
         with (

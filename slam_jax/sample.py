@@ -63,8 +63,7 @@ def student_sampler(pipeline: Pipeline, unet: UNetConfig, num_ddim_timesteps: in
 
 
 def teacher_sampler(pipeline: Pipeline, w: float) -> Sampler:
-    """A sampler for the teacher, by DDIM with guidance w, from the same noise as the student's for
-    equal seeds."""
+    """A DDIM sampler for the teacher; equal seeds give it the same noise as the student."""
     network = teacher_network(pipeline.unet)
 
     @partial(jax.jit, static_argnames="steps")
@@ -99,15 +98,13 @@ def run(arguments: argparse.Namespace) -> Path:
     folder = arguments.workdir / "export"
     if not folder.is_dir():
         raise InputError(
-            f"{folder}: no student here; finish the run with slam_jax.main --resume, or fix "
-            f"--workdir"
+            f"{folder}: no student here; finish the run with slam_jax.main, or change --workdir"
         )
     student = load_model(folder)
     method = student.info["method"]
     if not 1 <= arguments.steps <= method["num_ddim_timesteps"]:
         raise InputError(
-            f"--steps {arguments.steps}: this student draws in 1 to {method['num_ddim_timesteps']} "
-            f"steps"
+            f"--steps {arguments.steps}: expected 1 to {method['num_ddim_timesteps']} steps"
         )
     runtime.probe()
     pipeline = digits_pipeline(student.unet, student.scheduler["prediction_type"])

@@ -83,8 +83,7 @@ def ddim_timesteps(steps: int, num_train_timesteps: int = 1000) -> np.ndarray:
 def gaussian(
     key: Array, examples: Int[Array, " B"], shape: tuple[int, ...]
 ) -> Float[Array, "B ..."]:
-    """Standard normal noise, [B, *shape]: row i depends on (key, examples[i]) only, not on the
-    batch it is drawn in."""
+    """Standard normal noise, [B, *shape]; row i depends on (key, examples[i]) only."""
     return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(examples)
 
 
@@ -97,8 +96,7 @@ def sample_consistency(
     key: Array,
     examples: Int[Array, " B"],
 ) -> Float[Array, "B H W C"]:
-    """Draws latents with the student, equation (2); gamma is 1 throughout, which is what the
-    student was trained for.
+    """Draws latents with the student at gamma = 1, equation (2).
 
     Args:
       student: the network.

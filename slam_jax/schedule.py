@@ -123,8 +123,7 @@ def _zero_terminal_snr(abar: np.ndarray) -> np.ndarray:
 
 
 def per_example(values: Float[Array, " B"], like: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
-    """Gives one value per example trailing axes of size 1, so that it scales `like` without rank
-    promotion."""
+    """Gives one value per example trailing axes of size 1, so that it broadcasts to `like`."""
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
 
@@ -135,8 +134,7 @@ def to_x0_and_eps(
     sigma: Float[Array, " B"],
     prediction_type: str,
 ) -> tuple[Float[Array, "B H W C"], Float[Array, "B H W C"]]:
-    """Reads a network output as (x0, eps), equation (2). Teacher, solver, student and sampler all
-    use this function.
+    """Reads a network output as (x0, eps), equation (2); everything here reads it so.
 
     Args:
       output: what the network returned for `x`.
@@ -163,16 +161,14 @@ def add_noise(
     alpha: Float[Array, " B"],
     sigma: Float[Array, " B"],
 ) -> Float[Array, "B H W C"]:
-    """alpha x0 + sigma eps, equation (1): the forward process, and also the second half of a DDIM
-    step."""
+    """alpha x0 + sigma eps, equation (1); also the second half of a DDIM step."""
     return per_example(alpha, x0) * x0 + per_example(sigma, x0) * eps
 
 
 def boundary_scalings(
     t: Int[Array, " B"], dtype: Any = jnp.float32
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """c_skip and c_out at integer timesteps, equation (3): the consistency function is the
-    identity at t = 0."""
+    """c_skip and c_out at integer timesteps, equation (3); they are 1 and 0 at t = 0."""
     scaled = TIMESTEP_SCALING * jnp.asarray(t, dtype)
     squared = scaled**2 + SIGMA_DATA**2
     return SIGMA_DATA**2 / squared, scaled / jnp.sqrt(squared)
@@ -184,21 +180,17 @@ def distillation_grid(num_train_timesteps: int, num_ddim_timesteps: int) -> np.n
     Raises:
       ValueError: M is not between 1 and N, or does not divide N.
     """
-    if (
-        not 1 <= num_ddim_timesteps <= num_train_timesteps
-        or num_train_timesteps % num_ddim_timesteps
-    ):
+    if num_ddim_timesteps < 1 or num_train_timesteps % num_ddim_timesteps:
         raise ValueError(
-            f"num_ddim_timesteps: {num_ddim_timesteps} must divide the {num_train_timesteps} "
-            f"training timesteps"
+            f"num_ddim_timesteps = {num_ddim_timesteps}, expected a divisor of the "
+            f"{num_train_timesteps} training timesteps"
         )
     skip = num_train_timesteps // num_ddim_timesteps
     return np.arange(1, num_ddim_timesteps + 1) * skip - 1
 
 
 def gamma_embedding(gamma: Float[Array, " B"], dim: int) -> Float[Array, "B {dim}"]:
-    """Sinusoidal embedding of gamma, equation (5); gamma = 1 is what stock diffusers sends at
-    guidance_scale 1.
+    """Sinusoidal embedding of gamma, equation (5); 1 is what diffusers sends at guidance_scale 1.
 
     Raises:
       ValueError: dim is odd or below 4.

@@ -72,8 +72,7 @@ def ddim_solve(
     w: float,
     substeps: int = 1,
 ) -> Float[Array, "B H W C"]:
-    """x_e: the end of the sub-path that starts in x_s, by `substeps` DDIM steps, equations (2) and
-    (3).
+    """x_e, the end of the sub-path that starts in x_s, by DDIM steps, equations (2) and (3).
 
     Args:
       x_s: noisy latents at s.

@@ -1,5 +1,4 @@
-"""The digits teacher: a class-conditional diffusion model trained with the plain denoising loss,
-once."""
+"""The digits teacher: a class-conditional diffusion model, trained once."""
 
 import dataclasses
 import json
@@ -41,8 +40,7 @@ TIME_BINS = 4
 
 
 def denoising_loss(pipeline: Pipeline, label_dropout: float) -> Loss:
-    """Mean squared error of the network's output (Ho et al. 2020, eq. 14); some examples lose
-    their label.
+    """Mean squared error of the output (Ho et al. 2020, eq. 14); some examples lose their label.
 
     The regression target is eps, v = alpha eps - sigma x_0, or x_0, as the pipeline's prediction
     type says.
@@ -91,10 +89,7 @@ def train_teacher(pipeline: Pipeline, options: Teacher, folder: Path, mesh: Mesh
     if (folder / CONFIG_FILE).exists():
         model = load_model(folder)
         if change := first_change(model.info, made_by, "config.teacher"):
-            raise InputError(
-                f"{folder}: this teacher was made otherwise: {change}; set config.teacher.path "
-                f"elsewhere"
-            )
+            raise InputError(f"{folder}: made otherwise: {change}; change config.teacher.path")
         return model
     training = options.training
     tx = make_optimizer(training.optimizer, training.steps)

@@ -214,6 +214,18 @@ def test_workdir_of_another_run_is_refused(finished, change, message):
     assert message in str(exit_.value)
 
 
+def test_options_that_change_no_weights_may_change_when_a_run_goes_on(finished, capsys):
+    launch(finished, "--resume", "--config.evaluation.samples=20", "--config.mesh.data=8")
+    assert "| student |" in capsys.readouterr().out
+    assert json.loads((finished / "config.json").read_text())["evaluation"]["samples"] == 20
+
+
+def test_damaged_record_of_a_workdir_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(SystemExit, match=r"config.json: damaged"):
+        launch(tmp_path, "--resume")
+
+
 def test_folder_that_holds_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(SystemExit, match="holds no run"):

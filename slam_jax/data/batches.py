@@ -1,5 +1,4 @@
-"""The one batch pipeline: seeded global shuffle each epoch, forever, with a position that a
-checkpoint can hold."""
+"""The batch pipeline: a seeded shuffle each epoch, forever, with a position to save."""
 
 from typing import Protocol
 

@@ -1,5 +1,4 @@
-"""scikit-learn's bundled handwritten digits: 1,797 real 8x8 images (UCI optical recognition of
-handwritten digits).
+"""scikit-learn's bundled handwritten digits (UCI): 1,797 real 8x8 images.
 
 An image becomes a 4x4x4 "latent" by space-to-depth, and its label becomes two one-hot tokens,
 [start, digit]: the text-free stand-ins for Stable Diffusion's autoencoder and text encoder. They

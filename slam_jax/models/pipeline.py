@@ -36,8 +36,7 @@ PARAMS_FILE, CONFIG_FILE = "flax_params.safetensors", "config.json"
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What training and sampling need beside the UNet's weights. The digits' parts have no weights
-    of their own.
+    """What training and sampling need beside the UNet's weights.
 
     Attributes:
       unet: the teacher's configuration.
@@ -102,8 +101,7 @@ def teacher_network(config: UNetConfig) -> Callable[[Any], Denoiser]:
 
 
 def student_network(config: UNetConfig) -> Callable[[Any], Student]:
-    """params -> the student as a function of (x, t, context, gamma); gamma enters where the config
-    has a place for it."""
+    """params -> the student as a function of (x, t, context, gamma)."""
     apply = functional.apply_fn(UNet2DConditionModel, config)
 
     def bind(params):
@@ -126,8 +124,7 @@ def student_config(teacher: UNetConfig, conditioning: str) -> UNetConfig:
 
 
 def student_params(teacher_params: dict[str, Any], config: UNetConfig) -> dict[str, Any]:
-    """The student before its first step: a copy of the teacher, and a gamma projection of zeros
-    where it has one."""
+    """The student at step 0: the teacher's weights, and zeros for a gamma projection."""
     params = jax.tree.map(jnp.array, teacher_params)
     if config.time_cond_proj_dim is not None:
         shape = (config.time_cond_proj_dim, config.block_out_channels[0])
