@@ -18,6 +18,17 @@ from slam_jax.loss import Method
 from slam_jax.models.unet import UNetConfig
 from slam_jax.schedule import PREDICTION_TYPES
 
+# What may change when a run goes on: nothing that its weights depend on.
+FREE = (
+    "config.mesh",
+    "config.evaluation",
+    "config.teacher.path",
+    *(
+        f"config.{training}.{option}"
+        for training in ("training", "teacher.training")
+        for option in ("log_every", "sample_every", "checkpoint_every", "keep_checkpoints")
+    ),
+)
 LEARNING_RATE_SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -207,23 +218,20 @@ def to_json(config: Any) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2)
 
 
-def first_change(
-    old: dict[str, Any], new: dict[str, Any], path: str = "config", free: tuple[str, ...] = ()
-) -> str | None:
-    """The first option in which two configs, as nested dicts, differ, in words; None if none.
+def first_change(old: dict[str, Any], new: dict[str, Any], path: str = "config") -> str | None:
+    """The first option that matters to a run's weights and differs, in words; None if none.
 
     Args:
-      old, new: configs as `to_json` writes them.
-      path: their name, for the message.
-      free: paths of options, or groups of them, that may differ.
+      old, new: configs, or the same part of two, as nested dicts that went through JSON.
+      path: where they are in a config.
     """
     for key in [*old, *(k for k in new if k not in old)]:
         name = f"{path}.{key}"
         a, b = old.get(key), new.get(key)
-        if name in free:
+        if name in FREE:
             continue
         if isinstance(a, dict) and isinstance(b, dict):
-            if change := first_change(a, b, name, free):
+            if change := first_change(a, b, name):
                 return change
         elif a != b:
             return f"{name} is {b!r} here and {a!r} there"

@@ -28,17 +28,6 @@ from slam_jax.sharding import make_mesh
 from slam_jax.teacher import train_teacher
 
 CONFIG_FILE = "config.json"
-# What may change when a run goes on: nothing that its weights depend on.
-FREE_ON_RESUME = (
-    "config.mesh",
-    "config.evaluation",
-    "config.teacher.path",
-    *(
-        f"config.{training}.{option}"
-        for training in ("training", "teacher.training")
-        for option in ("log_every", "sample_every", "checkpoint_every", "keep_checkpoints")
-    ),
-)
 
 
 def parse(argv: list[str]) -> tuple[Config, Path, bool]:
@@ -92,7 +81,7 @@ def claim_workdir(workdir: Path, config: Config, resume: bool) -> None:
             recorded = json.loads(record.read_text())
         except json.JSONDecodeError as error:
             raise InputError(f"{record}: damaged ({error}); choose another --workdir") from error
-        if change := first_change(recorded, json.loads(text), free=FREE_ON_RESUME):
+        if change := first_change(recorded, json.loads(text)):
             raise InputError(
                 f"{workdir}: holds another config's run: {change}; choose another --workdir"
             )

@@ -1,6 +1,5 @@
 """The digits teacher: a class-conditional diffusion model, trained once."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from slam_jax.config import Teacher, first_change
+from slam_jax.config import Teacher, first_change, to_json
 from slam_jax.data import digits
 from slam_jax.data.batches import batches
 from slam_jax.errors import InputError
@@ -84,8 +83,7 @@ def train_teacher(pipeline: Pipeline, options: Teacher, folder: Path, mesh: Mesh
       InputError: the folder's teacher was made with other options.
       Interrupted: Ctrl-C; run again to go on.
     """
-    # Through JSON, as the recorded options went, so that tuples and lists compare alike.
-    made_by = json.loads(json.dumps({**dataclasses.asdict(options), "path": ""}))
+    made_by = json.loads(to_json(options))  # tuples become lists, as in the record
     if (folder / CONFIG_FILE).exists():
         model = load_model(folder)
         if change := first_change(model.info, made_by, "config.teacher"):
