@@ -50,24 +50,26 @@ class Checkpoints:
                 ),
             )
 
-    def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
-        """The newest state, placed as the shardings of `abstract_state` say, and the data position.
+    def restore(self, like: Any) -> tuple[Any, dict[str, Any]]:
+        """The newest state, placed on devices as the state `like` is, and the data position.
 
         Raises:
-          InputError: the arrays in the checkpoint are not those of `abstract_state`; names the
-            first one.
+          InputError: the arrays in the checkpoint are not those of `like`; names the first one.
         """
         step = self.latest_step
         saved = self._manager.item_metadata(step).state
-        if difference := first_difference(_named(abstract_state), _named(saved)):
+        if difference := first_difference(_named(like), _named(saved)):
             raise InputError(
                 f"{self._folder}/{step}: {difference}; go on with the model that made this "
                 "checkpoint, or choose another workdir"
             )
+        abstract = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like
+        )
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore()
+                state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
             ),
         )
         return restored.state, restored.data

@@ -3,7 +3,8 @@
 import json
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +25,50 @@ class Interrupted(Exception):
     """The run was asked to stop; everything up to the step named is saved."""
 
 
-class MetricWriter:
-    """Scalars into metrics.jsonl and TensorBoard.
+class MetricLog:
+    """Means of the metrics since the last row, into metrics.jsonl and TensorBoard.
 
     Rows after `step`, which a run wrote that was killed after its last checkpoint, are dropped.
     """
 
-    def __init__(self, folder: Path, step: int):
+    def __init__(self, folder: Path, step: int, batch_size: int):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
         rows = path.read_text().splitlines() if path.exists() else []
-        kept = [row for row in rows if _step_of(row) <= step]
-        path.write_text("".join(row + "\n" for row in kept))
+        path.write_text("".join(row + "\n" for row in rows if _step_of(row) <= step))
         self._file = path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._batch_size, self._rows = batch_size, []
+        self._started = time.perf_counter()
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        # An empty bin's mean is NaN, which JSON has no word for.
-        row = {"step": step} | {
-            name: None if np.isnan(value) else value for name, value in values.items()
-        }
-        self._file.write(json.dumps(row) + "\n")
+    def add(self, metrics: dict[str, jax.Array]) -> None:
+        """Keeps a step's metrics on the device; nothing waits for them."""
+        self._rows.append(metrics)
+
+    def write(self, step: int) -> dict[str, float]:
+        """Writes and returns the means; a bin that stayed empty has none."""
+        rows = jax.device_get(self._rows)
+        seconds = time.perf_counter() - self._started
+        values = {"samples_per_second": len(rows) * self._batch_size / seconds}
+        for name in rows[0]:
+            column = np.array([row[name] for row in rows], np.float64)
+            if name != "loss":
+                column = column[~np.isnan(column)]
+            if len(column):
+                values[name] = float(column.mean())
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+        self._rows, self._started = [], time.perf_counter()
+        return values
+
+    @contextmanager
+    def clock_stopped(self) -> Iterator[None]:
+        """What happens inside does not count as training time."""
+        stopped = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - stopped
 
     def close(self) -> None:
         self._file.close()
@@ -108,62 +129,35 @@ def fit(
       Interrupted: Ctrl-C or SIGTERM came; the state is saved.
     """
     frozen = jax.device_put(frozen, replicated(mesh))
-    with (
-        Checkpoints(folder / "checkpoints", training.keep_checkpoints) as checkpoints,
-        StopRequest() as stop,
-    ):
+    checkpoints = Checkpoints(folder / "checkpoints", training.keep_checkpoints)
+    with checkpoints, StopRequest() as stop:
         first = 0
         if checkpoints.latest_step is not None:
-            placed = jax.tree.map(
-                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state
-            )
-            state, position = checkpoints.restore(placed)
+            state, position = checkpoints.restore(state)
             data.set_state(position)
             first = int(state.step)
-        writer = MetricWriter(folder, first)
-        pending, since = [], time.perf_counter()
-        bar = tqdm(
-            range(first, training.steps),
-            name,
-            training.steps,
-            initial=first,
-            unit="step",
-            mininterval=1,
-        )
-        for step in (index + 1 for index in bar):
-            state, metrics = step_fn(state, frozen, put_batch(next(data), mesh))
-            pending.append(metrics)
-            last = step == training.steps
-            if step % training.log_every == 0 or last:
-                values = _means(jax.device_get(pending))
-                seconds, since = time.perf_counter() - since, time.perf_counter()
-                values["samples_per_second"] = len(pending) * training.batch_size / seconds
-                pending = []
-                writer.write(step, values)
-                bar.set_postfix(
-                    loss=f"{values['loss']:.4f}",
-                    samples_per_s=f"{values['samples_per_second']:.0f}",
-                    refresh=False,
-                )
-            if step % training.checkpoint_every == 0 or last or stop.asked:
-                checkpoints.save(step, state, data.get_state())
-            if draw_samples and training.sample_every and step % training.sample_every == 0:
-                draw_samples(state, step)
-            if stop.asked and not last:
-                bar.close()
-                writer.close()
-                raise Interrupted(
-                    f"stopped at step {step} of {training.steps} ({name}); it is saved"
-                )
-        writer.close()
+        with (
+            closing(MetricLog(folder, first, training.batch_size)) as log,
+            tqdm(desc=name, total=training.steps, initial=first, unit="step", mininterval=1) as bar,
+        ):
+            for step in range(first + 1, training.steps + 1):
+                state, metrics = step_fn(state, frozen, put_batch(next(data), mesh))
+                log.add(metrics)
+                bar.update()
+                last = step == training.steps
+                if step % training.log_every == 0 or last:
+                    values = log.write(step)
+                    bar.set_postfix_str(
+                        "loss {loss:.4f}, {samples_per_second:.0f} samples/s".format(**values),
+                        False,
+                    )
+                if step % training.checkpoint_every == 0 or last or stop.asked:
+                    checkpoints.save(step, state, data.get_state())
+                if stop.asked:
+                    raise Interrupted(
+                        f"stopped at step {step} of {training.steps} ({name}), and saved"
+                    )
+                if draw_samples and training.sample_every and step % training.sample_every == 0:
+                    with log.clock_stopped():
+                        draw_samples(state, step)
     return state
-
-
-def _means(rows: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    """Mean of each metric over the steps since the last log, without the bins that were empty."""
-    means = {}
-    for name in rows[0]:
-        values = np.array([row[name] for row in rows], np.float64)
-        finite = values[~np.isnan(values)]
-        means[name] = float(finite.mean()) if len(finite) else float("nan")
-    return means

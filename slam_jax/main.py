@@ -6,6 +6,7 @@ python -m slam_jax.main --config configs/digits.py [--config.method.gamma=one] [
 
 import json
 import resource
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -172,11 +173,11 @@ def main(argv: list[str] | None = None) -> None:
         rows = run(config, workdir, resume)
     except (InputError, BackendError) as error:
         sys.exit(f"error: {error}")
-    except Interrupted as stop:
-        again = " ".join(
-            ["python -m slam_jax.main", *argv, *["--resume"] * ("--resume" not in argv)]
-        )
-        print(f"\n{stop}. To go on:\n  {again}", file=sys.stderr)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        resume = [] if "--resume" in argv else ["--resume"]
+        again = shlex.join(["python", "-m", "slam_jax.main", *argv, *resume])
+        what = str(stop) or "interrupted; the training is saved up to its last checkpoint"
+        print(f"\n{what}. To go on:\n  {again}", file=sys.stderr)
         sys.exit(130)
     print(f"\n{to_markdown(rows)}\npictures: {workdir / 'samples'}\nstudent:  {workdir / 'export'}")
 

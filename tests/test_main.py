@@ -62,7 +62,7 @@ def test_run_leaves_pictures_report_export_and_metrics(finished):
     assert (finished / "summary.md").read_text().count("| student |") == 2
     metrics = [json.loads(row) for row in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in metrics] == [2, 4, 6]
-    assert {"loss", "grad_norm", "samples_per_second", "loss_t3", "loss_gamma3"} <= set(metrics[0])
+    assert {"loss", "grad_norm", "samples_per_second", "loss_gamma3"} <= set(metrics[0])
 
 
 def test_exported_student_loads_with_one_call_and_draws(finished, tmp_path):
