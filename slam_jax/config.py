@@ -29,6 +29,7 @@ FREE = (
         for option in ("log_every", "sample_every", "checkpoint_every", "keep_checkpoints")
     ),
 )
+SEEDS = 2**31
 LEARNING_RATE_SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -102,7 +103,7 @@ class Teacher:
     training: Training = field(default_factory=Training)
 
     def __post_init__(self):
-        check(self.seed >= 0, "seed", self.seed, "0 or more")
+        check(0 <= self.seed < SEEDS, "seed", self.seed, f"0 to {SEEDS - 1}")
         check(
             self.prediction_type in PREDICTION_TYPES,
             "prediction_type",
@@ -112,6 +113,11 @@ class Teacher:
         check(
             0 <= self.label_dropout < 1, "label_dropout", self.label_dropout, "a number in [0, 1)"
         )
+        for name in ("time_cond_proj_dim", "addition_embed_type"):
+            given = getattr(self.unet, name)
+            check(given is None, f"unet.{name}", given, "None: the digits have no such input")
+        shown = self.training.sample_every
+        check(shown == 0, "training.sample_every", shown, "0: a teacher has no step ladder")
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,8 @@ class Evaluation:
         check(self.samples >= 2, "samples", self.samples, "2 or more")
         for name in ("student_steps", "teacher_steps"):
             steps = getattr(self, name)
-            check(len(steps) > 0 and min(steps) >= 1, name, steps, "step counts of 1 or more")
+            whole = isinstance(steps, tuple) and all(type(n) is int and n >= 1 for n in steps)
+            check(whole and len(steps) > 0, name, steps, "one or more whole numbers above 0")
 
 
 @dataclass(frozen=True)
@@ -154,7 +161,14 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self):
-        check(self.seed >= 0, "seed", self.seed, "0 or more")
+        check(0 <= self.seed < SEEDS, "seed", self.seed, f"0 to {SEEDS - 1}")
+        check(self.name.isidentifier(), "name", self.name, "letters, digits and underscores")
+        check(
+            self.method.w == 0 or self.teacher.label_dropout > 0,
+            "teacher.label_dropout",
+            self.teacher.label_dropout,
+            "more than 0, which guidance (method.w) needs",
+        )
         grid = self.method.num_ddim_timesteps
         for steps in self.evaluation.student_steps:
             check(

@@ -45,7 +45,7 @@ def distillation_loss(pipeline: Pipeline, method: Method) -> Loss:
 
     def loss(params: Params, ema: Params, frozen: Any, batch: Batch, examples, key):
         draws = draw(key, examples, pipeline.latent_shape, method)
-        context, null_context = pipeline.contexts(batch["tokens"])
+        context, null_context = pipeline.contexts(batch["tokens"], method.w)
         losses = slam_loss(
             student(params),
             student(ema),

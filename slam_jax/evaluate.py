@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from slam_jax import pictures
 from slam_jax.config import Evaluation
 from slam_jax.data import digits
+from slam_jax.files import write_whole
 from slam_jax.metrics import Classifier, frechet_distance
 from slam_jax.sample import Sampler
 from slam_jax.train import Params
@@ -48,12 +48,12 @@ class Judge:
         most = max(self._options.teacher_steps)
         if self._teacher_row is None:
             self._teacher_row = np.asarray(
-                self._draw_teacher(self._teacher, tokens, self._seed, steps=most)
+                self._draw_teacher(self._teacher, tokens, self._seed, 0, steps=most)
             )
         rows = {f"teacher, {most}": self._teacher_row}
         for steps in self._options.student_steps:
             rows[f"student, {steps}"] = np.asarray(
-                self._draw_student(student, tokens, self._seed, steps=steps)
+                self._draw_student(student, tokens, self._seed, 0, steps=steps)
             )
         pictures.save(
             pictures.grid({name: row[:LADDER_COLUMNS] for name, row in rows.items()}), path
@@ -63,36 +63,37 @@ class Judge:
         """One row of metrics for each step count of the teacher and of the student."""
         images, labels = digits.load()
         classifier = Classifier.fit(images, labels)
-        reference = self._draw(self._draw_teacher, self._teacher, max(self._options.teacher_steps))
-        rows = []
-        for model, draw, params, counts in (
-            ("teacher", self._draw_teacher, self._teacher, self._options.teacher_steps),
-            ("student", self._draw_student, student, self._options.student_steps),
-        ):
-            for steps in counts:
-                drawn = self._draw(draw, params, steps)
-                rows.append(
-                    {
-                        "model": model,
-                        "steps": steps,
-                        "fd_pixels": frechet_distance(_flat(drawn), _flat(images)),
-                        "fd_features": frechet_distance(
-                            classifier.features(drawn), classifier.features(images)
-                        ),
-                        "label_accuracy": classifier.label_accuracy(drawn, self._labels),
-                        "fd_to_teacher": frechet_distance(_flat(drawn), _flat(reference)),
-                        "rmse_to_teacher": float(np.sqrt(np.mean((drawn - reference) ** 2))),
-                    }
-                )
-        return rows
+        models = {
+            "teacher": (self._draw_teacher, self._teacher, self._options.teacher_steps),
+            "student": (self._draw_student, student, self._options.student_steps),
+        }
+        drawn = {
+            (model, steps): self._draw(draw, params, steps)
+            for model, (draw, params, counts) in models.items()
+            for steps in counts
+        }
+        reference = drawn["teacher", max(self._options.teacher_steps)]
+        return [
+            {
+                "model": model,
+                "steps": steps,
+                "fd_pixels": frechet_distance(_flat(x), _flat(images)),
+                "fd_features": frechet_distance(
+                    classifier.features(x), classifier.features(images)
+                ),
+                "label_accuracy": classifier.label_accuracy(x, self._labels),
+                "fd_to_teacher": frechet_distance(_flat(x), _flat(reference)),
+                "rmse_to_teacher": float(np.sqrt(np.mean((x - reference) ** 2))),
+            }
+            for (model, steps), x in drawn.items()
+        ]
 
     def _draw(self, draw: Sampler, params: Params, steps: int) -> np.ndarray:
-        """`options.samples` images, in batches that each have a seed of their own."""
+        """`options.samples` images, a batch at a time; none shares its noise with the ladder."""
         drawn = []
-        for number, first in enumerate(range(0, len(self._labels), BATCH)):
-            labels = np.resize(self._labels[first : first + BATCH], BATCH)
-            seed = self._seed + 1 + number
-            drawn.append(jax.device_get(draw(params, digits.tokenize(labels), seed, steps=steps)))
+        for start in range(0, len(self._labels), BATCH):
+            tokens = digits.tokenize(np.resize(self._labels[start : start + BATCH], BATCH))
+            drawn.append(np.asarray(draw(params, tokens, self._seed, BATCH + start, steps=steps)))
         return np.concatenate(drawn)[: len(self._labels)]
 
 
@@ -115,10 +116,11 @@ def to_markdown(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         numbers = [f"{value:.3f}" for value in list(row.values())[2:]]
         lines.append([row["model"], str(row["steps"]), *numbers])
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def write_report(workdir: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
-    """Writes summary.json (facts and rows) and summary.md (the table) into the workdir."""
-    (workdir / "summary.json").write_text(json.dumps({**facts, "results": rows}, indent=2) + "\n")
-    (workdir / "summary.md").write_text(to_markdown(rows))
+    """Writes the table as summary.md, then facts and rows as summary.json, each whole or not."""
+    content = json.dumps({**facts, "results": rows}, indent=2)
+    for name, text in (("summary.md", to_markdown(rows)), ("summary.json", content)):
+        write_whole(workdir / name, text)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from slam_jax.checkpoint import Checkpoints
 from slam_jax.config import Training
 from slam_jax.data.batches import BatchIterator
+from slam_jax.errors import InputError
 from slam_jax.sharding import put_batch, replicated
 from slam_jax.train import TrainState
 
@@ -52,7 +53,7 @@ class MetricLog:
         values = {"samples_per_second": len(rows) * self._batch_size / seconds}
         for name in rows[0]:
             column = np.array([row[name] for row in rows], np.float64)
-            if name != "loss":
+            if "loss_" in name:  # the mean of a bin; NaN where it was empty
                 column = column[~np.isnan(column)]
             if len(column):
                 values[name] = float(column.mean())
@@ -125,7 +126,7 @@ def fit(
       draw_samples: called with (state, step) every `training.sample_every` steps.
 
     Raises:
-      InputError: the newest checkpoint is of another model.
+      InputError: the newest checkpoint is of another model, or the loss is not finite.
       Interrupted: Ctrl-C or SIGTERM came; the state is saved.
     """
     frozen = jax.device_put(frozen, replicated(mesh))
@@ -142,18 +143,24 @@ def fit(
         ):
             for step in range(first + 1, training.steps + 1):
                 state, metrics = step_fn(state, frozen, put_batch(next(data), mesh))
+                stopping = stop.asked  # read once: a signal may come at any time
                 log.add(metrics)
                 bar.update()
                 last = step == training.steps
                 if step % training.log_every == 0 or last:
                     values = log.write(step)
+                    if not np.isfinite(values["loss"]):
+                        raise InputError(
+                            f"the loss of the {name} is {values['loss']} at step {step}; lower "
+                            "training.optimizer.learning_rate; older checkpoints are kept"
+                        )
                     bar.set_postfix_str(
                         "loss {loss:.4f}, {samples_per_second:.0f} samples/s".format(**values),
                         False,
                     )
-                if step % training.checkpoint_every == 0 or last or stop.asked:
+                if step % training.checkpoint_every == 0 or last or stopping:
                     checkpoints.save(step, state, data.get_state())
-                if stop.asked:
+                if stopping:
                     raise Interrupted(
                         f"stopped at step {step} of {training.steps} ({name}), and saved"
                     )

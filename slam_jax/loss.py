@@ -228,7 +228,7 @@ def slam_loss(
     schedule: NoiseSchedule,
     latents: Float[Array, "B H W C"],
     context: Float[Array, "B L D"],
-    null_context: Float[Array, "B L D"],
+    null_context: Float[Array, "B L D"] | None,
     draws: Draws,
     method: Method,
 ) -> Float[Array, "B G"]:
@@ -240,7 +240,7 @@ def slam_loss(
       teacher: the frozen teacher.
       schedule: the teacher's noise schedule.
       latents: clean latents x_0.
-      context, null_context: tokens of the prompt and of the empty prompt.
+      context, null_context: tokens of the prompt and of the empty prompt (None where w is 0).
       draws: sub-path, gamma and noise of each example.
       method: the named choices.
     """

@@ -21,12 +21,14 @@ from slam_jax.config import Config, first_change, freeze, to_json
 from slam_jax.distill import distill
 from slam_jax.errors import BackendError, InputError, options_of
 from slam_jax.evaluate import Judge, to_markdown, write_report
+from slam_jax.files import write_whole
 from slam_jax.loop import Interrupted
 from slam_jax.models.pipeline import Pipeline, digits_pipeline, student_config
 from slam_jax.sample import student_sampler, teacher_sampler
+from slam_jax.sampler import ddim_timesteps
 from slam_jax.schedule import distillation_grid
 from slam_jax.sharding import make_mesh
-from slam_jax.teacher import train_teacher
+from slam_jax.teacher import check_teacher, train_teacher
 
 CONFIG_FILE = "config.json"
 
@@ -55,8 +57,7 @@ def parse(argv: list[str]) -> tuple[Config, Path, bool]:
             sys.exit(0)
         if values["config"].value is None or rest:
             raise InputError(
-                "expected --config FILE, such as --config configs/digits.py"
-                + f", got {rest}" * bool(rest)
+                f"expected --config FILE, such as --config configs/digits.py; got {rest or 'none'}"
             )
         config = freeze(values.config)
     except (AttributeError, KeyError) as error:
@@ -65,7 +66,9 @@ def parse(argv: list[str]) -> tuple[Config, Path, bool]:
             f"the config has no option {' '.join(str(error.args[0]).split())}"
         ) from error
     except (flags.Error, OSError) as error:
-        raise InputError(" ".join(str(error).split())) from error
+        text = str(error)  # of an error inside the config file, the whole traceback
+        text = text.strip().splitlines()[-1] if "Traceback" in text else text
+        raise InputError(" ".join(text.split())) from error
     return config, Path(values.workdir or Path("runs") / config.name), values.resume
 
 
@@ -93,9 +96,7 @@ def claim_workdir(workdir: Path, config: Config, resume: bool) -> None:
     elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise InputError(f"{workdir}: holds no run, but is not empty; choose another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
-    unfinished = record.with_suffix(".tmp")
-    unfinished.write_text(text + "\n")
-    unfinished.replace(record)
+    write_whole(record, text)
 
 
 def build(config: Config) -> tuple[Mesh, Pipeline]:
@@ -108,6 +109,8 @@ def build(config: Config) -> tuple[Mesh, Pipeline]:
         mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     with options_of("config.teacher"):
         pipeline = digits_pipeline(config.teacher.unet, config.teacher.prediction_type)
+    with options_of("config.evaluation"):
+        ddim_timesteps(max(config.evaluation.teacher_steps), pipeline.schedule.num_train_timesteps)
     with options_of("config.method"):
         distillation_grid(pipeline.schedule.num_train_timesteps, config.method.num_ddim_timesteps)
     for name, options in (
@@ -122,6 +125,12 @@ def build(config: Config) -> tuple[Mesh, Pipeline]:
     return mesh, pipeline
 
 
+def peak_memory_gb() -> float:
+    """The most memory that this process held so far, in GiB."""
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
 def run(config: Config, workdir: Path, resume: bool = False) -> list[dict]:
     """Teacher, distillation, evaluation and export; returns the rows of the report.
 
@@ -132,9 +141,9 @@ def run(config: Config, workdir: Path, resume: bool = False) -> list[dict]:
     started = time.perf_counter()
     runtime.probe()
     mesh, pipeline = build(config)
-    claim_workdir(workdir, config, resume)
-
     teacher_folder = Path(config.teacher.path or workdir / "teacher")
+    check_teacher(config.teacher, teacher_folder)
+    claim_workdir(workdir, config, resume)
     teacher = train_teacher(pipeline, config.teacher, teacher_folder, mesh)
     judge = Judge(
         teacher_sampler(pipeline, config.method.w),
@@ -156,7 +165,7 @@ def run(config: Config, workdir: Path, resume: bool = False) -> list[dict]:
     rows = judge.measure(student.params)
     facts = {
         "seconds": time.perf_counter() - started,
-        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_memory_gb": peak_memory_gb(),
         "devices": [str(device) for device in jax.devices()],
         **student.info,
     }
@@ -175,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     except (Interrupted, KeyboardInterrupt) as stop:
         resume = [] if "--resume" in argv else ["--resume"]
-        again = shlex.join(["python", "-m", "slam_jax.main", *argv, *resume])
+        again = shlex.join([sys.executable, "-m", "slam_jax.main", *argv, *resume])
         what = str(stop) or "interrupted; the training is saved up to its last checkpoint"
         print(f"\n{what}. To go on:\n  {again}", file=sys.stderr)
         sys.exit(130)

@@ -29,12 +29,6 @@ def configure() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} --{CPU_FLAG}=".strip()
 
 
-def start() -> None:
-    """What every program does first: `configure`, then `probe`."""
-    configure()
-    probe()
-
-
 def probe(run: Callable = jax.jit) -> None:
     """Compares a reduction, a convolution and an attention on the backend with numpy.
 

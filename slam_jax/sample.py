@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from slam_jax import pictures, runtime
+from slam_jax.config import SEEDS
 from slam_jax.data import digits
 from slam_jax.errors import BackendError, InputError
 from slam_jax.keys import keys_of
@@ -35,9 +36,9 @@ from slam_jax.sampler import (
     sample_ddim,
 )
 
-# (params, token ids [B, L], seed, steps) -> images [B, H, W, C] in [-1, 1]; picture i depends on
-# (seed, i) only
-Sampler = Callable[[Any, Int[Array, "B L"], int, int], Float[Array, "B H W C"]]
+# (params, token ids [B, L], seed, first, steps) -> images [B, H, W, C] in [-1, 1]. Row i draws
+# the noise of (seed, first + i), whatever else is in the batch.
+Sampler = Callable[[Any, Int[Array, "B L"], int, int, int], Float[Array, "B H W C"]]
 
 
 def student_sampler(pipeline: Pipeline, unet: UNetConfig, num_ddim_timesteps: int) -> Sampler:
@@ -45,14 +46,14 @@ def student_sampler(pipeline: Pipeline, unet: UNetConfig, num_ddim_timesteps: in
     network = student_network(unet)
 
     @partial(jax.jit, static_argnames="steps")
-    def draw(params, tokens, seed, steps):
-        examples = jnp.arange(tokens.shape[0])
+    def draw(params, tokens, seed, first, steps):
+        examples = first + jnp.arange(tokens.shape[0])
         keys = keys_of(seed)
         noise = gaussian(keys.noise, examples, pipeline.latent_shape)
         timesteps = consistency_timesteps(
             steps, num_ddim_timesteps, pipeline.schedule.num_train_timesteps
         )
-        context, _ = pipeline.contexts(tokens)
+        context = pipeline.embed_tokens(tokens)
         return pipeline.decode(
             sample_consistency(
                 network(params), pipeline.schedule, noise, context, timesteps, keys.steps, examples
@@ -67,10 +68,11 @@ def teacher_sampler(pipeline: Pipeline, w: float) -> Sampler:
     network = teacher_network(pipeline.unet)
 
     @partial(jax.jit, static_argnames="steps")
-    def draw(params, tokens, seed, steps):
-        noise = gaussian(keys_of(seed).noise, jnp.arange(tokens.shape[0]), pipeline.latent_shape)
+    def draw(params, tokens, seed, first, steps):
+        examples = first + jnp.arange(tokens.shape[0])
+        noise = gaussian(keys_of(seed).noise, examples, pipeline.latent_shape)
         timesteps = ddim_timesteps(steps, pipeline.schedule.num_train_timesteps)
-        contexts = pipeline.contexts(tokens)
+        contexts = pipeline.contexts(tokens, w)
         return pipeline.decode(
             sample_ddim(network(params), pipeline.schedule, noise, *contexts, timesteps, w)
         )
@@ -93,13 +95,15 @@ def parse_labels(text: str) -> np.ndarray:
 def run(arguments: argparse.Namespace) -> Path:
     """Draws what the command line asks for, and returns the picture's path."""
     labels = parse_labels(arguments.labels)
-    if not arguments.out.suffix == ".png":
+    if arguments.out.suffix != ".png":
         raise InputError(f"--out {arguments.out}: expected a file name that ends in .png")
     folder = arguments.workdir / "export"
     if not folder.is_dir():
         raise InputError(
             f"{folder}: no student here; finish the run with slam_jax.main, or change --workdir"
         )
+    if not 0 <= arguments.seed < SEEDS:
+        raise InputError(f"--seed {arguments.seed}: expected 0 to {SEEDS - 1}")
     student = load_model(folder)
     method = student.info["method"]
     if not 1 <= arguments.steps <= method["num_ddim_timesteps"]:
@@ -109,7 +113,7 @@ def run(arguments: argparse.Namespace) -> Path:
     runtime.probe()
     pipeline = digits_pipeline(student.unet, student.scheduler["prediction_type"])
     draw = student_sampler(pipeline, student.unet, method["num_ddim_timesteps"])
-    images = draw(student.params, digits.tokenize(labels), arguments.seed, steps=arguments.steps)
+    images = draw(student.params, digits.tokenize(labels), arguments.seed, 0, steps=arguments.steps)
     pictures.save(
         pictures.grid({f"{arguments.steps} steps": jax.device_get(images)}), arguments.out
     )

@@ -12,6 +12,7 @@ from slam_jax.config import Teacher, first_change, to_json
 from slam_jax.data import digits
 from slam_jax.data.batches import batches
 from slam_jax.errors import InputError
+from slam_jax.files import write_whole
 from slam_jax.keys import keys_of
 from slam_jax.loop import fit
 from slam_jax.models import functional
@@ -36,6 +37,7 @@ from slam_jax.train import (
 )
 
 TIME_BINS = 4
+OPTIONS_FILE = "options.json"
 
 
 def denoising_loss(pipeline: Pipeline, label_dropout: float) -> Loss:
@@ -76,19 +78,37 @@ def denoising_loss(pipeline: Pipeline, label_dropout: float) -> Loss:
     return loss
 
 
+def check_teacher(options: Teacher, folder: Path) -> None:
+    """Makes sure that a teacher in `folder`, finished or not, was begun with these options.
+
+    Raises:
+      InputError: it was not.
+    """
+    record = folder / OPTIONS_FILE
+    if not record.exists():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise InputError(f"{folder}: holds no teacher, but is not empty; change teacher.path")
+        return
+    try:
+        begun_with = json.loads(record.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{record}: damaged ({error}); change config.teacher.path") from error
+    if change := first_change(begun_with, json.loads(to_json(options)), "config.teacher"):
+        raise InputError(f"{folder}: made otherwise: {change}; change config.teacher.path")
+
+
 def train_teacher(pipeline: Pipeline, options: Teacher, folder: Path, mesh: Mesh) -> SavedModel:
     """The teacher in `folder`: loaded where it is finished, trained (on) where it is not.
 
     Raises:
-      InputError: the folder's teacher was made with other options.
+      InputError: the folder's teacher was begun with other options.
       Interrupted: Ctrl-C; run again to go on.
     """
-    made_by = json.loads(to_json(options))  # tuples become lists, as in the record
+    check_teacher(options, folder)
     if (folder / CONFIG_FILE).exists():
-        model = load_model(folder)
-        if change := first_change(model.info, made_by, "config.teacher"):
-            raise InputError(f"{folder}: made otherwise: {change}; change config.teacher.path")
-        return model
+        return load_model(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / OPTIONS_FILE, to_json(options))
     training = options.training
     tx = make_optimizer(training.optimizer, training.steps)
     keys = keys_of(options.seed)
@@ -97,6 +117,7 @@ def train_teacher(pipeline: Pipeline, options: Teacher, folder: Path, mesh: Mesh
     step = make_train_step(loss, tx, training.ema, keys.teacher, training.batch_size, mesh)
     data = batches(digits.Source(), training.batch_size, options.seed)
     state = fit(step, init_state(params, tx, mesh), {}, data, mesh, training, folder, "teacher")
-    model = SavedModel(pipeline.unet, jax.device_get(state.ema), pipeline.scheduler, made_by)
+    info = {"teacher": json.loads(to_json(options))}
+    model = SavedModel(pipeline.unet, jax.device_get(state.ema), pipeline.scheduler, info)
     save_model(folder, model)
     return model

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    {"errors", "keys", "schedule", "sharding", "runtime", "models.layers"},
+    {"errors", "files", "keys", "schedule", "sharding", "runtime", "models.layers"},
     {
         "solver",
         "models.unet",

@@ -85,6 +85,7 @@ def test_exported_student_loads_with_one_call_and_draws(finished, tmp_path):
         (["--labels", "11"], "--labels 11"),
         (["--steps", "0"], "--steps 0"),
         (["--steps", "51"], "1 to 50 steps"),
+        (["--seed", "5000000000"], "--seed 5000000000"),
         (["--out", "grid.jpg"], "ends in .png"),
         (["--workdir", "/nowhere"], "/nowhere"),
     ],
@@ -108,6 +109,15 @@ def test_finished_teacher_is_not_trained_again(finished, monkeypatch, tmp_path):
             f"--config.teacher.path={finished / 'teacher'}",
             "--config.teacher.label_dropout=0.3",
         )
+    assert not (tmp_path / "other").exists()
+    (finished / "teacher/config.json").rename(tmp_path / "config.json")  # as if unfinished
+    with pytest.raises(SystemExit, match="made otherwise: config.teacher.seed"):
+        launch(
+            tmp_path / "other",
+            f"--config.teacher.path={finished / 'teacher'}",
+            "--config.teacher.seed=1",
+        )
+    (tmp_path / "config.json").rename(finished / "teacher/config.json")
 
 
 @pytest.mark.parametrize("stage", [pytest.param("teacher", marks=pytest.mark.slow), "student"])
@@ -171,7 +181,14 @@ def test_every_variant_runs(tmp_path, changes):
         ("--config.method.gammas_per_subpath=1", "config.method.gammas_per_subpath = 1"),
         ("--config.method.solver_substeps=0", "config.method.solver_substeps = 0"),
         ("--config.evaluation.student_steps=(1,51)", "evaluation.student_steps = 51"),
-        ("--config.evaluation.teacher_steps=()", "config.evaluation.teacher_steps"),
+        ("--config.evaluation.teacher_steps=(2000,)", "config.evaluation.steps: 2000"),
+        ("--config.evaluation.student_steps=(1,2.5)", "config.evaluation.student_steps"),
+        ("--config.seed=99999999999", "config.seed"),
+        ("--config.name=../x", "config.name"),
+        ("--config.teacher.label_dropout=0", "config.teacher.label_dropout"),
+        ("--config.teacher.training.sample_every=5", "config.teacher.training.sample_every"),
+        ("--config.teacher.unet.attention_head_dim=3", "config.teacher.unet"),
+        ("--config.teacher.unet.norm_num_groups=0", "config.teacher.unet"),
         ("--config.training.batch_size=12", "config.training.batch_size = 12"),
         ("--config.training.steps=0", "config.training.steps = 0"),
         ("--config.training.ema=1", "config.training.ema = 1"),

@@ -50,7 +50,7 @@ def test_the_student_starts_as_the_teacher_for_every_gamma(teacher, conditioning
     assert UNET.time_cond_proj_dim is None  # the teacher's config is left alone
     params = student_params(teacher.params, config)
     x, t = jnp.asarray(normal(0, 4, *digits.LATENT_SHAPE), jnp.float32), jnp.arange(4) * 300
-    context, null = pipeline.contexts(jnp.asarray(digits.tokenize(np.arange(4))))
+    context, null = pipeline.contexts(jnp.asarray(digits.tokenize(np.arange(4))), w=1.0)
     assert np.any(context != null)
     gamma = jnp.array([0.0, 0.3, 0.7, 1.0])
     ours = jit(lambda p: student_network(config)(p)(x, t, context, gamma))(params)

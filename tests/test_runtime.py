@@ -119,5 +119,7 @@ def test_without_the_flag_the_probe_sees_the_defect_of_this_jaxlib():
 
 
 def test_start_makes_a_fresh_process_compute_rightly():
-    result = run_python("from slam_jax import runtime; runtime.start()", JAX_PLATFORMS="cpu")
+    result = run_python(
+        "from slam_jax import runtime; runtime.configure(); runtime.probe()", JAX_PLATFORMS="cpu"
+    )
     assert (result.returncode, result.stdout) == (0, ""), result.stderr

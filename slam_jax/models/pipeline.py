@@ -18,6 +18,7 @@ from jaxtyping import Array
 
 from slam_jax.data import digits
 from slam_jax.errors import InputError
+from slam_jax.files import write_whole
 from slam_jax.loss import Student
 from slam_jax.models import convert, functional
 from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
@@ -56,8 +57,10 @@ class Pipeline:
     embed_tokens: Callable[[Array], Array]
     decode: Callable[[Array], Array]
 
-    def contexts(self, tokens: Array) -> tuple[Array, Array]:
-        """Context of the tokens [B, L] and of as many empty prompts."""
+    def contexts(self, tokens: Array, w: float) -> tuple[Array, Array | None]:
+        """Context of the tokens [B, L] and, where guidance w needs it, of as many empty prompts."""
+        if w == 0:
+            return self.embed_tokens(tokens), None
         null = jnp.broadcast_to(jnp.asarray(self.null_tokens), tokens.shape)
         return self.embed_tokens(tokens), self.embed_tokens(null)
 
@@ -79,9 +82,12 @@ def digits_pipeline(unet: UNetConfig, prediction_type: str) -> Pipeline:
         if getattr(unet, name) != value:
             raise ValueError(f"unet.{name} = {getattr(unet, name)}, the digits need {value}")
     try:
-        functional.abstract_params(UNet2DConditionModel, unet)
-    except ValueError as error:
-        raise ValueError(f"unet: {error}") from error
+        params = functional.abstract_params(UNet2DConditionModel, unet)
+        x, t = jnp.zeros((1, *digits.LATENT_SHAPE)), jnp.zeros(1)
+        context = jnp.zeros((1, 2, digits.VOCABULARY))
+        jax.eval_shape(lambda p: teacher_network(unet)(p)(x, t, context), params)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"unet: {' '.join(str(error).split())}") from error
     scheduler = {**SD_SCHEDULER, "prediction_type": prediction_type}
     return Pipeline(
         unet=unet,
@@ -154,9 +160,7 @@ def save_model(folder: Path, model: SavedModel) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     convert.save_params(folder / PARAMS_FILE, model.params)
     content = {"unet": model.unet.to_dict(), "scheduler": model.scheduler, "info": model.info}
-    unfinished = folder / (CONFIG_FILE + ".tmp")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
-    unfinished.replace(folder / CONFIG_FILE)
+    write_whole(folder / CONFIG_FILE, json.dumps(content, indent=2))
 
 
 def load_model(folder: str | os.PathLike) -> SavedModel:
@@ -178,7 +182,7 @@ def load_model(folder: str | os.PathLike) -> SavedModel:
         ) from error
     except KeyError as error:
         raise InputError(f"{config_file}: the key {error} is missing; {again}") from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InputError(f"{folder}: {error}; {again}") from error
     expected = functional.abstract_params(UNet2DConditionModel, unet)
     if difference := functional.first_difference(expected, params):

@@ -69,7 +69,7 @@ class UNetConfig:
         def require(name, ok, supported):
             if not ok:
                 value = getattr(self, name)
-                raise ValueError(f"UNet config: {name} = {value!r}, supported: {supported}")
+                raise ValueError(f"{name} = {value!r}, supported: {supported}")
 
         for name, types in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
             value = getattr(self, name)
