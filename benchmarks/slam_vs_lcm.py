@@ -23,10 +23,15 @@ METRICS = {"fd_pixels": "FD pixels", "fd_features": "FD features", "label_accura
 def run(name: str, seed: int, flags: list[str], runs: Path, config: Path) -> dict:
     """One training run in its own process; returns its summary."""
     workdir = runs / f"{name}_seed{seed}"
+    command = [sys.executable, "-m", "slam_jax.main", "--config", str(config)]
+    command += ["--workdir", str(workdir), "--resume", f"--config.seed={seed}"]
+    command += [f"--config.teacher.path={runs / 'teacher'}", *flags]
+    record = runs / f"{name}_seed{seed}.command.json"
+    if record.exists() and json.loads(record.read_text()) != command[3:]:
+        sys.exit(f"error: {record}: made by another command; choose another --runs")
+    runs.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(command[3:]))
     if not (workdir / "summary.json").exists():
-        command = [sys.executable, "-m", "slam_jax.main", "--config", str(config)]
-        command += ["--workdir", str(workdir), "--resume", f"--config.seed={seed}"]
-        command += [f"--config.teacher.path={runs / 'teacher'}", *flags]
         subprocess.run(command, cwd=ROOT, check=True)
     return json.loads((workdir / "summary.json").read_text())
 
@@ -55,6 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("flags", nargs="*", help="after --: config overrides for every run")
     options = parser.parse_args(argv)
+    if options.seeds < 2:
+        parser.error(f"--seeds {options.seeds}: a spread needs 2 or more")
     runs = options.runs.absolute()
     variants = {
         "SLAM": [],
@@ -75,8 +82,10 @@ def main(argv: list[str] | None = None) -> None:
     }
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "slam_vs_lcm.json").write_text(json.dumps(report, indent=2) + "\n")
-    text = f"`{report['command']}` on {report['machine']}; mean ± standard deviation over "
-    text += f"{options.seeds} seeds.\n\n{table(results)}"
+    text = (
+        f"`{report['command']}` on {report['machine']}; mean ± standard deviation over "
+        f"{options.seeds} seeds.\n\n{table(results)}"
+    )
     (options.out / "slam_vs_lcm.md").write_text(text)
     print(text)
 
