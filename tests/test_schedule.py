@@ -63,11 +63,12 @@ def test_from_alphas_cumprod_leaves_its_argument_alone():
     [
         (lambda: NoiseSchedule.from_config({"beta_schedule": "sigmoid"}), "beta_schedule"),
         (lambda: NoiseSchedule.from_config({"prediction_type": "eps"}), "prediction_type"),
-        (lambda: NoiseSchedule.from_alphas_cumprod([0.5, 0.9]), "falling"),
-        (lambda: NoiseSchedule.from_alphas_cumprod([1.1, 0.9]), "falling"),
-        (lambda: NoiseSchedule.from_alphas_cumprod([0.9, -0.1]), "falling"),
-        (lambda: NoiseSchedule.from_alphas_cumprod([0.9, np.nan]), "falling"),
-        (lambda: NoiseSchedule.from_alphas_cumprod([[0.9, 0.1]]), "falling"),
+        (lambda: NoiseSchedule.from_alphas_cumprod([1.0, 0.5]), "values that fall"),
+        (lambda: NoiseSchedule.from_alphas_cumprod([0.5, 0.9]), "values that fall"),
+        (lambda: NoiseSchedule.from_alphas_cumprod([1.1, 0.9]), "values that fall"),
+        (lambda: NoiseSchedule.from_alphas_cumprod([0.9, -0.1]), "values that fall"),
+        (lambda: NoiseSchedule.from_alphas_cumprod([0.9, np.nan]), "values that fall"),
+        (lambda: NoiseSchedule.from_alphas_cumprod([[0.9, 0.1]]), "values that fall"),
     ],
 )
 def test_impossible_schedules_are_refused(build, message):
