@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from slam_jax.models import convert, functional
+from slam_jax.models import convert, functional, weights
 
 
 class Chain(nnx.Module):
@@ -60,8 +60,8 @@ def test_from_torch_reports_missing_extra_and_wrong_shapes():
 def test_saved_params_load_unchanged(tmp_path, dtype):
     params = functional.init(Chain, 3, jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf.T.astype(dtype), params)
-    convert.save_params(tmp_path / "params.safetensors", params)
-    loaded = convert.load_params(tmp_path / "params.safetensors")
+    weights.save_params(tmp_path / "params.safetensors", params)
+    loaded = weights.load_params(tmp_path / "params.safetensors")
     assert functional.first_difference(params, loaded) is None
     assert functional.first_difference(params, loaded | {"x": 1}) == "x is not expected"
     assert "links is one array" in functional.first_difference(params, {"links": np.ones(2)})
@@ -71,27 +71,27 @@ def test_saved_params_load_unchanged(tmp_path, dtype):
 
 def test_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "params.safetensors"
-    convert.save_params(path, {"a": np.ones(2)})
+    weights.save_params(path, {"a": np.ones(2)})
 
     def fail(*_):
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        convert.save_params(path, {"a": np.zeros(2)})
+        weights.save_params(path, {"a": np.zeros(2)})
     assert list(tmp_path.iterdir()) == [path]
-    np.testing.assert_array_equal(convert.load_params(path)["a"], np.ones(2))
+    np.testing.assert_array_equal(weights.load_params(path)["a"], np.ones(2))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a safetensors file", "truncated"])
 def test_unreadable_file_is_one_line_that_names_it(tmp_path, content):
     path = tmp_path / "params.safetensors"
     if content == "truncated":
-        convert.save_params(path, {"a": np.ones(100)})
+        weights.save_params(path, {"a": np.ones(100)})
         content = path.read_bytes()[:-50]
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ValueError) as error:
-        convert.load_params(path)
+        weights.load_params(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)

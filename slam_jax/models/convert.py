@@ -1,4 +1,4 @@
-"""Torch weights <-> nested params, and nested params <-> safetensors files.
+"""Torch state dicts <-> nested params.
 
 The only file that knows foreign names. Module paths are the same on both sides, so a key differs
 in its last word and its layout only:
@@ -11,17 +11,13 @@ in its last word and its layout only:
     bias [C]                   bias [C]
 """
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes  # noqa: F401  (teaches numpy, hence safetensors, bfloat16)
 import numpy as np
-from flax import traverse_util
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+
+from slam_jax.models.functional import flatten, unflatten
 
 Params = dict[str, Any]
 
@@ -39,11 +35,6 @@ def _transposition(path: str, ndim: int, to_torch: bool) -> tuple[int, ...]:
     if path.endswith(".kernel"):
         return (1, 0)
     return tuple(range(ndim))
-
-
-def flatten(params: Params) -> dict[str, Any]:
-    """Nested params as a flat dict, keys joined by dots."""
-    return traverse_util.flatten_dict(params, sep=".")
 
 
 def from_torch(
@@ -76,7 +67,7 @@ def from_torch(
             raise ValueError(f"{key} has shape {array.shape}, expected {shape}")
         array = array.transpose(_transposition(path, array.ndim, to_torch=False))
         found[path] = np.ascontiguousarray(array, leaf.dtype)
-    return traverse_util.unflatten_dict(found, sep="."), missing, sorted(extra)
+    return unflatten(found), missing, sorted(extra)
 
 
 def to_torch(params: Params) -> dict[str, np.ndarray]:
@@ -87,41 +78,3 @@ def to_torch(params: Params) -> dict[str, np.ndarray]:
         axes = _transposition(path, array.ndim, to_torch=True)
         state_dict[_torch_key(path)] = np.ascontiguousarray(array.transpose(axes))
     return state_dict
-
-
-def save_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a flat dict of arrays as a safetensors file, whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        arrays = {key: np.asarray(array, order="C") for key, array in arrays.items()}
-        save_file(arrays, temporary, metadata={"format": "pt"})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads a safetensors file as a flat dict of arrays.
-
-    Raises:
-        ValueError: the file is missing, truncated or not safetensors.
-    """
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"cannot read {os.fspath(path)} as safetensors: {error}") from error
-
-
-def save_params(path: str | os.PathLike, params: Params) -> None:
-    """Writes nested params as a safetensors file, keys joined by dots, whole or not at all."""
-    save_arrays(path, jax.device_get(flatten(params)))
-
-
-def load_params(path: str | os.PathLike) -> Params:
-    """Reads what `save_params` wrote.
-
-    Raises:
-        ValueError: the file is missing, truncated or not safetensors.
-    """
-    return traverse_util.unflatten_dict(load_arrays(path), sep=".")

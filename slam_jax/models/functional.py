@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
+from flax import nnx, traverse_util
 
 Params = dict[str, Any]
 
@@ -105,6 +105,16 @@ def first_difference(expected: Any, actual: Any, path: str = "") -> str | None:
     if tuple(expected.shape) != tuple(actual.shape):
         return f"{path} has shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     return None
+
+
+def flatten(params: Params) -> dict[str, Any]:
+    """Nested params as a flat dict, keys joined by dots."""
+    return traverse_util.flatten_dict(params, sep=".")
+
+
+def unflatten(flat: Mapping[str, Any]) -> Params:
+    """The inverse of `flatten`."""
+    return traverse_util.unflatten_dict(flat, sep=".")
 
 
 def count_params(params: Params) -> int:

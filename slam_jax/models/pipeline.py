@@ -20,7 +20,7 @@ from slam_jax.data import digits
 from slam_jax.errors import InputError
 from slam_jax.files import write_whole
 from slam_jax.loss import Student
-from slam_jax.models import convert, functional
+from slam_jax.models import functional, weights
 from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
 from slam_jax.schedule import NoiseSchedule, gamma_embedding
 from slam_jax.solver import Denoiser
@@ -158,7 +158,7 @@ class SavedModel:
 def save_model(folder: Path, model: SavedModel) -> None:
     """Writes a model folder; the config comes last, so that a folder with a config is complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    convert.save_params(folder / PARAMS_FILE, model.params)
+    weights.save_params(folder / PARAMS_FILE, model.params)
     content = {"unet": model.unet.to_dict(), "scheduler": model.scheduler, "info": model.info}
     write_whole(folder / CONFIG_FILE, json.dumps(content, indent=2))
 
@@ -175,7 +175,7 @@ def load_model(folder: str | os.PathLike) -> SavedModel:
     try:
         content = json.loads(config_file.read_text())
         unet, scheduler = UNetConfig.from_dict(content["unet"]), content["scheduler"]
-        info, params = content["info"], convert.load_params(params_file)
+        info, params = content["info"], weights.load_params(params_file)
     except OSError as error:
         raise InputError(
             f"{error.filename}: cannot be read; a model folder has {CONFIG_FILE} and {PARAMS_FILE}"
