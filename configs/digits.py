@@ -10,7 +10,7 @@ def get_config():
     config = default_config()
     config.name = "digits"
 
-    teacher = config.teacher
+    teacher = config.digits
     teacher.unet.update(
         sample_size=4,
         down_block_types=("DownBlock2D",),

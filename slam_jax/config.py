@@ -22,15 +22,17 @@ from slam_jax.schedule import PREDICTION_TYPES
 FREE = (
     "config.mesh",
     "config.evaluation",
-    "config.teacher.path",
+    "config.teacher.path",  # the weights found there are compared instead
     *(
         f"config.{training}.{option}"
-        for training in ("training", "teacher.training")
+        for training in ("training", "digits.training")
         for option in ("log_every", "sample_every", "checkpoint_every", "keep_checkpoints")
     ),
 )
 SEEDS = 2**31
 LEARNING_RATE_SCHEDULES = ("constant", "linear", "cosine")
+SOURCES = ("digits", "photographs")
+DTYPES = ("float32", "bfloat16")
 
 
 def check(condition: bool, key: str, value: Any, expected: str) -> None:
@@ -93,9 +95,20 @@ class Training:
 
 @dataclass(frozen=True)
 class Teacher:
-    """The digits teacher: trained once, kept in `path` and found there by later runs."""
+    """The model that is distilled: a diffusers folder, or a repository of the Hugging Face hub.
 
-    path: str = ""  # empty: the folder teacher/ of the workdir
+    For the digits: the folder where their teacher is kept; empty is teacher/ in the workdir.
+    """
+
+    path: str = ""
+    revision: str = ""  # commit, tag or branch on the hub; empty: its main branch
+    variant: str = ""  # such as "fp16", of the weight files
+
+
+@dataclass(frozen=True)
+class DigitsTeacher:
+    """The digits teacher, trained once, for runs with data.source = "digits"."""
+
     seed: int = 0
     unet: UNetConfig = field(default_factory=UNetConfig)
     prediction_type: str = "epsilon"  # or "v_prediction", "sample"
@@ -121,6 +134,43 @@ class Teacher:
 
 
 @dataclass(frozen=True)
+class Data:
+    """What is trained on."""
+
+    source: str = "digits"  # or "photographs": those bundled with scikit-learn and scikit-image
+    resolution: int = 512  # photographs: edge of the random crops, in pixels
+    flip: bool = False  # photographs: mirror every other crop at random
+
+    def __post_init__(self):
+        check(self.source in SOURCES, "source", self.source, f"one of {', '.join(SOURCES)}")
+        check(
+            self.resolution >= 8 and self.resolution % 8 == 0,
+            "resolution",
+            self.resolution,
+            "a positive multiple of 8",
+        )
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What each network computes in. Trained weights, EMA and optimiser are float32 always.
+
+    float16 is not offered: Stable Diffusion's VAE overflows in it, and training would need loss
+    scaling.
+    """
+
+    teacher: str = "float32"
+    target: str = "float32"
+    student: str = "float32"
+    text_encoder: str = "float32"
+    vae: str = "float32"
+
+    def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            check(value in DTYPES, name, value, f"one of {', '.join(DTYPES)}")
+
+
+@dataclass(frozen=True)
 class Mesh:
     """Devices: their number must be data * fsdp; data = -1 takes all that fsdp leaves."""
 
@@ -139,8 +189,20 @@ class Evaluation:
     samples: int = 2000
     student_steps: tuple[int, ...] = (1, 2, 4, 8)
     teacher_steps: tuple[int, ...] = (50, 8, 4, 2)
+    prompts: tuple[str, ...] = (  # of the step ladder, with a text-to-image teacher
+        "a photo of an astronaut riding a horse on the moon",
+        "a bowl of fruit on a wooden table, oil painting",
+        "a lighthouse by the sea at sunset",
+        "portrait of a cat wearing a hat, highly detailed",
+    )
 
     def __post_init__(self):
+        check(
+            all(isinstance(prompt, str) for prompt in self.prompts) and len(self.prompts) > 0,
+            "prompts",
+            self.prompts,
+            "one or more texts",
+        )
         check(self.samples >= 2, "samples", self.samples, "2 or more")
         for name in ("student_steps", "teacher_steps"):
             steps = getattr(self, name)
@@ -155,8 +217,11 @@ class Config:
     name: str = "run"
     seed: int = 0
     teacher: Teacher = field(default_factory=Teacher)
+    digits: DigitsTeacher = field(default_factory=DigitsTeacher)
+    data: Data = field(default_factory=Data)
     method: Method = field(default_factory=Method)
     training: Training = field(default_factory=Training)
+    precision: Precision = field(default_factory=Precision)
     mesh: Mesh = field(default_factory=Mesh)
     evaluation: Evaluation = field(default_factory=Evaluation)
 
@@ -164,10 +229,16 @@ class Config:
         check(0 <= self.seed < SEEDS, "seed", self.seed, f"0 to {SEEDS - 1}")
         check(self.name.isidentifier(), "name", self.name, "letters, digits and underscores")
         check(
-            self.method.w == 0 or self.teacher.label_dropout > 0,
-            "teacher.label_dropout",
-            self.teacher.label_dropout,
+            self.method.w == 0 or self.digits.label_dropout > 0,
+            "digits.label_dropout",
+            self.digits.label_dropout,
             "more than 0, which guidance (method.w) needs",
+        )
+        check(
+            self.data.source == "digits" or self.teacher.path != "",
+            "teacher.path",
+            self.teacher.path,
+            f"a diffusers folder or hub repository, for data.source = {self.data.source!r}",
         )
         grid = self.method.num_ddim_timesteps
         for steps in self.evaluation.student_steps:

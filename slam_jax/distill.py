@@ -1,30 +1,28 @@
-"""The distillation run: the SLAM loss bound to a teacher, the training loop, and the exported
-student."""
+"""The distillation: the SLAM loss bound to a teacher, and the training of the student."""
 
 import dataclasses
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from slam_jax.config import Config
-from slam_jax.data import digits
-from slam_jax.data.batches import batches
+from slam_jax.config import Config, Precision
+from slam_jax.data.batches import Source, batches
 from slam_jax.keys import keys_of
 from slam_jax.loop import fit
 from slam_jax.loss import Method, draw, slam_loss
+from slam_jax.models.functional import cast
 from slam_jax.models.pipeline import (
+    Frozen,
     Pipeline,
-    SavedModel,
-    save_model,
     student_config,
     student_network,
     student_params,
     teacher_network,
 )
+from slam_jax.models.saved import SavedModel
 from slam_jax.train import (
     Batch,
     Loss,
@@ -36,22 +34,24 @@ from slam_jax.train import (
 )
 
 BINS = 4
+ENCODE = 2**32 - 1  # folded into a step's key for the VAE; no example has this index
 
 
-def distillation_loss(pipeline: Pipeline, method: Method) -> Loss:
+def distillation_loss(pipeline: Pipeline, method: Method, precision: Precision) -> Loss:
     """The SLAM loss of each example, and its mean by position in time and on the sub-path."""
     teacher = teacher_network(pipeline.unet)
     student = student_network(student_config(pipeline.unet, method.conditioning))
 
-    def loss(params: Params, ema: Params, frozen: Any, batch: Batch, examples, key):
+    def loss(params: Params, ema: Params, frozen: Frozen, batch: Batch, examples, key):
+        latents = pipeline.latents(frozen, batch, jax.random.fold_in(key, ENCODE), examples)
+        context, null_context = pipeline.contexts(frozen, batch, method.w)
         draws = draw(key, examples, pipeline.latent_shape, method)
-        context, null_context = pipeline.contexts(batch["tokens"], method.w)
         losses = slam_loss(
-            student(params),
-            student(ema),
-            teacher(frozen),
+            student(cast(params, precision.student)),
+            student(cast(ema, precision.target)),
+            teacher(frozen["unet"]),
             pipeline.schedule,
-            batch["latents"],
+            latents,
             context,
             null_context,
             draws,
@@ -70,40 +70,42 @@ def distillation_loss(pipeline: Pipeline, method: Method) -> Loss:
 def distill(
     config: Config,
     pipeline: Pipeline,
-    teacher: SavedModel,
+    frozen: Frozen,
+    source: Source,
     workdir: Path,
     mesh: Mesh,
     draw_samples: Callable[[Params, int], None],
 ) -> SavedModel:
-    """Trains the student, from the newest checkpoint of the workdir where there is one, and
-    exports its EMA weights.
+    """Trains the student, from the newest checkpoint of the workdir where there is one.
 
     Args:
       config: the run.
       pipeline: the teacher's surroundings.
-      teacher: what is distilled.
-      workdir: for checkpoints, metrics and export/.
+      frozen: the teacher ("unet", float32) and the networks around it.
+      source: examples.
+      workdir: for checkpoints and metrics.
       mesh: devices.
       draw_samples: called with (EMA weights, step) every `config.training.sample_every` steps.
+
+    Returns:
+      The student with its EMA weights; its info lacks the teacher.
 
     Raises:
       InputError: the checkpoint is of another model.
       Interrupted: Ctrl-C; the state is saved.
     """
-    training, method = config.training, config.method
+    training, method, precision = config.training, config.method, config.precision
     unet = student_config(pipeline.unet, method.conditioning)
     tx = make_optimizer(training.optimizer, training.steps)
-    loss = distillation_loss(pipeline, method)
+    loss = distillation_loss(pipeline, method, precision)
     key = keys_of(config.seed).student
     step = make_train_step(loss, tx, training.ema, key, training.batch_size, mesh)
-    state = init_state(student_params(teacher.params, unet), tx, mesh)
-    data = batches(digits.Source(), training.batch_size, config.seed)
-
+    state = init_state(student_params(frozen["unet"], unet), tx, mesh)
     state = fit(
         step,
         state,
-        teacher.params,
-        data,
+        {**frozen, "unet": cast(frozen["unet"], precision.teacher)},
+        batches(source, training.batch_size, config.seed),
         mesh,
         training,
         workdir,
@@ -113,9 +115,8 @@ def distill(
     info = {
         "method": dataclasses.asdict(method),
         "training": dataclasses.asdict(training),
-        "teacher": teacher.info,
+        "data": dataclasses.asdict(config.data),
+        "precision": dataclasses.asdict(precision),
         "versions": {name: version(name) for name in ("jax", "flax", "optax")},
     }
-    student = SavedModel(unet, jax.device_get(state.ema), pipeline.scheduler, info)
-    save_model(workdir / "export", student)
-    return student
+    return SavedModel(unet, jax.device_get(state.ema), pipeline.scheduler, info)

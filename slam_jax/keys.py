@@ -15,6 +15,7 @@ class Keys(NamedTuple):
       student: the distillation, likewise.
       noise: the samplers' starting noise.
       steps: the noise between a sampler's steps.
+      encode: the latents of an image that a sampler starts from.
     """
 
     init: Array
@@ -22,6 +23,7 @@ class Keys(NamedTuple):
     student: Array
     noise: Array
     steps: Array
+    encode: Array
 
 
 def keys_of(seed: int | Array) -> Keys:

@@ -30,10 +30,10 @@ from slam_jax.schedule import (
     per_example,
     to_x0_and_eps,
 )
-from slam_jax.solver import Denoiser, ddim_solve
+from slam_jax.solver import Context, Denoiser, ddim_solve
 
-# (x [B, H, W, C], t [B], context [B, L, D], gamma [B]) -> output [B, H, W, C]
-Student = Callable[[Array, Array, Array, Array], Array]
+# (x [B, H, W, C], t [B], context, gamma [B]) -> output [B, H, W, C]
+Student = Callable[[Array, Array, Context, Array], Array]
 
 SIGMAS = ("linear", "paper")
 CONDITIONINGS = ("embedding", "snr", "both")
@@ -161,7 +161,7 @@ def consistency_function(
     schedule: NoiseSchedule,
     x: Float[Array, "B H W C"],
     t: Int[Array, " B"],
-    context: Float[Array, "B L D"],
+    context: Context,
     gamma: Float[Array, " B"],
     sigma_g: Float[Array, " B"],
     conditioning: str,
@@ -173,7 +173,7 @@ def consistency_function(
       schedule: noise schedule and prediction type.
       x: a point of the sub-path that starts at t, with signal scale alpha_t.
       t: the sub-path's start.
-      context: conditioning tokens.
+      context: of the prompts.
       gamma: position on the sub-path.
       sigma_g: noise scale of x.
       conditioning: "embedding" tells the network s and gamma, "snr" gives it x / n_g at t_g,
@@ -227,8 +227,8 @@ def slam_loss(
     teacher: Denoiser,
     schedule: NoiseSchedule,
     latents: Float[Array, "B H W C"],
-    context: Float[Array, "B L D"],
-    null_context: Float[Array, "B L D"] | None,
+    context: Context,
+    null_context: Context | None,
     draws: Draws,
     method: Method,
 ) -> Float[Array, "B G"]:
@@ -240,7 +240,7 @@ def slam_loss(
       teacher: the frozen teacher.
       schedule: the teacher's noise schedule.
       latents: clean latents x_0.
-      context, null_context: tokens of the prompt and of the empty prompt (None where w is 0).
+      context, null_context: of the prompts and of the empty one (None where w is 0).
       draws: sub-path, gamma and noise of each example.
       method: the named choices.
     """

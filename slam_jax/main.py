@@ -9,6 +9,7 @@ import resource
 import shlex
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -19,16 +20,18 @@ from ml_collections import config_flags
 from slam_jax import runtime
 from slam_jax.config import Config, first_change, freeze, to_json
 from slam_jax.distill import distill
+from slam_jax.draw import student_sampler, teacher_sampler
 from slam_jax.errors import BackendError, InputError, options_of
-from slam_jax.evaluate import Judge, to_markdown, write_report
+from slam_jax.evaluate import Ladder, to_markdown, write_report
 from slam_jax.files import write_whole
+from slam_jax.jobs.digits import DigitsJob
+from slam_jax.jobs.job import Job
+from slam_jax.jobs.text_to_image import TextToImageJob
 from slam_jax.loop import Interrupted
-from slam_jax.models.pipeline import Pipeline, digits_pipeline, student_config
-from slam_jax.sample import student_sampler, teacher_sampler
+from slam_jax.models.pipeline import student_config
 from slam_jax.sampler import ddim_timesteps
 from slam_jax.schedule import distillation_grid
 from slam_jax.sharding import make_mesh
-from slam_jax.teacher import check_teacher, train_teacher
 
 CONFIG_FILE = "config.json"
 
@@ -99,30 +102,27 @@ def claim_workdir(workdir: Path, config: Config, resume: bool) -> None:
     write_whole(record, text)
 
 
-def build(config: Config) -> tuple[Mesh, Pipeline]:
-    """The devices and the pipeline; checks whatever of the config only these can tell.
+def build(config: Config, workdir: Path) -> tuple[Mesh, Job]:
+    """The devices and the job; checks whatever of the config only these can tell.
 
     Raises:
-      InputError: devices, batch sizes, UNet or grid do not fit; names the key.
+      InputError: devices, batch size, teacher or grid do not fit; names the key.
     """
     with options_of("config"):
         mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    with options_of("config.teacher"):
-        pipeline = digits_pipeline(config.teacher.unet, config.teacher.prediction_type)
+    if config.training.batch_size % mesh.size:
+        raise InputError(
+            f"config.training.batch_size = {config.training.batch_size} must be divisible by the "
+            f"{mesh.size} devices"
+        )
+    kind = DigitsJob if config.data.source == "digits" else TextToImageJob
+    job = kind(config, workdir, mesh)
+    timesteps = job.pipeline.schedule.num_train_timesteps
     with options_of("config.evaluation"):
-        ddim_timesteps(max(config.evaluation.teacher_steps), pipeline.schedule.num_train_timesteps)
+        ddim_timesteps(max(config.evaluation.teacher_steps), timesteps)
     with options_of("config.method"):
-        distillation_grid(pipeline.schedule.num_train_timesteps, config.method.num_ddim_timesteps)
-    for name, options in (
-        ("teacher.training", config.teacher.training),
-        ("training", config.training),
-    ):
-        if options.batch_size % mesh.size:
-            raise InputError(
-                f"config.{name}.batch_size = {options.batch_size} must be divisible by the "
-                f"{mesh.size} devices"
-            )
-    return mesh, pipeline
+        distillation_grid(timesteps, config.method.num_ddim_timesteps)
+    return mesh, job
 
 
 def peak_memory_gb() -> float:
@@ -140,29 +140,28 @@ def run(config: Config, workdir: Path, resume: bool = False) -> list[dict]:
     """
     started = time.perf_counter()
     runtime.probe()
-    mesh, pipeline = build(config)
-    teacher_folder = Path(config.teacher.path or workdir / "teacher")
-    check_teacher(config.teacher, teacher_folder)
+    mesh, job = build(config, workdir)
     claim_workdir(workdir, config, resume)
-    teacher = train_teacher(pipeline, config.teacher, teacher_folder, mesh)
-    judge = Judge(
-        teacher_sampler(pipeline, config.method.w),
-        student_sampler(
-            pipeline,
-            student_config(pipeline.unet, config.method.conditioning),
-            config.method.num_ddim_timesteps,
-        ),
-        teacher.params,
+    frozen = job.frozen(mesh)
+    pipeline, method, precision = job.pipeline, config.method, config.precision
+    unet = student_config(pipeline.unet, method.conditioning)
+    ladder = Ladder(
+        teacher_sampler(pipeline, method.w, precision.teacher),
+        student_sampler(pipeline, unet, method.num_ddim_timesteps, precision.student),
+        frozen,
+        job.ladder_prompts(),
         config.evaluation,
         config.seed,
     )
 
     def draw_samples(params, step):
-        judge.save_ladder(workdir / "samples" / f"step_{step:06d}.png", params)
+        job.save_ladder(ladder, params, workdir / "samples" / f"step_{step:06d}.png")
 
-    student = distill(config, pipeline, teacher, workdir, mesh, draw_samples)
-    judge.save_ladder(workdir / "samples" / "ladder.png", student.params)
-    rows = judge.measure(student.params)
+    student = distill(config, pipeline, frozen, job.source(), workdir, mesh, draw_samples)
+    student = replace(student, info={"teacher": job.teacher_info(), **student.info})
+    job.export(student, workdir / "export")
+    job.save_ladder(ladder, student.params, workdir / "samples" / "ladder.png")
+    rows = job.measure(ladder, frozen, student.params)
     facts = {
         "seconds": time.perf_counter() - started,
         "peak_memory_gb": peak_memory_gb(),

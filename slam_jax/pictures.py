@@ -1,11 +1,16 @@
-"""Pictures of samples: a grid of images with a name beside each row."""
+"""Picture files: grids of images with a name beside each row, contact sheets, PNGs that say how
+they were made, and photographs to start from."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
-from PIL import Image, ImageDraw
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
+
+from slam_jax.errors import InputError
 
 
 def to_uint8(images: Float[np.ndarray, "... H W C"]) -> np.ndarray:
@@ -34,17 +39,60 @@ def grid(
         top = gap + r * (height + gap)
         pen.text((4, top + height // 2), name, fill="black", anchor="lm")
         for c, image in enumerate(to_uint8(images)):
-            picture = Image.fromarray(np.broadcast_to(image, (*image.shape[:2], 3)))
-            canvas.paste(
-                picture.resize((width, height), Image.Resampling.NEAREST),
-                (margin + c * (width + gap), top),
-            )
+            canvas.paste(_enlarged(image, scale), (margin + c * (width + gap), top))
     return canvas
 
 
-def save(picture: Image.Image, path: Path) -> None:
-    """Writes a PNG whole or not at all."""
+def sheet(
+    images: Sequence[UInt8[np.ndarray, "H W C"]], columns: int, scale: int = 1, gap: int = 4
+) -> Image.Image:
+    """Pictures in rows of `columns`; one picture alone is itself.
+
+    Args:
+      images: one or more, all of one shape, C is 1 or 3.
+      columns: pictures in a row.
+      scale: each pixel becomes a square of this many.
+      gap: pixels between pictures.
+    """
+    if len(images) == 1:
+        return _enlarged(images[0], scale)
+    height, width = (size * scale + gap for size in images[0].shape[:2])
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    canvas = Image.new("RGB", (gap + columns * width, gap + rows * height), "white")
+    for i, image in enumerate(images):
+        corner = (gap + i % columns * width, gap + i // columns * height)
+        canvas.paste(_enlarged(image, scale), corner)
+    return canvas
+
+
+def _enlarged(image: UInt8[np.ndarray, "H W C"], scale: int) -> Image.Image:
+    picture = Image.fromarray(np.broadcast_to(image, (*image.shape[:2], 3)))
+    size = (picture.width * scale, picture.height * scale)
+    return picture.resize(size, Image.Resampling.NEAREST)
+
+
+def read(path: Path, height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
+    """A photograph in the given size: scaled to cover it, then its centre.
+
+    Raises:
+      InputError: the file is missing or no picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            upright = ImageOps.exif_transpose(picture).convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot be read as a picture: {error}") from error
+    return np.asarray(ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS))
+
+
+def save(picture: Image.Image, path: Path, parameters: Mapping[str, Any] | None = None) -> None:
+    """Writes a PNG whole or not at all; `parameters` go into its text chunk of that name, as
+    JSON."""
+    info = PngImagePlugin.PngInfo()
+    if parameters is not None:
+        info.add_text("parameters", json.dumps(parameters))
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
-    picture.save(unfinished, format="PNG")
+    picture.save(unfinished, format="PNG", pnginfo=info)
     unfinished.replace(path)

@@ -58,8 +58,9 @@ def probe(run: Callable = jax.jit) -> None:
     for name, (function, arguments, expected) in cases.items():
         result = np.asarray(run(function)(*arguments))
         error = np.max(np.abs(result - expected)) / np.max(np.abs(expected))
-        # 2e-2 passes the low-precision matrix units of GPUs and TPUs; known defects are larger.
-        if not error < 2e-2:
+        # GPUs and TPUs multiply float32 in lower precision unless told otherwise. A CPU does not,
+        # and there the known defect is as small as 8e-3 on some.
+        if not error < (1e-4 if jax.default_backend() == "cpu" else 2e-2):
             raise BackendError(
                 f"the {jax.default_backend()} backend of jaxlib {jax.lib.__version__} computes "
                 f"a {name} wrongly (relative error {error:.1e}); install another jaxlib, or on "

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from slam_jax.loss import Student, consistency_function
 from slam_jax.schedule import NoiseSchedule, add_noise, distillation_grid
-from slam_jax.solver import Denoiser, guided_prediction
+from slam_jax.solver import Context, Denoiser, guided_prediction
 
 
 def consistency_timesteps(
@@ -91,7 +91,7 @@ def sample_consistency(
     student: Student,
     schedule: NoiseSchedule,
     x: Float[Array, "B H W C"],
-    context: Float[Array, "B L D"],
+    context: Context,
     timesteps: Int[Array, " n"],
     key: Array,
     examples: Int[Array, " B"],
@@ -102,7 +102,7 @@ def sample_consistency(
       student: the network.
       schedule: the teacher's noise schedule.
       x: noise, or for image-to-image the noised image, at timesteps[0].
-      context: conditioning tokens.
+      context: of the prompts.
       timesteps: descending, see `consistency_timesteps`.
       key: of the noise between the steps.
       examples: index of each row: the same (key, index) is the same picture in any batch.
@@ -132,8 +132,8 @@ def sample_ddim(
     teacher: Denoiser,
     schedule: NoiseSchedule,
     x: Float[Array, "B H W C"],
-    context: Float[Array, "B L D"],
-    null_context: Float[Array, "B L D"] | None,
+    context: Context,
+    null_context: Context | None,
     timesteps: Int[Array, " n"],
     w: float,
 ) -> Float[Array, "B H W C"]:
@@ -143,7 +143,7 @@ def sample_ddim(
       teacher: the network.
       schedule: its noise schedule.
       x: noise at timesteps[0].
-      context, null_context: tokens of the prompt and of the empty prompt (None: no guidance).
+      context, null_context: of the prompts and of the empty one (None: no guidance).
       timesteps: descending, see `ddim_timesteps`.
       w: guidance strength in LCM form.
 

@@ -11,6 +11,7 @@ type is guided alike.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,10 @@ from jaxtyping import Array, Float, Int
 
 from slam_jax.schedule import NoiseSchedule, add_noise, to_x0_and_eps
 
-# (x [B, H, W, C], t [B], context [B, L, D]) -> output [B, H, W, C]: a network with its parameters
-# bound.
-Denoiser = Callable[[Array, Array, Array], Array]
+# What a network is told of the prompt: a pytree of arrays with one row per example.
+Context = Any
+# (x [B, H, W, C], t [B], context) -> output [B, H, W, C]: a network with its parameters bound.
+Denoiser = Callable[[Array, Array, Context], Array]
 
 
 def guided_prediction(
@@ -28,8 +30,8 @@ def guided_prediction(
     schedule: NoiseSchedule,
     x: Float[Array, "B H W C"],
     t: Int[Array, " B"],
-    context: Float[Array, "B L D"],
-    null_context: Float[Array, "B L D"] | None,
+    context: Context,
+    null_context: Context | None,
     w: float,
 ) -> tuple[Float[Array, "B H W C"], Float[Array, "B H W C"]]:
     """(x0_w, eps_w) at timestep t, equation (1).
@@ -42,8 +44,8 @@ def guided_prediction(
       schedule: its noise schedule and prediction type.
       x: noisy latents on the PF-ODE at t.
       t: timesteps.
-      context: conditioning tokens.
-      null_context: tokens of the empty prompt; None asks for no guidance and one batch of B.
+      context: of the prompts.
+      null_context: of the empty prompt; None asks for no guidance and one batch of B.
       w: guidance strength, 0 is the plain conditional prediction.
     """
     alpha, sigma = schedule.at(t)
@@ -51,7 +53,9 @@ def guided_prediction(
         return to_x0_and_eps(denoise(x, t, context), x, alpha, sigma, schedule.prediction_type)
 
     x, t, alpha, sigma = (jnp.repeat(a, 2, axis=0) for a in (x, t, alpha, sigma))
-    both_contexts = jnp.stack([context, null_context], axis=1).reshape(-1, *context.shape[1:])
+    both_contexts = jax.tree.map(
+        lambda c, u: jnp.stack([c, u], axis=1).reshape(-1, *c.shape[1:]), context, null_context
+    )
     x0, eps = to_x0_and_eps(denoise(x, t, both_contexts), x, alpha, sigma, schedule.prediction_type)
 
     def guide(both):
@@ -67,8 +71,8 @@ def ddim_solve(
     x_s: Float[Array, "B H W C"],
     s: Int[Array, " B"],
     e: Int[Array, " B"],
-    context: Float[Array, "B L D"],
-    null_context: Float[Array, "B L D"] | None,
+    context: Context,
+    null_context: Context | None,
     w: float,
     substeps: int = 1,
 ) -> Float[Array, "B H W C"]:

@@ -49,7 +49,7 @@ def test_labels_that_are_no_digits_are_refused(labels):
 def test_source_reads_latents_and_their_tokens():
     source, (images, labels) = digits.Source(), digits.load()
     indices = np.array([1700, 3, 3])
-    batch = source.__getitems__(indices)
+    batch = source.__getitems__(indices, seeds=np.zeros(3, int))
     assert len(source) == 1797
     assert batch.keys() == {"latents", "tokens"}
     np.testing.assert_array_equal(digits.decode_latents(batch["latents"]), images[indices])
@@ -65,8 +65,8 @@ class Numbers:
     def __len__(self):
         return self.count
 
-    def __getitems__(self, indices):
-        return {"index": np.asarray(indices)}
+    def __getitems__(self, indices, seeds):
+        return {"index": np.asarray(indices), "seed": np.asarray(seeds)}
 
 
 def take(iterator, count):
@@ -86,6 +86,15 @@ def test_the_seed_decides_the_order():
     first, same, other = (take(batches(Numbers(50), 8, seed), 20) for seed in (3, 3, 4))
     assert first == same
     assert first != other
+
+
+def test_an_examples_seed_differs_between_epochs_and_not_between_batch_sizes():
+    rows = [next(iterator) for iterator in [batches(Numbers(6), 2, seed=5)] for _ in range(12)]
+    seeds = np.concatenate([row["seed"] for row in rows])
+    indices = np.concatenate([row["index"] for row in rows])
+    assert len(set(seeds)) == 24 and len(set(seeds[indices == 3])) == 4
+    wide = next(batches(Numbers(6), 24, seed=5))
+    np.testing.assert_array_equal(wide["seed"], seeds)
 
 
 @pytest.mark.parametrize("position", [0, 1, 5, 6, 13])

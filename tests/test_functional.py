@@ -1,5 +1,6 @@
 """Modules as pure functions of nested dicts; weight names and files of these."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -22,6 +23,26 @@ class Chain(nnx.Module):
             x = link(x)
         return x
 
+    def first_link(self, x):
+        return self.links[0](x)
+
+
+class Kinds(nnx.Module):
+    """One layer of each kind of weight, with more outputs than are converted at a time."""
+
+    def __init__(self, width, *, rngs):
+        self.conv = nnx.Conv(2, width, (3, 3), rngs=rngs)
+        self.linear = nnx.Linear(3, width, rngs=rngs)
+        self.norm = nnx.LayerNorm(width, rngs=rngs)
+        self.embed = nnx.Embed(5, width, rngs=rngs)
+
+
+class OneProjection(nnx.Module):
+    """A linear layer where a UNet of another family has a convolution."""
+
+    def __init__(self, width, *, rngs):
+        self.proj_in = nnx.Linear(width, width, rngs=rngs)
+
 
 def test_lists_longer_than_ten_keep_their_order():
     params = functional.init(Chain, 3, jax.random.key(0))
@@ -30,6 +51,13 @@ def test_lists_longer_than_ten_keep_their_order():
         expected = expected @ np.asarray(params["links"][str(i)]["kernel"])
     actual = functional.apply_fn(Chain, 3)(params, x)
     np.testing.assert_allclose(actual, expected, rtol=1e-4)
+
+
+def test_any_method_is_a_pure_function():
+    params = functional.init(Chain, 3, jax.random.key(0))
+    x = np.ones((1, 3), np.float32)
+    actual = functional.apply_fn(Chain, 3, method="first_link")(params, x)
+    np.testing.assert_allclose(actual, x @ np.asarray(params["links"]["0"]["kernel"]), rtol=1e-6)
 
 
 def test_init_depends_on_the_key_alone():
@@ -53,6 +81,68 @@ def test_from_torch_reports_missing_extra_and_wrong_shapes():
     assert params["links"]["4"].keys() == {"kernel"}
     state_dict["links.7.weight"] = np.zeros((3, 4))
     with pytest.raises(ValueError, match=r"links.7.weight has shape \(3, 4\), expected \(3, 3\)"):
+        convert.from_torch(state_dict, abstract)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, jnp.bfloat16])
+def test_from_torch_layouts_and_dtypes(dtype):
+    rng = np.random.default_rng(0)
+    shapes = {
+        "conv.weight": (300, 2, 3, 3),
+        "conv.bias": (300,),
+        "linear.weight": (300, 3),
+        "linear.bias": (300,),
+        "norm.weight": (300,),
+        "norm.bias": (300,),
+        "embed.weight": (5, 300),
+    }
+    state_dict = {k: rng.standard_normal(shape).astype(dtype) for k, shape in shapes.items()}
+    abstract = functional.abstract_params(Kinds, 300)
+    params, missing, extra = convert.from_torch(state_dict, abstract)
+    assert not missing and not extra
+    expected = {key: array.astype(np.float32) for key, array in state_dict.items()}
+    expected |= {
+        "conv.kernel": expected.pop("conv.weight").transpose(2, 3, 1, 0),
+        "linear.kernel": expected.pop("linear.weight").T,
+        "norm.scale": expected.pop("norm.weight"),
+        "embed.embedding": expected.pop("embed.weight"),
+    }
+    flat = functional.flatten(params)
+    assert flat.keys() == expected.keys()
+    for path, array in flat.items():
+        assert array.dtype == np.float32 and array.flags.c_contiguous
+        np.testing.assert_array_equal(array, expected[path], err_msg=path)
+
+
+def test_from_torch_reads_and_places_one_array_at_a_time():
+    source = convert.to_torch(functional.init(Chain, 3, jax.random.key(0)))
+    log = []
+
+    class Lazy(Mapping):
+        def __getitem__(self, key):
+            log.append(key)
+            return source[key]
+
+        def __iter__(self):
+            return iter(source)
+
+        def __len__(self):
+            return len(source)
+
+    def place(array):
+        log.append("placed")
+        return jnp.asarray(array)
+
+    params, *_ = convert.from_torch(Lazy(), functional.abstract_params(Chain, 3), place)
+    assert sorted(log[::2]) == sorted(source)
+    assert log[1::2] == ["placed"] * len(source)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
+
+
+def test_a_convolution_is_no_linear_layer():
+    state_dict = {"proj_in.weight": np.ones((3, 3, 1, 1)), "proj_in.bias": np.ones(3)}
+    abstract = functional.abstract_params(OneProjection, 3)
+    with pytest.raises(ValueError, match=r"proj_in.weight has shape \(3, 3, 1, 1\)"):
         convert.from_torch(state_dict, abstract)
 
 

@@ -21,6 +21,10 @@ LAYERS = (
         "models.unet",
         "models.functional",
         "models.convert",
+        "models.folder",
+        "models.hub",
+        "models.tokenizer",
+        "models.weight_files",
         "models.weights",
         "checkpoint",
         "data.batches",
@@ -44,7 +48,8 @@ OWNERS = {
     "optax": ("train",),
     "torch": (),
     "diffusers": (),
-    "transformers": (),
+    "transformers": ("models.tokenizer",),
+    "huggingface_hub": ("models.hub",),
     "tensorflow": (),
 }
 

@@ -15,16 +15,16 @@ from PIL import Image
 from slam_jax import loop, main, sample
 from slam_jax.config import default_config, freeze
 from slam_jax.errors import InputError
-from slam_jax.models.pipeline import load_model
+from slam_jax.models.saved import load_model
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "--config",
     str(ROOT / "configs/digits.py"),
-    "--config.teacher.unet.block_out_channels=(8,)",
-    "--config.teacher.training.steps=6",
-    "--config.teacher.training.batch_size=16",
-    "--config.teacher.training.optimizer.warmup_steps=2",
+    "--config.digits.unet.block_out_channels=(8,)",
+    "--config.digits.training.steps=6",
+    "--config.digits.training.batch_size=16",
+    "--config.digits.training.optimizer.warmup_steps=2",
     "--config.training.steps=6",
     "--config.training.batch_size=16",
     "--config.training.sample_every=3",
@@ -69,7 +69,7 @@ def test_exported_student_loads_with_one_call_and_draws(finished, tmp_path):
     student = load_model(finished / "export")
     assert student.info["method"]["w"] == 2.0
     out = tmp_path / "grid.png"
-    arguments = ["--workdir", str(finished), "--steps", "2", "--labels", "0,1,2", "--seed", "3"]
+    arguments = ["--model", str(finished), "--steps", "2", "--labels", "0,1,2", "--seed", "3"]
     sample.main([*arguments, "--out", str(out)])
     first = np.asarray(Image.open(out))
     sample.main([*arguments, "--out", str(out)])
@@ -84,15 +84,20 @@ def test_exported_student_loads_with_one_call_and_draws(finished, tmp_path):
         (["--labels", "0,x"], "--labels 0,x"),
         (["--labels", "11"], "--labels 11"),
         (["--steps", "0"], "--steps 0"),
-        (["--steps", "51"], "1 to 50 steps"),
+        (["--steps", "51"], "--steps: 51 must be between 1 and 50"),
         (["--seed", "5000000000"], "--seed 5000000000"),
         (["--out", "grid.jpg"], "ends in .png"),
-        (["--workdir", "/nowhere"], "/nowhere"),
+        (["--prompt", "a cat"], "--prompt"),
+        (["--guidance", "7.5"], "gamma, 0.35"),
+        (["--width", "64"], "--width"),
+        (["--strength", "0.5"], "--strength"),
+        (["--batch", "0"], "--batch 0"),
+        (["--model", "/nowhere"], "/nowhere"),
     ],
 )
 def test_sample_refuses_bad_input_in_one_line(finished, arguments, message, capsys):
     with pytest.raises(SystemExit) as exit_:
-        sample.main(["--workdir", str(finished), *arguments])
+        sample.main(["--model", str(finished), *arguments])
     assert message in str(exit_.value) and "\n" not in str(exit_.value)
 
 
@@ -100,22 +105,22 @@ def test_finished_teacher_is_not_trained_again(finished, monkeypatch, tmp_path):
     def fail(*_):
         raise AssertionError("the teacher was trained again")
 
-    monkeypatch.setattr("slam_jax.teacher.make_train_step", fail)
+    monkeypatch.setattr("slam_jax.jobs.digits_teacher.make_train_step", fail)
     monkeypatch.setattr("slam_jax.main.distill", lambda *arguments: load_model(finished / "export"))
     launch(tmp_path / "lcm", f"--config.teacher.path={finished / 'teacher'}")
-    with pytest.raises(SystemExit, match="made otherwise: config.teacher.label_dropout"):
+    with pytest.raises(SystemExit, match="made otherwise: config.digits.label_dropout"):
         launch(
             tmp_path / "other",
             f"--config.teacher.path={finished / 'teacher'}",
-            "--config.teacher.label_dropout=0.3",
+            "--config.digits.label_dropout=0.3",
         )
     assert not (tmp_path / "other").exists()
     (finished / "teacher/config.json").rename(tmp_path / "config.json")  # as if unfinished
-    with pytest.raises(SystemExit, match="made otherwise: config.teacher.seed"):
+    with pytest.raises(SystemExit, match="made otherwise: config.digits.seed"):
         launch(
             tmp_path / "other",
             f"--config.teacher.path={finished / 'teacher'}",
-            "--config.teacher.seed=1",
+            "--config.digits.seed=1",
         )
     (tmp_path / "config.json").rename(finished / "teacher/config.json")
 
@@ -151,8 +156,8 @@ def test_ctrl_c_saves_and_resume_ends_in_the_same_bits(
     [
         ["--config.method.gamma=one"],
         ["--config.method.conditioning=embedding", "--config.method.sigma=paper"],
-        ["--config.method.conditioning=both", "--config.teacher.prediction_type=v_prediction"],
-        ["--config.method.solver_substeps=2", "--config.teacher.prediction_type=sample"],
+        ["--config.method.conditioning=both", "--config.digits.prediction_type=v_prediction"],
+        ["--config.method.solver_substeps=2", "--config.digits.prediction_type=sample"],
     ],
 )
 def test_every_variant_runs(tmp_path, changes):
@@ -185,16 +190,16 @@ def test_every_variant_runs(tmp_path, changes):
         ("--config.evaluation.student_steps=(1,2.5)", "config.evaluation.student_steps"),
         ("--config.seed=99999999999", "config.seed"),
         ("--config.name=../x", "config.name"),
-        ("--config.teacher.label_dropout=0", "config.teacher.label_dropout"),
-        ("--config.teacher.training.sample_every=5", "config.teacher.training.sample_every"),
-        ("--config.teacher.unet.attention_head_dim=3", "config.teacher.unet"),
-        ("--config.teacher.unet.norm_num_groups=0", "config.teacher.unet"),
+        ("--config.digits.label_dropout=0", "config.digits.label_dropout"),
+        ("--config.digits.training.sample_every=5", "config.digits.training.sample_every"),
+        ("--config.digits.unet.attention_head_dim=3", "config.digits.unet"),
+        ("--config.digits.unet.norm_num_groups=0", "config.digits.unet"),
         ("--config.training.batch_size=12", "config.training.batch_size = 12"),
         ("--config.training.steps=0", "config.training.steps = 0"),
         ("--config.training.ema=1", "config.training.ema = 1"),
         ("--config.training.optimizer.schedule=step", "config.training.optimizer.schedule"),
-        ("--config.teacher.unet.in_channels=3", "config.teacher.unet.in_channels = 3"),
-        ("--config.teacher.unet.norm_num_groups=3", "config.teacher.unet: "),
+        ("--config.digits.unet.in_channels=3", "config.digits.unet.in_channels = 3"),
+        ("--config.digits.unet.norm_num_groups=3", "config.digits.unet: "),
         ("--config.mesh.data=3", "config.mesh"),
         ("--workdirs=x", "workdirs"),
         ("--config=missing.py", "missing.py"),
@@ -249,8 +254,10 @@ def test_folder_that_holds_something_else_is_refused(tmp_path):
         launch(tmp_path)
 
 
-@pytest.mark.parametrize("module", ["slam_jax.main", "slam_jax.sample"])
-def test_help_explains_the_command(module):
+@pytest.mark.parametrize(
+    ("module", "option"), [("slam_jax.main", "--workdir"), ("slam_jax.sample", "--model")]
+)
+def test_help_explains_the_command(module, option):
     command = [sys.executable, "-m", module, "--help"]
     said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
-    assert "--workdir" in said
+    assert option in said

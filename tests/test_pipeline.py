@@ -12,16 +12,14 @@ from helpers import jit, normal
 from slam_jax.data import digits
 from slam_jax.errors import InputError
 from slam_jax.models import functional
+from slam_jax.models.digits_pipeline import digits_pipeline
 from slam_jax.models.pipeline import (
-    SavedModel,
-    digits_pipeline,
-    load_model,
-    save_model,
     student_config,
     student_network,
     student_params,
     teacher_network,
 )
+from slam_jax.models.saved import SavedModel, load_model, save_model
 from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
 
 UNET = UNetConfig(
@@ -50,8 +48,9 @@ def test_the_student_starts_as_the_teacher_for_every_gamma(teacher, conditioning
     assert UNET.time_cond_proj_dim is None  # the teacher's config is left alone
     params = student_params(teacher.params, config)
     x, t = jnp.asarray(normal(0, 4, *digits.LATENT_SHAPE), jnp.float32), jnp.arange(4) * 300
-    context, null = pipeline.contexts(jnp.asarray(digits.tokenize(np.arange(4))), w=1.0)
-    assert np.any(context != null)
+    batch = {"tokens": jnp.asarray(digits.tokenize(np.arange(4)))}
+    context, null = pipeline.contexts({}, batch, w=1.0)
+    assert np.any(context["encoder_hidden_states"] != null["encoder_hidden_states"])
     gamma = jnp.array([0.0, 0.3, 0.7, 1.0])
     ours = jit(lambda p: student_network(config)(p)(x, t, context, gamma))(params)
     theirs = jit(lambda p: teacher_network(UNET)(p)(x, t, context))(teacher.params)

@@ -18,9 +18,9 @@ COMMANDS = [
 ]
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SMALL = [
-    "--config.teacher.unet.block_out_channels=(8,)",
-    "--config.teacher.training.steps=4",
-    "--config.teacher.training.optimizer.warmup_steps=2",
+    "--config.digits.unet.block_out_channels=(8,)",
+    "--config.digits.training.steps=4",
+    "--config.digits.training.optimizer.warmup_steps=2",
     "--config.training.steps=4",
     "--config.training.sample_every=0",
     "--config.evaluation.samples=50",

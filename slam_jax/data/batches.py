@@ -14,8 +14,13 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitems__(self, indices: np.ndarray) -> Batch:
-        """The examples with these indices, stacked along a new leading axis."""
+    def __getitems__(self, indices: np.ndarray, seeds: np.ndarray) -> Batch:
+        """The examples with these indices, stacked along a new leading axis.
+
+        Args:
+          indices: which, [B].
+          seeds: one for each, [B], for whatever is random in reading it, such as a crop.
+        """
 
 
 def batches(source: Source, batch_size: int, seed: int) -> BatchIterator:
@@ -24,16 +29,17 @@ def batches(source: Source, batch_size: int, seed: int) -> BatchIterator:
     Args:
       source: the examples.
       batch_size: examples a batch.
-      seed: of the shuffle.
+      seed: of the shuffle and of the examples' seeds.
 
     Returns:
       An iterator with `get_state` and `set_state`, a JSON-serialisable position.
     """
-    indices = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().batch(batch_size)
+    indices = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    seeded = indices.random_map(lambda index, rng: (index, rng.integers(2**31)))
     # Shuffling whole indices and reading a batch at once: memory is read faster than threads could
     # be asked for it.
     return iter(
-        indices.map(source.__getitems__).to_iter_dataset(
-            grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        )
+        seeded.batch(batch_size)
+        .map(lambda pairs: source.__getitems__(*pairs))
+        .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     )

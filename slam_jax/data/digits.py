@@ -59,6 +59,9 @@ def embed_tokens(tokens: Int[Array, "B L"]) -> Float[Array, "B L 12"]:
     return jax.nn.one_hot(tokens, VOCABULARY, dtype=jnp.float32)
 
 
+NULL_TOKENS = tokenize(np.array([NULL_LABEL]))[0]
+
+
 class Source:
     """The examples for the batch pipeline: {"latents": [B, 4, 4, 4], "tokens": [B, 2]}."""
 
@@ -69,5 +72,5 @@ class Source:
     def __len__(self) -> int:
         return len(self._latents)
 
-    def __getitems__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    def __getitems__(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, np.ndarray]:
         return {"latents": self._latents[indices], "tokens": self._tokens[indices]}

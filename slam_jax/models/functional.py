@@ -7,6 +7,7 @@ tracing:
     params = init(UNet2DConditionModel, config, key)
     apply = apply_fn(UNet2DConditionModel, config)
     prediction = apply(params, sample, timesteps, context)
+    images = apply_fn(AutoencoderKL, vae_config, "decode")(vae_params, latents)
 """
 
 import functools
@@ -65,8 +66,10 @@ def init(module_class: type[nnx.Module], config: Any, key: jax.Array) -> Params:
     )
 
 
-def apply_fn(module_class: type[nnx.Module], config: Any) -> Callable[..., Any]:
-    """The module's `__call__` as a pure function `apply(params, *args, **kwargs)`.
+def apply_fn(
+    module_class: type[nnx.Module], config: Any, method: str = "__call__"
+) -> Callable[..., Any]:
+    """A method of the module as a pure function `apply(params, *args, **kwargs)`.
 
     Raises:
         ValueError: from `apply`, when `params` are not those of the module.
@@ -78,7 +81,7 @@ def apply_fn(module_class: type[nnx.Module], config: Any) -> Callable[..., Any]:
             raise ValueError(f"{module_class.__name__}: wrong parameters: {difference}")
         # NNX fills lists in the order of their sorted indices, and as strings "10" < "2".
         module = nnx.merge(graph, nnx.restore_int_paths(params))
-        return module(*args, **kwargs)
+        return getattr(module, method)(*args, **kwargs)
 
     return apply
 
@@ -115,6 +118,11 @@ def flatten(params: Params) -> dict[str, Any]:
 def unflatten(flat: Mapping[str, Any]) -> Params:
     """The inverse of `flatten`."""
     return traverse_util.unflatten_dict(flat, sep=".")
+
+
+def cast(params: Params, dtype: Any) -> Params:
+    """The params in another floating dtype, in which the networks then compute."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
 def count_params(params: Params) -> int:

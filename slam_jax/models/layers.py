@@ -1,4 +1,4 @@
-"""Building blocks of the UNet: NHWC, with the attribute names of diffusers.
+"""Building blocks of the UNet and the VAE: NHWC, with the attribute names of diffusers.
 
 Names are an interface here: the path of an array, `down_blocks.0.resnets.1.conv1.kernel`, is its
 key in a diffusers checkpoint up to the last word, which makes weight conversion one rule.
@@ -39,11 +39,12 @@ def timestep_embedding(
 class Conv(nnx.Conv):
     """A square convolution [B, H, W, C_in] -> [B, H', W', C_out] with torch's padding.
 
-    Torch pads both sides alike; "SAME" does not when the stride is 2.
+    Torch pads both sides alike, unless told the zeros before and after; "SAME" does not when the
+    stride is 2.
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size=3, stride=1, *, rngs):
-        pad = (kernel_size // 2, kernel_size // 2)
+    def __init__(self, in_channels, out_channels, kernel_size=3, stride=1, padding=None, *, rngs):
+        pad = (kernel_size // 2, kernel_size // 2) if padding is None else padding
         super().__init__(
             in_channels,
             out_channels,
@@ -54,7 +55,8 @@ class Conv(nnx.Conv):
         )
 
     def __call__(self, x):
-        if self.kernel_size == (3, 3) and max(x.shape[1:3]) <= 2:
+        padded_alike = self.padding == ((1, 1), (1, 1))
+        if self.kernel_size == (3, 3) and padded_alike and max(x.shape[1:3]) <= 2:
             return self._as_matrix(x)
         return super().__call__(x)
 
@@ -86,8 +88,8 @@ class GroupNorm(nnx.GroupNorm):
 class LayerNorm(nnx.LayerNorm):
     """LayerNorm with torch's epsilon and the two-pass variance."""
 
-    def __init__(self, features, *, rngs):
-        super().__init__(features, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+    def __init__(self, features, eps=1e-5, *, rngs):
+        super().__init__(features, epsilon=eps, use_fast_variance=False, rngs=rngs)
 
 
 class TimestepEmbedding(nnx.Module):
@@ -110,12 +112,17 @@ class TimestepEmbedding(nnx.Module):
 
 
 class ResnetBlock2D(nnx.Module):
-    """Two convolutions with a time shift between them, [B, H, W, C_in] -> [B, H, W, C_out]."""
+    """Two convolutions with a time shift between them, [B, H, W, C_in] -> [B, H, W, C_out].
+
+    With temb_features None there is no shift.
+    """
 
     def __init__(self, in_channels, out_channels, temb_features, groups, eps, *, rngs):
         self.norm1 = GroupNorm(in_channels, groups, eps, rngs=rngs)
         self.conv1 = Conv(in_channels, out_channels, rngs=rngs)
-        self.time_emb_proj = nnx.Linear(temb_features, out_channels, rngs=rngs)
+        self.time_emb_proj = (
+            None if temb_features is None else nnx.Linear(temb_features, out_channels, rngs=rngs)
+        )
         self.norm2 = GroupNorm(out_channels, groups, eps, rngs=rngs)
         self.conv2 = Conv(out_channels, out_channels, rngs=rngs)
         needs_shortcut = in_channels != out_channels
@@ -123,21 +130,25 @@ class ResnetBlock2D(nnx.Module):
             Conv(in_channels, out_channels, kernel_size=1, rngs=rngs) if needs_shortcut else None
         )
 
-    def __call__(self, x, temb):
+    def __call__(self, x, temb=None):
         h = self.conv1(jax.nn.silu(self.norm1(x)))
-        h = h + self.time_emb_proj(jax.nn.silu(temb))[:, None, None, :]
+        if self.time_emb_proj is not None:
+            h = h + self.time_emb_proj(jax.nn.silu(temb))[:, None, None, :]
         h = self.conv2(jax.nn.silu(self.norm2(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
 class Attention(nnx.Module):
-    """Multi-head attention of x [B, L, D] to a context [B, L', D'] (to itself: pass x twice)."""
+    """Multi-head attention of x [B, L, D] to a context [B, L', D'] (to itself: pass x twice).
 
-    def __init__(self, features, context_features, heads, *, rngs):
+    `bias` is that of queries, keys and values; the output has one always.
+    """
+
+    def __init__(self, features, context_features, heads, bias=False, *, rngs):
         self.heads = heads
-        self.to_q = nnx.Linear(features, features, use_bias=False, rngs=rngs)
-        self.to_k = nnx.Linear(context_features, features, use_bias=False, rngs=rngs)
-        self.to_v = nnx.Linear(context_features, features, use_bias=False, rngs=rngs)
+        self.to_q = nnx.Linear(features, features, use_bias=bias, rngs=rngs)
+        self.to_k = nnx.Linear(context_features, features, use_bias=bias, rngs=rngs)
+        self.to_v = nnx.Linear(context_features, features, use_bias=bias, rngs=rngs)
         self.to_out = nnx.List([nnx.Linear(features, features, rngs=rngs)])
 
     def __call__(self, x, context):
@@ -222,17 +233,21 @@ class Transformer2DModel(nnx.Module):
 
 
 class Downsample2D(nnx.Module):
-    """Convolution with stride 2, [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C]."""
+    """Convolution with stride 2, [B, H, W, C] -> [B, H', W', C].
 
-    def __init__(self, channels, *, rngs):
-        self.conv = Conv(channels, channels, stride=2, rngs=rngs)
+    With torch's padding H' = ceil(H / 2); padded after the last row and column only, as the VAE's
+    are, H' = floor(H / 2).
+    """
+
+    def __init__(self, channels, padding=None, *, rngs):
+        self.conv = Conv(channels, channels, stride=2, padding=padding, rngs=rngs)
 
     def __call__(self, x):
         return self.conv(x)
 
 
 class Upsample2D(nnx.Module):
-    """Nearest-neighbour doubling of [B, H, W, C] to a given size, then a convolution.
+    """Nearest-neighbour doubling of [B, H, W, C], to a given size if there is one; a convolution.
 
     Sizes come from the downward path, so they are 2 H or 2 H - 1 (2 W or 2 W - 1). In the odd case
     nearest-neighbour resizing drops the last row (column) of the doubled map.
@@ -241,7 +256,7 @@ class Upsample2D(nnx.Module):
     def __init__(self, channels, *, rngs):
         self.conv = Conv(channels, channels, rngs=rngs)
 
-    def __call__(self, x, size):
-        height, width = size
+    def __call__(self, x, size=None):
+        height, width = (None, None) if size is None else size
         x = x.repeat(2, axis=1).repeat(2, axis=2)
         return self.conv(x[:, :height, :width])

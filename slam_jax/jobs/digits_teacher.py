@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from slam_jax.config import Teacher, first_change, to_json
+from slam_jax.config import DigitsTeacher, first_change, to_json
 from slam_jax.data import digits
 from slam_jax.data.batches import batches
 from slam_jax.errors import InputError
@@ -16,14 +16,9 @@ from slam_jax.files import write_whole
 from slam_jax.keys import keys_of
 from slam_jax.loop import fit
 from slam_jax.models import functional
-from slam_jax.models.pipeline import (
-    CONFIG_FILE,
-    Pipeline,
-    SavedModel,
-    load_model,
-    save_model,
-    teacher_network,
-)
+from slam_jax.models.digits_pipeline import DigitsPipeline
+from slam_jax.models.pipeline import teacher_network
+from slam_jax.models.saved import CONFIG_FILE, SavedModel, load_model, save_model
 from slam_jax.models.unet import UNet2DConditionModel
 from slam_jax.schedule import add_noise
 from slam_jax.train import (
@@ -40,7 +35,7 @@ TIME_BINS = 4
 OPTIONS_FILE = "options.json"
 
 
-def denoising_loss(pipeline: Pipeline, label_dropout: float) -> Loss:
+def denoising_loss(pipeline: DigitsPipeline, label_dropout: float) -> Loss:
     """Mean squared error of the output (Ho et al. 2020, eq. 14); some examples lose their label.
 
     The regression target is eps, v = alpha eps - sigma x_0, or x_0, as the pipeline's prediction
@@ -61,16 +56,14 @@ def denoising_loss(pipeline: Pipeline, label_dropout: float) -> Loss:
         del ema, frozen  # the plain denoising loss has no target network and no teacher
         x0 = batch["latents"]
         t, eps, drop = jax.vmap(lambda i: draw(key, i))(examples)
-        tokens = jnp.where(
-            drop[:, None], jnp.asarray(pipeline.null_tokens)[None, :], batch["tokens"]
-        )
+        tokens = jnp.where(drop[:, None], jnp.asarray(digits.NULL_TOKENS)[None, :], batch["tokens"])
         scales = schedule.at(t)
         wanted = {
             "epsilon": lambda: eps,
             "v_prediction": lambda: add_noise(eps, -x0, *scales),
             "sample": lambda: x0,
         }[schedule.prediction_type]()
-        output = network(params)(add_noise(x0, eps, *scales), t, pipeline.embed_tokens(tokens))
+        output = network(params)(add_noise(x0, eps, *scales), t, pipeline.embed(tokens))
         losses = ((output - wanted) ** 2).mean(axis=(1, 2, 3))
         bins = t * TIME_BINS // schedule.num_train_timesteps
         return losses, mean_by_bin(losses, bins, TIME_BINS, "loss_t")
@@ -78,7 +71,7 @@ def denoising_loss(pipeline: Pipeline, label_dropout: float) -> Loss:
     return loss
 
 
-def check_teacher(options: Teacher, folder: Path) -> None:
+def check_teacher(options: DigitsTeacher, folder: Path) -> None:
     """Makes sure that a teacher in `folder`, finished or not, was begun with these options.
 
     Raises:
@@ -93,11 +86,13 @@ def check_teacher(options: Teacher, folder: Path) -> None:
         begun_with = json.loads(record.read_text())
     except json.JSONDecodeError as error:
         raise InputError(f"{record}: damaged ({error}); change config.teacher.path") from error
-    if change := first_change(begun_with, json.loads(to_json(options)), "config.teacher"):
+    if change := first_change(begun_with, json.loads(to_json(options)), "config.digits"):
         raise InputError(f"{folder}: made otherwise: {change}; change config.teacher.path")
 
 
-def train_teacher(pipeline: Pipeline, options: Teacher, folder: Path, mesh: Mesh) -> SavedModel:
+def train_teacher(
+    pipeline: DigitsPipeline, options: DigitsTeacher, folder: Path, mesh: Mesh
+) -> SavedModel:
     """The teacher in `folder`: loaded where it is finished, trained (on) where it is not.
 
     Raises:

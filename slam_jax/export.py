@@ -1,0 +1,5 @@
+"""stub replaced below"""
+
+
+def write_folder(student, teacher, out):
+    raise NotImplementedError

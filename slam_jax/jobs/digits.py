@@ -1,0 +1,104 @@
+"""Handwritten digits: the teacher is trained on the spot, and a classifier judges the pictures."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from slam_jax.config import Config
+from slam_jax.data import digits
+from slam_jax.draw import Sampler
+from slam_jax.errors import InputError, options_of
+from slam_jax.evaluate import Ladder
+from slam_jax.jobs.digits_teacher import check_teacher, train_teacher
+from slam_jax.jobs.job import Job
+from slam_jax.metrics import Classifier, frechet_distance
+from slam_jax.models.digits_pipeline import digits_pipeline
+from slam_jax.models.pipeline import Batch, Frozen, Params
+from slam_jax.models.saved import SavedModel, save_model
+
+BATCH = 100  # every picture is drawn in batches of this size: one compilation per step count
+LADDER_COLUMNS = 20
+
+
+class DigitsJob(Job):
+    """Raises InputError where the config does not fit the digits, the devices or the teacher."""
+
+    def __init__(self, config: Config, workdir: Path, mesh: Mesh):
+        self._config, self._folder = config, Path(config.teacher.path or workdir / "teacher")
+        with options_of("config.digits"):
+            self.pipeline = digits_pipeline(config.digits.unet, config.digits.prediction_type)
+        batch_size = config.digits.training.batch_size
+        if batch_size % mesh.size:
+            raise InputError(
+                f"config.digits.training.batch_size = {batch_size} must be divisible by the "
+                f"{mesh.size} devices"
+            )
+        check_teacher(config.digits, self._folder)
+
+    def frozen(self, mesh: Mesh) -> Frozen:
+        teacher = train_teacher(self.pipeline, self._config.digits, self._folder, mesh)
+        self._info = teacher.info
+        return {"unet": teacher.params}
+
+    def source(self) -> digits.Source:
+        return digits.Source()
+
+    def ladder_prompts(self) -> Batch:
+        return {"tokens": digits.tokenize(np.arange(BATCH) % LADDER_COLUMNS // 2)}
+
+    def save_ladder(self, ladder: Ladder, student: Params, path: Path) -> None:
+        ladder.save(path, student, columns=LADDER_COLUMNS, scale=5)
+
+    def measure(self, ladder: Ladder, frozen: Frozen, student: Params) -> list[dict[str, Any]]:
+        """Frechet distances to the real digits, label accuracy, distances to the teacher."""
+        options = self._config.evaluation
+        images, labels = digits.load()
+        classifier = Classifier.fit(images, labels)
+        wanted = np.arange(options.samples) % 10
+        models = {
+            "teacher": (ladder.draw_teacher, frozen["unet"], options.teacher_steps),
+            "student": (ladder.draw_student, student, options.student_steps),
+        }
+        drawn = {
+            (model, steps): self._draw(draw, frozen, params, steps, wanted)
+            for model, (draw, params, counts) in models.items()
+            for steps in counts
+        }
+        reference = drawn["teacher", max(options.teacher_steps)]
+        return [
+            {
+                "model": model,
+                "steps": steps,
+                "fd_pixels": frechet_distance(_flat(x), _flat(images)),
+                "fd_features": frechet_distance(
+                    classifier.features(x), classifier.features(images)
+                ),
+                "label_accuracy": classifier.label_accuracy(x, wanted),
+                "fd_to_teacher": frechet_distance(_flat(x), _flat(reference)),
+                "rmse_to_teacher": float(np.sqrt(np.mean((x - reference) ** 2))),
+            }
+            for (model, steps), x in drawn.items()
+        ]
+
+    def _draw(
+        self, draw: Sampler, frozen: Frozen, params: Params, steps: int, labels: np.ndarray
+    ) -> np.ndarray:
+        """An image for each label, a batch at a time; none shares its noise with the ladder."""
+        drawn = []
+        for start in range(0, len(labels), BATCH):
+            batch = {"tokens": digits.tokenize(np.resize(labels[start : start + BATCH], BATCH))}
+            images = draw(frozen, params, batch, self._config.seed, BATCH + start, steps=steps)
+            drawn.append(np.asarray(images))
+        return np.concatenate(drawn)[: len(labels)]
+
+    def teacher_info(self) -> dict[str, Any]:
+        return self._info
+
+    def export(self, student: SavedModel, folder: Path) -> None:
+        save_model(folder, student)
+
+
+def _flat(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1)

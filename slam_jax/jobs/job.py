@@ -1,0 +1,55 @@
+"""What the command line asks of a kind of run."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from slam_jax.data.batches import Source
+from slam_jax.evaluate import Ladder
+from slam_jax.models.pipeline import Batch, Frozen, Params, Pipeline
+from slam_jax.models.saved import SavedModel
+
+
+class Job(ABC):
+    """A kind of run, built from a config without writing anything.
+
+    Attributes:
+      pipeline: the teacher's family.
+    """
+
+    pipeline: Pipeline
+
+    @abstractmethod
+    def frozen(self, mesh: Mesh) -> Frozen:
+        """The weights of the teacher ("unet", float32) and of what surrounds it.
+
+        Raises:
+          InputError: they cannot be had, or are not those that the workdir's run began with.
+          Interrupted: the teacher was being trained, and Ctrl-C came.
+        """
+
+    @abstractmethod
+    def source(self) -> Source:
+        """The examples to train on."""
+
+    @abstractmethod
+    def ladder_prompts(self) -> Batch:
+        """The prompts of the step ladder."""
+
+    @abstractmethod
+    def save_ladder(self, ladder: Ladder, student: Params, path: Path) -> None:
+        """Draws the step ladder into a picture."""
+
+    @abstractmethod
+    def measure(self, ladder: Ladder, frozen: Frozen, student: Params) -> list[dict[str, Any]]:
+        """Rows of metrics, for each model and step count."""
+
+    @abstractmethod
+    def teacher_info(self) -> dict[str, Any]:
+        """Which teacher it was, for the student's record; after `frozen`."""
+
+    @abstractmethod
+    def export(self, student: SavedModel, folder: Path) -> None:
+        """Writes the student."""

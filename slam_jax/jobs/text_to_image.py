@@ -1,0 +1,96 @@
+"""Stable Diffusion teachers: a diffusers folder in, a diffusers folder out."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from slam_jax.config import Config
+from slam_jax.data import photographs
+from slam_jax.errors import InputError, options_of
+from slam_jax.evaluate import Ladder
+from slam_jax.export import write_folder
+from slam_jax.files import write_whole
+from slam_jax.jobs.job import Job
+from slam_jax.models.folder import fingerprint, resolve
+from slam_jax.models.load import read_pipeline, read_surroundings, read_unet
+from slam_jax.models.pipeline import Batch, Frozen, Params
+from slam_jax.models.saved import SavedModel
+
+TEACHER_FILE = "teacher.json"  # of the workdir: which teacher the run began with
+
+
+class TextToImageJob(Job):
+    """Raises InputError where the teacher cannot be found, read, or is another than before."""
+
+    def __init__(self, config: Config, workdir: Path, mesh: Mesh):
+        self._config, self._workdir = config, workdir
+        options, size = config.teacher, config.data.resolution
+        with options_of("config.teacher"):
+            self._folder = resolve(options.path, options.revision, options.variant)
+        self.pipeline = read_pipeline(self._folder, size, size)
+        self._check_teacher()
+
+    def frozen(self, mesh: Mesh) -> Frozen:
+        write_whole(self._workdir / TEACHER_FILE, json.dumps(self._identity, indent=2))
+        precision = self._config.precision
+        return {
+            "unet": read_unet(self._folder, self.pipeline.unet, "float32"),
+            **read_surroundings(self._folder, self.pipeline, precision.text_encoder, precision.vae),
+        }
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "path": self._folder.name,
+            "revision": self._folder.revision,
+            "variant": self._folder.variant,
+            "fingerprint": fingerprint(self._folder, "unet"),
+        }
+
+    def _check_teacher(self) -> None:
+        record = self._workdir / TEACHER_FILE
+        if not record.exists():
+            return
+        try:
+            began_with = json.loads(record.read_text())
+        except json.JSONDecodeError as error:
+            raise InputError(f"{record}: damaged ({error}); choose another --workdir") from error
+        if began_with["fingerprint"] != self._identity["fingerprint"]:
+            raise InputError(
+                f"config.teacher.path = {self._config.teacher.path!r}: its weights are not those "
+                f"that the run in {self._workdir} began with, of {began_with['path']} "
+                f"{began_with['revision']}; give that teacher or choose another --workdir"
+            )
+
+    def source(self) -> photographs.Source:
+        data = self._config.data
+        return photographs.Source(self.pipeline.tokenize, data.resolution, data.flip)
+
+    def ladder_prompts(self) -> Batch:
+        return self.pipeline.prompts(self._config.evaluation.prompts)
+
+    def save_ladder(self, ladder: Ladder, student: Params, path: Path) -> None:
+        ladder.save(path, student, columns=len(self._config.evaluation.prompts), scale=1)
+
+    def measure(self, ladder: Ladder, frozen: Frozen, student: Params) -> list[dict[str, Any]]:
+        """Distance of the ladder's pictures to the teacher's of the same prompt and noise."""
+        drawn = ladder.draw(student)
+        reference = next(iter(drawn.values()))
+        return [
+            {
+                "model": model,
+                "steps": steps,
+                "rmse_to_teacher": float(np.sqrt(np.mean((x - reference) ** 2))),
+            }
+            for (model, steps), x in drawn.items()
+        ]
+
+    def teacher_info(self) -> dict[str, Any]:
+        return self._identity
+
+    def export(self, student: SavedModel, folder: Path) -> None:
+        write_folder(student, self._folder, folder)

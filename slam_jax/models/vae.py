@@ -1,0 +1,256 @@
+"""The autoencoder of Stable Diffusion: images to latents an eighth of their size, and back.
+
+`VAEConfig` speaks the config.json of diffusers' AutoencoderKL and attributes are named as in its
+checkpoints; whatever else such a config can ask for is refused by name.
+
+    encode: images x -> mean, logvar of q(z | x) = N(mean, exp(logvar))
+    latents of the diffusion model: scaling_factor * z
+    decode: z -> images
+
+Shape letters: B batch, H height, W width, C channels; h, w height and width of the latents.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from slam_jax.models import layers
+
+# Keys of diffusers' config that have one supported value, which is the default there too.
+FIXED = {
+    "act_fn": "silu",
+    "latents_mean": None,
+    "latents_std": None,
+    "mid_block_add_attention": True,
+    "shift_factor": None,
+    "use_post_quant_conv": True,
+    "use_quant_conv": True,
+}
+NORM_EPS = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig:
+    """Configuration of `AutoencoderKL`, with the keys and defaults of diffusers.
+
+    Tuples have one entry per level, the finest level first.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
+    block_out_channels: tuple[int, ...] = (64,)
+    layers_per_block: int = 1  # resnets per down block; up blocks have one more
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    sample_size: int | tuple[int, ...] = 32  # of the images it was trained on; a note
+    scaling_factor: float = 0.18215  # one over the standard deviation of z, over a data set
+    force_upcast: bool = True  # a note for others: half precision overflows; here params decide
+
+    def __post_init__(self):
+        levels = len(self.block_out_channels)
+        types = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+        for name, block in types.items():
+            value = getattr(self, name)
+            if tuple(value) != (block,) * levels:
+                supported = f"{levels} (as block_out_channels) of {block}"
+                raise ValueError(f"{name} = {value!r}, supported: {supported}")
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping) -> "VAEConfig":
+        """The config of a diffusers config.json; keys beginning with "_" are ignored.
+
+        Raises:
+            ValueError: a key or value that is not supported.
+        """
+        values = {}
+        for key, value in mapping.items():
+            if key in cls.__dataclass_fields__:
+                values[key] = tuple(value) if isinstance(value, list) else value
+            elif key in FIXED and value != FIXED[key]:
+                raise ValueError(f"VAE config: {key} = {value!r}, supported: {FIXED[key]!r}")
+            elif key not in FIXED and not key.startswith("_"):
+                raise ValueError(f"VAE config: unknown key {key} = {value!r}, supported: none")
+        return cls(**values)
+
+    def to_dict(self) -> dict:
+        """A complete config.json for diffusers; `from_dict` reads it back."""
+        values = dataclasses.asdict(self)
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return {"_class_name": "AutoencoderKL", **FIXED, **values}
+
+    @property
+    def downscale(self) -> int:
+        """Pixels of an image per latent, along one side."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+def _resnet(config, in_channels, out_channels, rngs):
+    groups = config.norm_num_groups
+    return layers.ResnetBlock2D(in_channels, out_channels, None, groups, NORM_EPS, rngs=rngs)
+
+
+class PixelAttention(layers.Attention):
+    """One head of attention between the pixels of a map [B, H, W, C], with a skip around it."""
+
+    def __init__(self, channels, groups, *, rngs):
+        super().__init__(channels, channels, heads=1, bias=True, rngs=rngs)
+        self.group_norm = layers.GroupNorm(channels, groups, NORM_EPS, rngs=rngs)
+
+    def __call__(self, x):
+        batch, height, width, channels = x.shape
+        h = self.group_norm(x).reshape(batch, height * width, channels)
+        return x + super().__call__(h, h).reshape(x.shape)
+
+
+class DownEncoderBlock2D(nnx.Module):
+    """Resnets at one level, then a downsampler unless the level is the coarsest."""
+
+    def __init__(self, config, level, *, rngs):
+        channels, n = config.block_out_channels, config.layers_per_block
+        out = channels[level]
+        inputs = [channels[max(level - 1, 0)]] + [out] * (n - 1)
+        self.resnets = nnx.List([_resnet(config, c, out, rngs) for c in inputs])
+        is_coarsest = level == len(channels) - 1
+        self.downsamplers = nnx.List(
+            [] if is_coarsest else [layers.Downsample2D(out, padding=(0, 1), rngs=rngs)]
+        )
+
+    def __call__(self, x):
+        for layer in (*self.resnets, *self.downsamplers):
+            x = layer(x)
+        return x
+
+
+class UNetMidBlock2D(nnx.Module):
+    """Resnet, attention, resnet at the coarsest level."""
+
+    def __init__(self, config, *, rngs):
+        channels = config.block_out_channels[-1]
+        self.resnets = nnx.List([_resnet(config, channels, channels, rngs) for _ in range(2)])
+        self.attentions = nnx.List([PixelAttention(channels, config.norm_num_groups, rngs=rngs)])
+
+    def __call__(self, x):
+        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+
+
+class UpDecoderBlock2D(nnx.Module):
+    """Resnets at one level, then an upsampler unless the level is the finest."""
+
+    def __init__(self, config, level, *, rngs):
+        channels, n = config.block_out_channels, config.layers_per_block + 1
+        out = channels[level]
+        inputs = [channels[min(level + 1, len(channels) - 1)]] + [out] * (n - 1)
+        self.resnets = nnx.List([_resnet(config, c, out, rngs) for c in inputs])
+        self.upsamplers = nnx.List([] if level == 0 else [layers.Upsample2D(out, rngs=rngs)])
+
+    def __call__(self, x):
+        for layer in (*self.resnets, *self.upsamplers):
+            x = layer(x)
+        return x
+
+
+class Encoder(nnx.Module):
+    """Images [B, H, W, C] to moments of the latents [B, h, w, 2 C]."""
+
+    def __init__(self, config, *, rngs):
+        channels, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = layers.Conv(config.in_channels, channels[0], rngs=rngs)
+        self.down_blocks = nnx.List(
+            [DownEncoderBlock2D(config, level, rngs=rngs) for level in range(len(channels))]
+        )
+        self.mid_block = UNetMidBlock2D(config, rngs=rngs)
+        self.conv_norm_out = layers.GroupNorm(channels[-1], groups, NORM_EPS, rngs=rngs)
+        self.conv_out = layers.Conv(channels[-1], 2 * config.latent_channels, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)
+        x = self.mid_block(x)
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
+
+
+class Decoder(nnx.Module):
+    """Latents [B, h, w, C] to images [B, H, W, C]."""
+
+    def __init__(self, config, *, rngs):
+        channels, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = layers.Conv(config.latent_channels, channels[-1], rngs=rngs)
+        self.mid_block = UNetMidBlock2D(config, rngs=rngs)
+        self.up_blocks = nnx.List(
+            [UpDecoderBlock2D(config, level, rngs=rngs) for level in reversed(range(len(channels)))]
+        )
+        self.conv_norm_out = layers.GroupNorm(channels[0], groups, NORM_EPS, rngs=rngs)
+        self.conv_out = layers.Conv(channels[0], config.out_channels, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.mid_block(self.conv_in(x))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
+
+
+class AutoencoderKL(nnx.Module):
+    """Images to a Gaussian over latents, and latents to images; see `encode` and `decode`."""
+
+    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.encoder = Encoder(config, rngs=rngs)
+        self.decoder = Decoder(config, rngs=rngs)
+        moments, latents = 2 * config.latent_channels, config.latent_channels
+        self.quant_conv = layers.Conv(moments, moments, kernel_size=1, rngs=rngs)
+        self.post_quant_conv = layers.Conv(latents, latents, kernel_size=1, rngs=rngs)
+
+    def encode(
+        self, images: Float[Array, "B H W C"]
+    ) -> tuple[Float[Array, "B h w C"], Float[Array, "B h w C"]]:
+        """The distribution of the latents; computes in the parameters' dtype.
+
+        Args:
+            images: in [-1, 1], [B, H, W, in_channels].
+
+        Returns:
+            Mean and log variance (in [-30, 20]) of the unscaled latents
+            [B, h, w, latent_channels], float32; h = H / 8 in Stable Diffusion.
+        """
+        dtype = self.quant_conv.kernel.dtype
+        moments = self.quant_conv(self.encoder(images.astype(dtype))).astype(jnp.float32)
+        mean, logvar = jnp.split(moments, 2, axis=-1)
+        return mean, jnp.clip(logvar, -30, 20)
+
+    def decode(self, latents: Float[Array, "B h w C"]) -> Float[Array, "B H W C"]:
+        """Images from unscaled latents; computes in the parameters' dtype.
+
+        Args:
+            latents: the diffusion model's latents / scaling_factor, [B, h, w, latent_channels].
+
+        Returns:
+            Images [B, H, W, out_channels], float32, in [-1, 1] but for overshoots.
+        """
+        dtype = self.post_quant_conv.kernel.dtype
+        return self.decoder(self.post_quant_conv(latents.astype(dtype))).astype(jnp.float32)
+
+
+def sample_latents(
+    mean: Float[Array, "B h w C"],
+    logvar: Float[Array, "B h w C"],
+    eps: Float[Array, "B h w C"],
+    config: VAEConfig,
+) -> Float[Array, "B h w C"]:
+    """The diffusion model's latents, (mean + exp(logvar / 2) eps) * scaling_factor.
+
+    Args:
+        mean, logvar: what `AutoencoderKL.encode` returns, [B, h, w, C].
+        eps: standard normal noise [B, h, w, C].
+        config: of the autoencoder.
+
+    Returns:
+        Scaled latents [B, h, w, C].
+    """
+    return (mean + jnp.exp(logvar / 2) * eps) * config.scaling_factor
