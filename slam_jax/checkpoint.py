@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from slam_jax.errors import InputError
@@ -73,6 +74,42 @@ class Checkpoints:
             ),
         )
         return restored.state, restored.data
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The steps of the complete checkpoints in a folder, ascending; none where it is missing."""
+    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+
+
+def read_part(folder: Path, step: int, part: str, like: Any) -> Any:
+    """One part of a saved state, such as "ema", as numpy arrays; nothing else takes memory.
+
+    Args:
+      folder: of the checkpoints; nothing in it changes.
+      step: one of `steps_in`.
+      part: the name of a field of the state.
+      like: nested dict with leaves that have `.shape` and `.dtype`.
+
+    Raises:
+      InputError: the checkpoint is damaged, or its arrays are not those of `like`.
+    """
+    path = folder.absolute() / str(step) / "state"
+    wanted = {part: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), like)}
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    handler = ocp.PyTreeCheckpointHandler()
+    try:
+        saved = handler.metadata(path).tree[part]
+        if difference := first_difference(_named(like), _named(saved)):
+            raise InputError(f"{path}: {difference}; the config is not this checkpoint's")
+        arguments = ocp.args.PyTreeRestore(wanted, as_numpy, partial_restore=True)
+        return handler.restore(path, args=arguments)[part]
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: damaged ({why}); choose another step's checkpoint") from error
+    finally:
+        handler.close()
 
 
 def _named(tree: Any) -> dict[str, Any]:

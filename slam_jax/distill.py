@@ -19,7 +19,6 @@ from slam_jax.models.pipeline import (
     Pipeline,
     student_config,
     student_network,
-    student_params,
     teacher_network,
 )
 from slam_jax.models.saved import SavedModel
@@ -27,6 +26,7 @@ from slam_jax.train import (
     Batch,
     Loss,
     Params,
+    TrainState,
     init_state,
     make_optimizer,
     make_train_step,
@@ -67,9 +67,16 @@ def distillation_loss(pipeline: Pipeline, method: Method, precision: Precision) 
     return loss
 
 
+def start(config: Config, student: Params, mesh: Mesh) -> TrainState:
+    """The state before the first step of a student with these weights."""
+    tx = make_optimizer(config.training.optimizer, config.training.steps)
+    return init_state(student, tx, mesh)
+
+
 def distill(
     config: Config,
     pipeline: Pipeline,
+    state: TrainState,
     frozen: Frozen,
     source: Source,
     workdir: Path,
@@ -81,7 +88,8 @@ def distill(
     Args:
       config: the run.
       pipeline: the teacher's surroundings.
-      frozen: the teacher ("unet", float32) and the networks around it.
+      state: before the first step; its buffers are donated.
+      frozen: the teacher ("unet") and the networks around it.
       source: examples.
       workdir: for checkpoints and metrics.
       mesh: devices.
@@ -100,11 +108,10 @@ def distill(
     loss = distillation_loss(pipeline, method, precision)
     key = keys_of(config.seed).student
     step = make_train_step(loss, tx, training.ema, key, training.batch_size, mesh)
-    state = init_state(student_params(frozen["unet"], unet), tx, mesh)
     state = fit(
         step,
         state,
-        {**frozen, "unet": cast(frozen["unet"], precision.teacher)},
+        frozen,
         batches(source, training.batch_size, config.seed),
         mesh,
         training,

@@ -1,5 +1,288 @@
-"""stub replaced below"""
+"""Exports a student: a folder that the stock pipelines of diffusers run, and that loads here.
+
+python -m slam_jax.export --workdir runs/sd --out sd-student [--step 4000] [--verify]
+
+    model_index.json   scheduler/ (LCMScheduler)   unet/ (the student's EMA weights, float32)
+    vae/   text_encoder/   tokenizer/              the teacher's; SDXL has a second pair
+    slam.json                                      how the student was made, and how to use it
+    flax/                                          config.json and flax_params.safetensors
+    README.md                                      a model card
+
+A run that finishes writes this into export/ of its workdir. A digits student is the two files of
+flax/ alone: diffusers has no pipeline for it.
+"""
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from slam_jax import runtime, torch_check
+from slam_jax.checkpoint import read_part, steps_in
+from slam_jax.config import Config, freeze
+from slam_jax.errors import BackendError, InputError
+from slam_jax.files import write_whole
+from slam_jax.models import functional, weights
+from slam_jax.models.digits_pipeline import digits_pipeline
+from slam_jax.models.folder import Folder, fingerprint, read_model_index, resolve
+from slam_jax.models.folder_write import (
+    copy_surroundings,
+    lcm_scheduler,
+    model_index,
+    write_json,
+    write_unet,
+)
+from slam_jax.models.load import RECORD_FILE, read_pipeline
+from slam_jax.models.pipeline import student_config
+from slam_jax.models.saved import CONFIG_FILE, PARAMS_FILE, SavedModel, load_model, save_model
+from slam_jax.models.unet import UNet2DConditionModel
+
+# Of a workdir: the run's config, and which teacher it began with.
+RUN_FILE, TEACHER_FILE = "config.json", "teacher.json"
+USAGE = (
+    "StableDiffusionPipeline (SDXL: StableDiffusionXLPipeline).from_pretrained(folder)(prompt, "
+    "num_inference_steps=4, guidance_scale=1). Guidance is built in, and guidance_scale g tells "
+    "the network gamma = 1 - (g - 1) / 10: anything but 1 asks for a point inside a sub-path."
+)
+CARD = """# A student of {teacher}
+
+Distilled with SLAM (sub-path linear approximation, arXiv 2404.13903) by slam_jax; `slam.json` says
+with which options. It draws in 1 to 8 steps:
+
+```python
+from diffusers import {pipeline}
+
+pipeline = {pipeline}.from_pretrained("path/to/this/folder")
+prompt = "a lighthouse by the sea at sunset"
+image = pipeline(prompt, num_inference_steps=4, guidance_scale=1).images[0]
+image.save("lighthouse.png")
+```
+
+Keep `guidance_scale=1`. The student has its guidance (w = {w:g}) built in, and a `guidance_scale`
+of g tells it gamma = 1 - (g - 1) / 10, its place on a sub-path: 7.5 would mean gamma = 0.35, where
+no pictures are drawn. Negative prompts do nothing.
+
+`python -m slam_jax.sample --model path/to/this/folder --prompt "..." --steps 4 --out picture.png`
+draws with JAX, and `slam_jax.models.saved.load_model("path/to/this/folder/flax")` reads the UNet's
+weights.
+
+Everything but the UNet and the scheduler's configuration is a copy of the teacher's. The teacher's
+licence holds for this model too.
+"""
 
 
-def write_folder(student, teacher, out):
-    raise NotImplementedError
+def write_folder(student: SavedModel, teacher: Folder, out: Path) -> None:
+    """Writes a text-to-image student, whole or not at all; replaces an earlier export.
+
+    Args:
+      student: its info has "method", as `distill` gives it.
+      teacher: where the VAE, the text encoders and the tokenizers come from.
+      out: the folder to make.
+
+    Raises:
+      InputError: `out` holds something else than an export or cannot be written, or a file of the
+        teacher is missing or damaged; names it.
+    """
+    if teacher.path.resolve().is_relative_to(out.resolve()):
+        raise InputError(f"{out}: the teacher is in it; choose another folder for the student")
+    method, index = student.info["method"], model_index(read_model_index(teacher))
+    record = {"usage": USAGE, "gamma": 1.0, "teacher": teacher_info(teacher), **student.info}
+    with whole_folder(out) as folder:
+        write_json(folder / "model_index.json", index)
+        write_json(
+            folder / "scheduler" / "scheduler_config.json",
+            lcm_scheduler(student.scheduler, method["num_ddim_timesteps"]),
+        )
+        write_unet(folder / "unet", student.unet, student.params)
+        copy_surroundings(teacher, index, folder)
+        save_model(folder / "flax", student)
+        card = CARD.format(teacher=teacher.name, pipeline=index["_class_name"], w=method["w"])
+        write_whole(folder / "README.md", card.rstrip())
+        write_json(folder / RECORD_FILE, record)
+
+
+def teacher_info(teacher: Folder) -> dict[str, Any]:
+    """Which teacher it was, for the record."""
+    return {
+        "path": teacher.name,
+        "revision": teacher.revision,
+        "variant": teacher.variant,
+        "fingerprint": fingerprint(teacher, "unet"),
+    }
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `out` at the end, and disappears when anything fails.
+
+    An earlier export in its place is kept until then.
+
+    Raises:
+      InputError: `out` holds something else than an export, or cannot be written.
+    """
+    if out.exists() and not _is_export(out):
+        raise InputError(f"{out}: not empty, and no earlier export; choose another folder")
+    out = out.absolute()
+    # The same names every time: what a killed export left is removed by the next one.
+    unfinished, previous = (out.with_name(f".{out.name}.{end}") for end in ("unfinished", "old"))
+    try:
+        if previous.exists() and not out.exists():  # killed between the two renames below
+            previous.rename(out)
+        for leftover in (unfinished, previous):
+            shutil.rmtree(leftover, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        if out.exists():
+            out.rename(previous)
+        unfinished.rename(out)
+    except (OSError, weights.SafetensorError) as error:
+        raise InputError(f"{out}: cannot be written: {' '.join(str(error).split())}") from error
+    finally:
+        if previous.exists() and not out.exists():
+            previous.rename(out)
+        for leftover in (unfinished, previous):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether it is ours to replace: an earlier export, of digits or not, or an empty folder."""
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    return RECORD_FILE in names or names in (set(), {CONFIG_FILE, PARAMS_FILE})
+
+
+def from_checkpoint(
+    workdir: Path, step: int | None = None, teacher_path: str = ""
+) -> tuple[SavedModel, Folder | None]:
+    """The student of a run, finished or not.
+
+    Args:
+      workdir: of the run.
+      step: of the checkpoint; None: the newest one.
+      teacher_path: where the teacher is now; "": where the config says.
+
+    Returns:
+      The student with its EMA weights, and its teacher, which is None for digits.
+
+    Raises:
+      InputError: no run, no such checkpoint, or not the run's teacher.
+    """
+    config = freeze(_read_json(workdir / RUN_FILE, "the workdir of a run has it"))
+    step = _choose_step(workdir / "checkpoints", step)
+    teacher = None
+    if config.data.source == "digits":
+        unet = config.digits.unet
+        scheduler = digits_pipeline(unet, config.digits.prediction_type).scheduler
+        made_by = load_model(teacher_path or config.teacher.path or workdir / "teacher").info
+    else:
+        teacher, made_by = _find_teacher(workdir, config, teacher_path)
+        pipeline = read_pipeline(teacher)
+        unet, scheduler = pipeline.unet, pipeline.scheduler
+    unet = student_config(unet, config.method.conditioning)
+    like = functional.abstract_params(UNet2DConditionModel, unet)
+    params = read_part(workdir / "checkpoints", step, "ema", like)
+    parts = {name: getattr(config, name) for name in ("method", "training", "data", "precision")}
+    info = {
+        "teacher": made_by,
+        **{name: dataclasses.asdict(options) for name, options in parts.items()},
+        "checkpoint": step,
+        "versions": {name: version(name) for name in ("jax", "flax", "optax")},
+    }
+    return SavedModel(unet, params, scheduler, info), teacher
+
+
+def _choose_step(checkpoints: Path, step: int | None) -> int:
+    steps = steps_in(checkpoints)
+    if not steps:
+        raise InputError(f"{checkpoints}: no checkpoint in it yet; let the run reach its first")
+    if step is not None and step not in steps:
+        there = ", ".join(map(str, steps))
+        raise InputError(f"--step {step}: {checkpoints} has no such checkpoint, it has {there}")
+    return max(steps) if step is None else step
+
+
+def _find_teacher(
+    workdir: Path, config: Config, teacher_path: str
+) -> tuple[Folder, dict[str, Any]]:
+    record = workdir / TEACHER_FILE
+    began_with = _read_json(record, "a run that began to distil has it")
+    path = teacher_path or config.teacher.path
+    # The commit that the run began with, even where the config names a branch that has moved on.
+    is_local = Path(path).expanduser().is_dir()
+    revision = "" if is_local else began_with.get("revision") or config.teacher.revision
+    teacher = resolve(path, revision, config.teacher.variant)
+    found = teacher_info(teacher)
+    if found["fingerprint"] != began_with.get("fingerprint"):
+        raise InputError(
+            f"{path}: its weights are not those that the run in {workdir} began with "
+            f"({record}); say where these are with --teacher"
+        )
+    return teacher, found
+
+
+def _read_json(path: Path, who_has_it: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {who_has_it}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: damaged (no JSON object)")
+    return content
+
+
+def run(arguments: argparse.Namespace) -> Path:
+    """Exports what the command line asks for, and returns the folder."""
+    out = arguments.out or arguments.workdir / "export"
+    if arguments.verify:
+        torch_check.require("--verify")
+    student, teacher = from_checkpoint(arguments.workdir, arguments.step, arguments.teacher)
+    if teacher is not None:
+        write_folder(student, teacher, out)
+    elif arguments.verify:
+        raise InputError("--verify: diffusers has no pipeline for digits to compare with")
+    else:
+        with whole_folder(out) as folder:
+            save_model(folder, student)
+    if arguments.verify:
+        torch_check.verify(out)
+    return out
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m slam_jax.export",
+        description="Export the student (EMA weights) of a run, finished or interrupted: a folder "
+        "for the pipelines of diffusers. A digits student becomes config.json and "
+        "flax_params.safetensors, as diffusers has no pipeline for it.",
+    )
+    parser.add_argument("--workdir", type=Path, required=True, help="of the run")
+    parser.add_argument("--out", type=Path, help="folder to make; default: export/ in the workdir")
+    parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
+    parser.add_argument("--teacher", default="", help="where it is now, if it was moved")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="draw with torch and diffusers too, and fail where pictures differ (slow)",
+    )
+    runtime.configure()
+    try:
+        out = run(parser.parse_args(argv))
+    except (InputError, BackendError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    print(f"student: {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -19,7 +19,7 @@ from ml_collections import config_flags
 
 from slam_jax import runtime
 from slam_jax.config import Config, first_change, freeze, to_json
-from slam_jax.distill import distill
+from slam_jax.distill import distill, start
 from slam_jax.draw import student_sampler, teacher_sampler
 from slam_jax.errors import BackendError, InputError, options_of
 from slam_jax.evaluate import Ladder, to_markdown, write_report
@@ -28,7 +28,8 @@ from slam_jax.jobs.digits import DigitsJob
 from slam_jax.jobs.job import Job
 from slam_jax.jobs.text_to_image import TextToImageJob
 from slam_jax.loop import Interrupted
-from slam_jax.models.pipeline import student_config
+from slam_jax.models.functional import cast
+from slam_jax.models.pipeline import student_config, student_params
 from slam_jax.sampler import ddim_timesteps
 from slam_jax.schedule import distillation_grid
 from slam_jax.sharding import make_mesh
@@ -142,9 +143,13 @@ def run(config: Config, workdir: Path, resume: bool = False) -> list[dict]:
     runtime.probe()
     mesh, job = build(config, workdir)
     claim_workdir(workdir, config, resume)
-    frozen = job.frozen(mesh)
     pipeline, method, precision = job.pipeline, config.method, config.precision
     unet = student_config(pipeline.unet, method.conditioning)
+    frozen = job.weights(mesh)
+    teacher = frozen["unet"]
+    frozen["unet"] = cast(teacher, precision.teacher)
+    state = start(config, student_params(teacher, unet), mesh)
+    del teacher  # in float32 it has done its part
     ladder = Ladder(
         teacher_sampler(pipeline, method.w, precision.teacher),
         student_sampler(pipeline, unet, method.num_ddim_timesteps, precision.student),
@@ -157,7 +162,7 @@ def run(config: Config, workdir: Path, resume: bool = False) -> list[dict]:
     def draw_samples(params, step):
         job.save_ladder(ladder, params, workdir / "samples" / f"step_{step:06d}.png")
 
-    student = distill(config, pipeline, frozen, job.source(), workdir, mesh, draw_samples)
+    student = distill(config, pipeline, state, frozen, job.source(), workdir, mesh, draw_samples)
     student = replace(student, info={"teacher": job.teacher_info(), **student.info})
     job.export(student, workdir / "export")
     job.save_ladder(ladder, student.params, workdir / "samples" / "ladder.png")

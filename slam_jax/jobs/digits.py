@@ -37,7 +37,7 @@ class DigitsJob(Job):
             )
         check_teacher(config.digits, self._folder)
 
-    def frozen(self, mesh: Mesh) -> Frozen:
+    def weights(self, mesh: Mesh) -> Frozen:
         teacher = train_teacher(self.pipeline, self._config.digits, self._folder, mesh)
         self._info = teacher.info
         return {"unet": teacher.params}

@@ -13,7 +13,7 @@ from slam_jax.models.saved import SavedModel
 
 
 class Job(ABC):
-    """A kind of run, built from a config without writing anything.
+    """A kind of run, built from a config and whatever it reads, without writing anything.
 
     Attributes:
       pipeline: the teacher's family.
@@ -22,11 +22,10 @@ class Job(ABC):
     pipeline: Pipeline
 
     @abstractmethod
-    def frozen(self, mesh: Mesh) -> Frozen:
-        """The weights of the teacher ("unet", float32) and of what surrounds it.
+    def weights(self, mesh: Mesh) -> Frozen:
+        """Hands over the weights of the teacher ("unet", float32) and of what surrounds it, once.
 
         Raises:
-          InputError: they cannot be had, or are not those that the workdir's run began with.
           Interrupted: the teacher was being trained, and Ctrl-C came.
         """
 
@@ -48,7 +47,7 @@ class Job(ABC):
 
     @abstractmethod
     def teacher_info(self) -> dict[str, Any]:
-        """Which teacher it was, for the student's record; after `frozen`."""
+        """Which teacher it was, for the student's record; after `weights`."""
 
     @abstractmethod
     def export(self, student: SavedModel, folder: Path) -> None:

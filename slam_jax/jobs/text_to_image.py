@@ -1,7 +1,6 @@
 """Stable Diffusion teachers: a diffusers folder in, a diffusers folder out."""
 
 import json
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +31,17 @@ class TextToImageJob(Job):
         with options_of("config.teacher"):
             self._folder = resolve(options.path, options.revision, options.variant)
         self.pipeline = read_pipeline(self._folder, size, size)
-        self._check_teacher()
-
-    def frozen(self, mesh: Mesh) -> Frozen:
-        write_whole(self._workdir / TEACHER_FILE, json.dumps(self._identity, indent=2))
-        precision = self._config.precision
-        return {
-            "unet": read_unet(self._folder, self.pipeline.unet, "float32"),
-            **read_surroundings(self._folder, self.pipeline, precision.text_encoder, precision.vae),
-        }
-
-    @cached_property
-    def _identity(self) -> dict[str, Any]:
-        return {
+        self._identity = {
             "path": self._folder.name,
             "revision": self._folder.revision,
             "variant": self._folder.variant,
             "fingerprint": fingerprint(self._folder, "unet"),
+        }
+        self._check_teacher()
+        precision = config.precision
+        self._weights = {
+            "unet": read_unet(self._folder, self.pipeline.unet, "float32"),
+            **read_surroundings(self._folder, self.pipeline, precision.text_encoder, precision.vae),
         }
 
     def _check_teacher(self) -> None:
@@ -65,6 +58,11 @@ class TextToImageJob(Job):
                 f"that the run in {self._workdir} began with, of {began_with['path']} "
                 f"{began_with['revision']}; give that teacher or choose another --workdir"
             )
+
+    def weights(self, mesh: Mesh) -> Frozen:
+        write_whole(self._workdir / TEACHER_FILE, json.dumps(self._identity, indent=2))
+        weights, self._weights = self._weights, {}
+        return weights
 
     def source(self) -> photographs.Source:
         data = self._config.data

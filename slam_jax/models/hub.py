@@ -40,11 +40,11 @@ def fetch(name: str, revision: str, patterns: Sequence[str]) -> Path:
     except errors.RevisionNotFoundError as error:
         raise InputError(f"{what}: the hub has the model but no such revision") from error
     except errors.LocalEntryNotFoundError as error:
-        cause = first_line(error).removeprefix("Got: ")
+        cause = first_line(error.__cause__ or error)
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else cause
         raise InputError(
             f"{what}: no such folder, not (or not wholly) in the cache {constants.HF_HUB_CACHE}, "
-            f"and the hub was not reached ({why}); connect once, or give a local folder"
+            f"and not to be had from the hub ({why}); connect once, or give a local folder"
         ) from error
     # What is raised when a download breaks differs between the hub's HTTP libraries and versions.
     except Exception as error:
@@ -53,6 +53,6 @@ def fetch(name: str, revision: str, patterns: Sequence[str]) -> Path:
         ) from error
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an exception says, or its class if it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

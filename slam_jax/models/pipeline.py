@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -88,9 +87,11 @@ def student_config(teacher: UNetConfig, conditioning: str) -> UNetConfig:
 
 
 def student_params(teacher_params: Params, config: UNetConfig) -> Params:
-    """The student at step 0: the teacher's weights, and zeros for a gamma projection."""
-    params = jax.tree.map(jnp.array, teacher_params)
-    if config.time_cond_proj_dim is not None:
-        shape = (config.time_cond_proj_dim, config.block_out_channels[0])
-        params["time_embedding"]["cond_proj"] = {"kernel": jnp.zeros(shape)}
-    return params
+    """The student at step 0: the teacher's weights, the very arrays, and zeros for a gamma
+    projection."""
+    if config.time_cond_proj_dim is None:
+        return teacher_params
+    shape = (config.time_cond_proj_dim, config.block_out_channels[0])
+    projection = {"kernel": jnp.zeros(shape)}
+    embedding = {**teacher_params["time_embedding"], "cond_proj": projection}
+    return {**teacher_params, "time_embedding": embedding}

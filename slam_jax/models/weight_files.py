@@ -55,9 +55,9 @@ def find(where: Path, stem: str, variant: str) -> Path:
     if variant in found:
         return where / found[variant]
     if found:
-        there = " and ".join(repr(spelled) for spelled in found)
+        asked, *there = (f"variant {v!r}" if v else "no variant" for v in (variant, *found))
         raise InputError(
-            f"{where}: no weights of variant {variant!r}, there is {there}; "
+            f"{where}: weights of {asked} are asked for, those of {' and '.join(there)} are there; "
             f"set variant to {next(iter(found))!r}"
         )
     if FLAX_FILES[stem] in names and not variant:

