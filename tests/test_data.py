@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import skimage.data
 from sklearn import datasets
 
-from slam_jax.data import digits
+from slam_jax.data import digits, photographs
 from slam_jax.data.batches import batches
 
 
@@ -116,3 +117,42 @@ def test_batches_of_digits_are_ready_for_training():
     assert batch["latents"].shape == (16, *digits.LATENT_SHAPE)
     assert batch["latents"].dtype == np.float32
     assert batch["tokens"].shape == (16, 2)
+
+
+def test_photographs_are_those_of_the_libraries_and_have_captions():
+    images = photographs.load()
+    assert images.keys() == photographs.CAPTIONS.keys() and len(images) == 15
+    assert all(image.dtype == np.uint8 and image.shape[2] == 3 for image in images.values())
+    np.testing.assert_array_equal(images["china"], datasets.load_sample_image("china.jpg"))
+    np.testing.assert_array_equal(images["coins"][..., 1], skimage.data.coins())
+
+
+def tokens_of(texts):
+    return np.array([[len(text)] for text in texts])
+
+
+def test_crops_are_pieces_of_the_photographs_with_their_tokens_and_sizes():
+    source, images = photographs.Source(tokens_of, 300, flip=False), photographs.load()
+    cat = list(images).index("chelsea")  # its shorter side is 300 pixels: not resized
+    batch = source.__getitems__(np.array([cat, cat, 0]), np.array([1, 2, 1]))
+    assert batch["images"].shape == (3, 300, 300, 3) and batch["images"].dtype == np.uint8
+    for image, ids in zip(batch["images"][:2], batch["time_ids"][:2], strict=True):
+        height, width, top, left, *target = ids.astype(int)
+        assert (height, width) == (300, 451) and target == [300, 300]
+        piece = images["chelsea"][top : top + 300, left : left + 300]
+        np.testing.assert_array_equal(image, piece)
+    assert np.any(batch["images"][0] != batch["images"][1])  # another seed, another crop
+    assert batch["tokens"][0] == len(photographs.CAPTIONS["chelsea"])
+    again = source.__getitems__(np.array([cat]), np.array([2]))
+    np.testing.assert_array_equal(again["images"][0], batch["images"][1])
+    assert batch["time_ids"].dtype == np.float32
+    assert batch["time_ids"][2, :2].tolist() == [427, 640]  # before resizing
+
+
+def test_half_of_the_crops_are_mirrored_where_asked():
+    plain, flipped = (photographs.Source(tokens_of, 64, flip) for flip in (False, True))
+    indices, seeds = np.zeros(40, int), np.arange(40)
+    a, b = (source.__getitems__(indices, seeds)["images"] for source in (plain, flipped))
+    same = (a == b).all(axis=(1, 2, 3))
+    mirrored = (a == b[:, :, ::-1]).all(axis=(1, 2, 3))
+    assert np.all(same ^ mirrored) and 10 < mirrored.sum() < 30
