@@ -240,6 +240,14 @@ class Config:
             self.teacher.path,
             f"a diffusers folder or hub repository, for data.source = {self.data.source!r}",
         )
+        for name in ("revision", "variant"):
+            given = getattr(self.teacher, name)
+            check(
+                given == "" or self.data.source != "digits",
+                f"teacher.{name}",
+                given,
+                "nothing with data.source = 'digits': its teacher is trained here",
+            )
         grid = self.method.num_ddim_timesteps
         for steps in self.evaluation.student_steps:
             check(

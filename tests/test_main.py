@@ -200,6 +200,7 @@ def test_every_variant_runs(tmp_path, changes):
         ("--config.training.optimizer.schedule=step", "config.training.optimizer.schedule"),
         ("--config.digits.unet.in_channels=3", "config.digits.unet.in_channels = 3"),
         ("--config.digits.unet.norm_num_groups=3", "config.digits.unet: "),
+        ("--config.teacher.variant=fp16", "config.teacher.variant = 'fp16'"),
         ("--config.mesh.data=3", "config.mesh"),
         ("--workdirs=x", "workdirs"),
         ("--config=missing.py", "missing.py"),
