@@ -15,18 +15,13 @@ import numpy as np
 from flax import serialization
 
 from slam_jax.errors import InputError
-from slam_jax.models import convert, functional, weights
+from slam_jax.models import convert, weights
 from slam_jax.models.hub import first_line
 
 FLAX_FILES = {
     "diffusion_pytorch_model": "diffusion_flax_model.msgpack",
     "model": "flax_model.msgpack",
 }
-# Lists of modules, to whose names those Flax classes append the index with "_".
-FLAX_LISTS = re.compile(
-    r"\b(down_blocks|up_blocks|resnets|attentions|transformer_blocks|downsamplers|upsamplers"
-    r"|to_out|net)_(\d+)(?=\.)"
-)
 
 
 def find(where: Path, stem: str, variant: str) -> Path:
@@ -103,10 +98,7 @@ def _read_flax(path: Path) -> dict[str, np.ndarray]:
         tree = serialization.msgpack_restore(path.read_bytes())
         if not isinstance(tree, Mapping):
             raise ValueError(f"a {type(tree).__name__}")
-        flat = {
-            FLAX_LISTS.sub(r"\1.\2", key): array for key, array in functional.flatten(tree).items()
-        }
-        return convert.to_torch(functional.unflatten(flat))
+        return convert.to_torch(convert.from_old_flax(tree))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, AttributeError) as error:
