@@ -27,54 +27,25 @@ from slam_jax import runtime, torch_check
 from slam_jax.checkpoint import read_part, steps_in
 from slam_jax.config import Config, freeze
 from slam_jax.errors import BackendError, InputError
-from slam_jax.files import write_whole
 from slam_jax.models import functional, weights
 from slam_jax.models.digits_pipeline import digits_pipeline
 from slam_jax.models.folder import Folder, fingerprint, read_model_index, resolve
 from slam_jax.models.folder_write import (
+    USAGE,
     copy_surroundings,
     lcm_scheduler,
     model_index,
+    write_card,
     write_json,
     write_unet,
 )
-from slam_jax.models.load import RECORD_FILE, read_pipeline
+from slam_jax.models.load import RECORD_FILE, Model, read_pipeline, read_surroundings
 from slam_jax.models.pipeline import student_config
 from slam_jax.models.saved import CONFIG_FILE, PARAMS_FILE, SavedModel, load_model, save_model
 from slam_jax.models.unet import UNet2DConditionModel
 
 # Of a workdir: the run's config, and which teacher it began with.
 RUN_FILE, TEACHER_FILE = "config.json", "teacher.json"
-USAGE = (
-    "StableDiffusionPipeline (SDXL: StableDiffusionXLPipeline).from_pretrained(folder)(prompt, "
-    "num_inference_steps=4, guidance_scale=1). Guidance is built in, and guidance_scale g tells "
-    "the network gamma = 1 - (g - 1) / 10: anything but 1 asks for a point inside a sub-path."
-)
-CARD = """# A student of {teacher}
-
-Distilled with SLAM (sub-path linear approximation, arXiv 2404.13903) by slam_jax; `slam.json` says
-with which options. It draws in 1 to 8 steps:
-
-```python
-from diffusers import {pipeline}
-
-pipeline = {pipeline}.from_pretrained("path/to/this/folder")
-prompt = "a lighthouse by the sea at sunset"
-image = pipeline(prompt, num_inference_steps=4, guidance_scale=1).images[0]
-image.save("lighthouse.png")
-```
-
-Keep `guidance_scale=1`. The student has its guidance (w = {w:g}) built in, and a `guidance_scale`
-of g tells it gamma = 1 - (g - 1) / 10, its place on a sub-path: 7.5 would mean gamma = 0.35, where
-no pictures are drawn. Negative prompts do nothing.
-
-`python -m slam_jax.sample --model path/to/this/folder --prompt "..." --steps 4 --out picture.png`
-draws with JAX, and `slam_jax.models.saved.load_model("path/to/this/folder/flax")` reads the UNet's
-weights.
-
-Everything but the UNet and the scheduler's configuration is a copy of the teacher's. The teacher's
-licence holds for this model too.
-"""
 
 
 def write_folder(student: SavedModel, teacher: Folder, out: Path) -> None:
@@ -102,8 +73,7 @@ def write_folder(student: SavedModel, teacher: Folder, out: Path) -> None:
         write_unet(folder / "unet", student.unet, student.params)
         copy_surroundings(teacher, index, folder)
         save_model(folder / "flax", student)
-        card = CARD.format(teacher=teacher.name, pipeline=index["_class_name"], w=method["w"])
-        write_whole(folder / "README.md", card.rstrip())
+        write_card(folder / "README.md", teacher.name, index["_class_name"], method["w"])
         write_json(folder / RECORD_FILE, record)
 
 
@@ -239,6 +209,23 @@ def _read_json(path: Path, who_has_it: str) -> dict[str, Any]:
     return content
 
 
+def as_model(student: SavedModel, teacher: Folder) -> Model:
+    """The student with its teacher's surroundings, in float32: what the export has to be.
+
+    Raises:
+      InputError: a file of the teacher cannot be read.
+    """
+    pipeline = read_pipeline(teacher)
+    return Model(
+        pipeline=dataclasses.replace(pipeline, unet=student.unet),
+        frozen=read_surroundings(teacher, pipeline, "float32", "float32"),
+        params=student.params,
+        is_student=True,
+        num_ddim_timesteps=student.info["method"]["num_ddim_timesteps"],
+        info=student.info,
+    )
+
+
 def run(arguments: argparse.Namespace) -> Path:
     """Exports what the command line asks for, and returns the folder."""
     out = arguments.out or arguments.workdir / "export"
@@ -253,7 +240,7 @@ def run(arguments: argparse.Namespace) -> Path:
         with whole_folder(out) as folder:
             save_model(folder, student)
     if arguments.verify:
-        torch_check.verify(out)
+        torch_check.verify(as_model(student, teacher), out)
     return out
 
 

@@ -17,7 +17,7 @@ from slam_jax import runtime
 from slam_jax.draw import student_sampler
 from slam_jax.errors import InputError
 from slam_jax.keys import keys_of
-from slam_jax.models.load import Model, load
+from slam_jax.models.load import Model
 from slam_jax.sampler import gaussian
 
 STEPS = (1, 2, 4, 8)
@@ -110,8 +110,8 @@ def compare(
     """Steps -> pictures in [-1, 1] of the same prompts and noise, ours and the stock pipeline's.
 
     Args:
-      model: the student in `folder`, float32.
-      folder: a complete diffusers folder with an LCMScheduler.
+      model: the student, float32.
+      folder: what was exported of it.
       prompts: B of them.
       steps: step counts.
       seed: of the noise.
@@ -134,18 +134,21 @@ def compare(
     return images
 
 
-def verify(folder: Path) -> None:
-    """Prints how far pictures of ours are from the stock pipeline's, for 1, 2, 4 and 8 steps.
+def verify(model: Model, folder: Path) -> None:
+    """Prints how far our pictures are from the stock pipeline's, for 1, 2, 4 and 8 steps.
+
+    Args:
+      model: the student as it was before it was exported, float32.
+      folder: what was exported of it.
 
     Raises:
       InputError: diffusers cannot load the folder, or a pixel is off by more than 2 of 255.
       BackendError: the backend of JAX computes wrongly.
     """
-    require("--verify")
     runtime.probe()
     # Accelerators multiply float32 in lower precision unless told otherwise.
     with jax.default_matmul_precision("highest"):
-        images = compare(load(str(folder)), folder, PROMPTS, STEPS)
+        images = compare(model, folder, PROMPTS, STEPS)
     print("steps  largest difference of a pixel from the stock pipeline's, of 255")
     differences = {}
     for count, (ours, stock) in images.items():

@@ -5,6 +5,7 @@ import errno
 import json
 import re
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from diffusers import AutoencoderKL, LCMScheduler, StableDiffusionPipeline
 from flax import serialization
 from safetensors.torch import load_file
 
-from slam_jax import export, torch_check
+from slam_jax import export, main, torch_check
 from slam_jax.checkpoint import Checkpoints
 from slam_jax.config import default_config, freeze, to_json
 from slam_jax.errors import InputError
@@ -33,6 +34,7 @@ from slam_jax.sampler import consistency_timesteps
 from slam_jax.schedule import NoiseSchedule, boundary_scalings
 from slam_jax.train import TrainState
 
+ROOT = Path(__file__).parents[1]
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
@@ -122,12 +124,14 @@ def test_the_stock_pipeline_draws_our_pictures(teachers, tmp_path, family, condi
     out = tmp_path / "student"
     student, teacher = tiny_students.make(teachers[family], conditioning)
     write_folder(student, teacher, out)
-    steps = torch_check.STEPS
-    images = torch_check.compare(load(str(out)), out, torch_check.PROMPTS, steps)
+    steps, model = torch_check.STEPS, export.as_model(student, teacher)
+    images = torch_check.compare(model, out, torch_check.PROMPTS, steps)
     assert list(images) == [1, 2, 4, 8]
     for ours, stock in images.values():
         assert ours.shape == stock.shape == (2, 64, 64, 3)
-        assert np.abs(ours - stock).max() * 127.5 <= 2
+        # Promised are 2 of 255. This VAE's first normalisation hides most of a wrong scale, so
+        # only rounding is let through.
+        assert np.abs(ours - stock).max() * 127.5 <= 0.02
         assert np.all(ours.std(axis=(1, 2, 3)) > 0.05)
         assert np.abs(ours[0] - ours[1]).max() > 0.2  # the prompts and the noise matter
     for fewer, more in zip(steps, steps[1:], strict=False):
@@ -461,13 +465,42 @@ def test_a_teacher_that_was_moved(interrupted, teachers, tmp_path):
     assert load(str(workdir)).info["teacher"]["path"] == str(moved)
 
 
+@pytest.mark.slow
+def test_export_of_a_real_run(teachers, tmp_path, capsys):
+    """What the run exports at its end is what the command makes of its last checkpoint, and the
+    stock pipeline draws its pictures."""
+    workdir, out = tmp_path / "run", tmp_path / "out"
+    small = ["training.steps=2", "training.batch_size=8", "training.checkpoint_every=1"]
+    small += ["training.sample_every=0", "method.conditioning=both"]
+    small += ["evaluation.teacher_steps=(2,)", "evaluation.student_steps=(1,)"]
+    small.append(f"teacher.path={teachers['sd15']}")
+    config = ["--config", f"{ROOT}/configs/sd.py:tiny", "--workdir", str(workdir)]
+    main.main([*config, *(f"--config.{option}" for option in small)])
+    export.main(["--workdir", str(workdir), "--out", str(out), "--verify"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[-5:-1]]
+    assert [row[0] for row in rows] == ["1", "2", "4", "8"]
+    assert all(float(row[1]) < 0.02 for row in rows)
+    of_run, of_command = files_in(workdir / "export"), files_in(out)
+    for record in ("slam.json", "flax/config.json"):
+        expected, found = json.loads(of_run.pop(record)), json.loads(of_command.pop(record))
+        if record == "flax/config.json":
+            assert found["unet"] == expected["unet"]
+            expected, found = expected["info"], found["info"]
+        assert found.pop("checkpoint") == 2
+        assert found == expected
+    assert of_command == of_run
+    export.main(["--workdir", str(workdir), "--out", str(out), "--step", "1"])
+    first, last = load_model(out / "flax").params, load_model(workdir / "export/flax").params
+    assert not np.array_equal(first["conv_in"]["kernel"], last["conv_in"]["kernel"])
+
+
 def test_verify_prints_a_row_for_each_step_count_and_fails_on_a_difference(
     interrupted, tmp_path, capsys, monkeypatch
 ):
     shift = 0.0
 
     def compare(model, folder, prompts, steps):
-        assert folder == tmp_path / "out" and model.is_student
+        assert folder == tmp_path / "out" and model.num_ddim_timesteps == 50
         rng = np.random.default_rng(0)
         images = {n: rng.uniform(-1, 1, (2, 8, 8, 3)) for n in steps}
         return {n: (x, x + (shift / 127.5 if n == 4 else 0)) for n, x in images.items()}

@@ -24,6 +24,7 @@ LAYERS = (
         "models.functional",
         "models.convert",
         "models.folder",
+        "models.folder_write",
         "models.hub",
         "models.tokenizer",
         "models.weight_files",
@@ -76,7 +77,7 @@ OWNERS = {
     "optax": ("train",),
     "torch": ("torch_check",),
     "diffusers": ("torch_check",),
-    "transformers": ("models.tokenizer",),
+    "transformers": ("models.tokenizer", "torch_check"),
     "huggingface_hub": ("models.hub",),
     "tensorflow": (),
 }

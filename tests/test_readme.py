@@ -17,6 +17,8 @@ COMMANDS = [
     for line in block.splitlines()
 ]
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+# They need the tiny teacher and the run that `make demo-sd` leaves.
+STABLE_DIFFUSION = re.compile(r"tiny_|at_step_")
 SMALL = [
     "--config.digits.unet.block_out_channels=(8,)",
     "--config.digits.training.steps=4",
@@ -44,9 +46,13 @@ def start(arguments, folder):
 
 
 @pytest.mark.slow
-def test_every_python_command_in_its_order(tmp_path):
+def test_every_digits_command_in_its_order(tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    commands = [shlex.split(line) for line in COMMANDS if line.startswith("python -m slam_jax")]
+    commands = [
+        shlex.split(line)
+        for line in COMMANDS
+        if line.startswith("python -m slam_jax") and not STABLE_DIFFUSION.search(line)
+    ]
     assert len(commands) >= 4
     for _, *arguments in commands:
         small = SMALL if arguments[1] == "slam_jax.main" else []
@@ -55,9 +61,25 @@ def test_every_python_command_in_its_order(tmp_path):
     assert (tmp_path / "runs/digits/samples/ladder.png").exists()
     assert (tmp_path / "runs/lcm/export").is_dir()
     assert (tmp_path / "runs/digits_paper/export").is_dir()
-    assert PYTHON_BLOCKS
-    for block in PYTHON_BLOCKS:
+    ours = [block for block in PYTHON_BLOCKS if "diffusers" not in block]
+    assert ours
+    for block in ours:
         start([sys.executable, "-c", block], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_stable_diffusion_demo_and_the_commands_that_follow_it(tmp_path):
+    assert "make demo-sd" in COMMANDS
+    start(["make", "demo-sd", f"RUNS={tmp_path}/runs"], ROOT)
+    assert (tmp_path / "runs/tiny_sd/lighthouse.png").exists()
+    commands = [shlex.split(line) for line in COMMANDS if STABLE_DIFFUSION.search(line)]
+    assert len(commands) >= 5
+    for _, *arguments in commands:
+        start([sys.executable, *arguments], tmp_path)
+    assert all((tmp_path / f"{name}.png").exists() for name in ("sea", "night", "teacher"))
+    stock = next(block for block in PYTHON_BLOCKS if "diffusers" in block)
+    start([sys.executable, "-c", stock], tmp_path)
 
 
 @pytest.mark.slow
@@ -77,7 +99,7 @@ def test_launcher_and_benchmark(tmp_path):
 
 def test_make_targets_exist():
     targets = [line.split()[1] for line in COMMANDS if line.startswith("make ")]
-    assert {"demo", "test", "test-fast", "lint"} <= set(targets)
+    assert {"demo", "demo-sd", "test", "test-fast", "lint"} <= set(targets)
     for target in targets:
         plan = start(["make", "--dry-run", target], ROOT)
         assert "slam_jax" in plan or "launch/" in plan or "-m" in plan

@@ -44,6 +44,37 @@ TOKENIZER_FILES = (
     "tokenizer.json",
 )
 
+USAGE = (
+    "StableDiffusionPipeline (SDXL: StableDiffusionXLPipeline).from_pretrained(folder)(prompt, "
+    "num_inference_steps=4, guidance_scale=1). Guidance is built in, and guidance_scale g tells "
+    "the network gamma = 1 - (g - 1) / 10: anything but 1 asks for a point inside a sub-path."
+)
+CARD = """# A student of {teacher}
+
+Distilled with SLAM (sub-path linear approximation, arXiv 2404.13903) by slam_jax; `slam.json` says
+with which options. It draws in 1 to 8 steps:
+
+```python
+from diffusers import {pipeline}
+
+pipeline = {pipeline}.from_pretrained("path/to/this/folder")
+prompt = "a lighthouse by the sea at sunset"
+image = pipeline(prompt, num_inference_steps=4, guidance_scale=1).images[0]
+image.save("lighthouse.png")
+```
+
+Keep `guidance_scale=1`. The student has its guidance (w = {w:g}) built in, and a `guidance_scale`
+of g tells it gamma = 1 - (g - 1) / 10, its place on a sub-path: 7.5 would mean gamma = 0.35, where
+no pictures are drawn. Negative prompts do nothing.
+
+`python -m slam_jax.sample --model path/to/this/folder --prompt "..." --steps 4 --out picture.png`
+draws with JAX, and `slam_jax.models.saved.load_model("path/to/this/folder/flax")` reads the UNet's
+weights.
+
+Everything but the UNet and the scheduler's configuration is a copy of the teacher's. The teacher's
+licence holds for this model too.
+"""
+
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes a JSON file, and its folder where that is missing."""
@@ -69,6 +100,11 @@ def model_index(teacher: dict[str, Any]) -> dict[str, Any]:
         zeros = bool(teacher.get("force_zeros_for_empty_prompt", False))
         return {**index, "force_zeros_for_empty_prompt": zeros}
     return {**index, "requires_safety_checker": False}
+
+
+def write_card(path: Path, teacher: str, pipeline: str, w: float) -> None:
+    """Writes the model card: how to draw with the student, and why without guidance."""
+    write_whole(path, CARD.format(teacher=teacher, pipeline=pipeline, w=w).rstrip())
 
 
 def lcm_scheduler(teacher: dict[str, Any], num_ddim_timesteps: int) -> dict[str, Any]:
