@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 
 from slam_jax import pictures, runtime, torch_check
-from slam_jax.check_unet import FAIL, OK, SKIPPED, Result, compare_with_torch, inspect_unet
+from slam_jax.check_unet import (
+    FAIL,
+    OK,
+    SKIPPED,
+    Result,
+    compare_with_torch,
+    inspect_unet,
+    reason,
+)
 from slam_jax.draw import student_sampler
 from slam_jax.errors import BackendError, InputError
 from slam_jax.models import functional
@@ -65,13 +73,17 @@ def check(folder: Folder, out: Path | None = None) -> Iterator[Result]:
     try:
         pipeline, frozen = read_around_unet(folder)
         yield Result(OK, "other weights", f"{' and '.join(frozen)}, all finite")
-    except InputError as error:
-        yield Result(FAIL, "other weights", str(error))
+    # Whatever numbers that make no sense in a config.json lead to is a finding.
+    except Exception as error:
+        yield Result(FAIL, "other weights", reason(error))
         params = None
     if params is None or scheduler.status == FAIL:
         yield Result(SKIPPED, "samples", "a check above failed")
-    else:
+        return
+    try:
         yield from draw_samples(pipeline, frozen, params, out)
+    except Exception as error:
+        yield Result(FAIL, "samples", reason(error))
 
 
 def _check_unet(

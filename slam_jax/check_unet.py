@@ -22,6 +22,7 @@ OK, FAIL, SKIPPED = "ok", "FAIL", "skipped"
 TOLERANCE = 1e-4  # of the UNet's output, relative, against torch
 LATENTS = 32  # largest edge of the random input for that
 CONTEXT = 77  # tokens of it
+LONGEST_REASON = 500  # characters
 
 
 class Result(NamedTuple):
@@ -30,6 +31,12 @@ class Result(NamedTuple):
     status: str
     name: str
     facts: str
+
+
+def reason(error: Exception) -> str:
+    """What an exception says, in one line."""
+    kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+    return kind + " ".join(str(error).split())[:LONGEST_REASON]
 
 
 class Inspected(Mapping[str, np.ndarray]):
@@ -78,11 +85,10 @@ def inspect_unet(
     try:
         config = UNetConfig.from_dict(read_config(Folder(where.parent, str(where)), where.name))
         abstract = functional.abstract_params(UNet2DConditionModel, config)
-    except InputError as error:
-        return [Result(FAIL, "unet config", str(error))], None, None
-    except (ValueError, TypeError, ArithmeticError) as error:
-        facts = f"{where / 'config.json'}: {' '.join(str(error).split())}"
-        return [Result(FAIL, "unet config", facts)], None, None
+    # Whatever numbers that make no sense lead to is a finding.
+    except Exception as error:
+        file = "" if isinstance(error, InputError) else f"{where / 'config.json'}: "
+        return [Result(FAIL, "unet config", file + reason(error))], None, None
     method = record.get("method")
     conditioning = method.get("conditioning") if isinstance(method, Mapping) else None
     results = [check_gamma_input(config, conditioning)]
@@ -168,7 +174,7 @@ def compare_with_torch(where: Path, variant: str, config: UNetConfig, params: Pa
         expected = torch_check.unet_output(unet, inputs)
     # Whatever a broken file makes of it there, it is a finding.
     except Exception as error:
-        return Result(FAIL, name, f"diffusers: {' '.join(str(error).split())[:300]}")
+        return Result(FAIL, name, f"diffusers: {reason(error)}")
     if wrong:
         return Result(FAIL, name, f"diffusers: keys missing or not expected, first {wrong[0]}")
     # Accelerators multiply float32 in lower precision unless told otherwise.

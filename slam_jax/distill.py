@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -119,11 +120,13 @@ def distill(
         "student",
         lambda state, number: draw_samples(state.ema, number),
     )
-    info = {
-        "method": dataclasses.asdict(method),
-        "training": dataclasses.asdict(training),
-        "data": dataclasses.asdict(config.data),
-        "precision": dataclasses.asdict(precision),
+    return SavedModel(unet, jax.device_get(state.ema), pipeline.scheduler, info_of(config))
+
+
+def info_of(config: Config) -> dict[str, Any]:
+    """How a student of the run is made, for its record; all but the teacher."""
+    parts = {name: getattr(config, name) for name in ("method", "training", "data", "precision")}
+    return {
+        **{name: dataclasses.asdict(options) for name, options in parts.items()},
         "versions": {name: version(name) for name in ("jax", "flax", "optax")},
     }
-    return SavedModel(unet, jax.device_get(state.ema), pipeline.scheduler, info)

@@ -19,14 +19,15 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from slam_jax import runtime, torch_check
 from slam_jax.checkpoint import read_part, steps_in
-from slam_jax.config import Config, freeze
+from slam_jax.config import Config
+from slam_jax.distill import info_of
 from slam_jax.errors import BackendError, InputError
+from slam_jax.freeze import freeze
 from slam_jax.models import functional, weights
 from slam_jax.models.digits_pipeline import digits_pipeline
 from slam_jax.models.folder import Folder, fingerprint, read_model_index, resolve
@@ -108,6 +109,9 @@ def whole_folder(out: Path) -> Iterator[Path]:
             shutil.rmtree(leftover, ignore_errors=True)
         unfinished.mkdir(parents=True)
         yield unfinished
+        for path in unfinished.rglob("*.safetensors"):
+            # safetensors lets only their owner read them; the umask may let others.
+            path.chmod(unfinished.stat().st_mode & 0o666)
         if out.exists():
             out.rename(previous)
         unfinished.rename(out)
@@ -158,13 +162,7 @@ def from_checkpoint(
     unet = student_config(unet, config.method.conditioning)
     like = functional.abstract_params(UNet2DConditionModel, unet)
     params = read_part(workdir / "checkpoints", step, "ema", like)
-    parts = {name: getattr(config, name) for name in ("method", "training", "data", "precision")}
-    info = {
-        "teacher": made_by,
-        **{name: dataclasses.asdict(options) for name, options in parts.items()},
-        "checkpoint": step,
-        "versions": {name: version(name) for name in ("jax", "flax", "optax")},
-    }
+    info = {"teacher": made_by, **info_of(config), "checkpoint": step}
     return SavedModel(unet, params, scheduler, info), teacher
 
 

@@ -18,12 +18,13 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from slam_jax import runtime
-from slam_jax.config import Config, first_change, freeze, to_json
+from slam_jax.config import Config
 from slam_jax.distill import distill, start
 from slam_jax.draw import student_sampler, teacher_sampler
 from slam_jax.errors import BackendError, InputError, options_of
 from slam_jax.evaluate import Ladder, to_markdown, write_report
 from slam_jax.files import write_whole
+from slam_jax.freeze import first_change, freeze, to_json
 from slam_jax.jobs.digits import DigitsJob
 from slam_jax.jobs.job import Job
 from slam_jax.jobs.text_to_image import TextToImageJob

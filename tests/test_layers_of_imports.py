@@ -48,6 +48,7 @@ LAYERS = (
     },
     {
         "config",
+        "freeze",
         "train",
         "loop",
         "distill",

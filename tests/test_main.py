@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from slam_jax import loop, main, sample
-from slam_jax.config import default_config, freeze
+from slam_jax.config import default_config
 from slam_jax.errors import InputError
+from slam_jax.freeze import freeze
 from slam_jax.models.saved import load_model
 
 ROOT = Path(__file__).parents[1]

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from slam_jax.config import DigitsTeacher, first_change, to_json
+from slam_jax.config import DigitsTeacher
 from slam_jax.data import digits
 from slam_jax.data.batches import batches
 from slam_jax.errors import InputError
 from slam_jax.files import write_whole
+from slam_jax.freeze import first_change, to_json
 from slam_jax.keys import keys_of
 from slam_jax.loop import fit
 from slam_jax.models import functional

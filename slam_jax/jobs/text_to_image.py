@@ -11,15 +11,13 @@ from slam_jax.config import Config
 from slam_jax.data import photographs
 from slam_jax.errors import InputError, options_of
 from slam_jax.evaluate import Ladder
-from slam_jax.export import write_folder
+from slam_jax.export import TEACHER_FILE, teacher_info, write_folder
 from slam_jax.files import write_whole
 from slam_jax.jobs.job import Job
-from slam_jax.models.folder import fingerprint, resolve
+from slam_jax.models.folder import resolve
 from slam_jax.models.load import read_pipeline, read_surroundings, read_unet
 from slam_jax.models.pipeline import Batch, Frozen, Params
 from slam_jax.models.saved import SavedModel
-
-TEACHER_FILE = "teacher.json"  # of the workdir: which teacher the run began with
 
 
 class TextToImageJob(Job):
@@ -31,12 +29,7 @@ class TextToImageJob(Job):
         with options_of("config.teacher"):
             self._folder = resolve(options.path, options.revision, options.variant)
         self.pipeline = read_pipeline(self._folder, size, size)
-        self._identity = {
-            "path": self._folder.name,
-            "revision": self._folder.revision,
-            "variant": self._folder.variant,
-            "fingerprint": fingerprint(self._folder, "unet"),
-        }
+        self._identity = teacher_info(self._folder)
         self._check_teacher()
         precision = config.precision
         self._weights = {
