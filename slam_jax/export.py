@@ -109,9 +109,6 @@ def whole_folder(out: Path) -> Iterator[Path]:
             shutil.rmtree(leftover, ignore_errors=True)
         unfinished.mkdir(parents=True)
         yield unfinished
-        for path in unfinished.rglob("*.safetensors"):
-            # safetensors lets only their owner read them; the umask may let others.
-            path.chmod(unfinished.stat().st_mode & 0o666)
         if out.exists():
             out.rename(previous)
         unfinished.rename(out)

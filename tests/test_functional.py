@@ -185,3 +185,10 @@ def test_unreadable_file_is_one_line_that_names_it(tmp_path, content):
         weights.load_params(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_weights_are_as_readable_as_other_files(tmp_path):
+    (tmp_path / "other").touch()
+    weights.save_params(tmp_path / "params.safetensors", {"a": np.ones(2)})
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1

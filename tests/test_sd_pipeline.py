@@ -117,6 +117,8 @@ def change(folder, part, **values):
         ("sd15", "unet/config.json", {"cross_attention_dim": 48}, "cross_attention_dim = 48, exp"),
         ("sd15", "unet/config.json", {"in_channels": 9}, "in_channels = 9, expected 4"),
         ("sd15", "unet/config.json", {"class_embed_type": "timestep"}, "class_embed_type"),
+        ("sd15", "unet/config.json", {"norm_num_groups": 0}, "unet: its configuration"),
+        ("sd15", "unet/config.json", {"block_out_channels": [None, 3]}, "unet: its configuration"),
         ("sd15", "vae/config.json", {"latent_channels": 16}, "expected 16"),
         ("sd15", "vae/config.json", {"shift_factor": 0.1}, "shift_factor"),
         ("sd15", "text_encoder/config.json", {"hidden_act": "relu"}, "hidden_act"),

@@ -27,7 +27,7 @@ class Points:
     def __len__(self):
         return 256
 
-    def __getitems__(self, indices):
+    def __getitems__(self, indices, seeds):
         return {"x": np.stack([np.sin(indices), np.cos(indices)], axis=1).astype(np.float32)}
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from slam_jax.errors import InputError
+from slam_jax.models import functional
 from slam_jax.models.clip import CLIPTextConfig, CLIPTextModel
 from slam_jax.models.digits_pipeline import digits_pipeline
 from slam_jax.models.folder import (
@@ -130,10 +131,12 @@ def read_pipeline(
         a multiple of the VAE's patches.
     """
     index = read_model_index(folder)
-    unet = _parsed(folder, "unet", UNetConfig.from_dict)
-    vae = _parsed(folder, "vae", VAEConfig.from_dict)
+    unet = _parsed(folder, "unet", UNetConfig.from_dict, UNet2DConditionModel)
+    vae = _parsed(folder, "vae", VAEConfig.from_dict, AutoencoderKL)
     names = [name for name in TEXT_ENCODERS if name in index]
-    text_encoders = tuple(_parsed(folder, name, CLIPTextConfig.from_dict) for name in names)
+    text_encoders = tuple(
+        _parsed(folder, name, CLIPTextConfig.from_dict, CLIPTextModel) for name in names
+    )
     _check_fit(folder, unet, vae, text_encoders)
     sides = []
     for name, side in (("height", height), ("width", width)):
@@ -158,17 +161,27 @@ def read_pipeline(
     )
 
 
-def _parsed(folder: Folder, component: str, parse: Callable[[dict[str, Any]], T]) -> T:
-    """A component's configuration.
+def _parsed(
+    folder: Folder,
+    component: str,
+    parse: Callable[[dict[str, Any]], T],
+    module_class: type | None = None,
+) -> T:
+    """A component's configuration, from which its module can be built where it has one.
 
     Raises:
-      InputError: it cannot be read, or asks for something that is not supported.
+      InputError: it cannot be read, or asks for something that is not supported or makes no sense.
     """
     content = read_config(folder, component)
     try:
-        return parse(content)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{folder.path / component}: {' '.join(str(error).split())}") from error
+        config = parse(content)
+        if module_class is not None:
+            functional.abstract_params(module_class, config)
+    # Whatever numbers that make no sense lead to.
+    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise InputError(f"{folder.path / component}: its configuration: {why}") from error
+    return config
 
 
 def _check_fit(

@@ -50,9 +50,12 @@ def save_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> No
     """Writes a flat dict of arrays as a safetensors file, whole or not at all."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.touch()
+    mode = temporary.stat().st_mode
     try:
         arrays = {key: np.asarray(array, order="C") for key, array in arrays.items()}
         save_file(arrays, temporary, metadata={"format": "pt"})
+        temporary.chmod(mode)  # safetensors would leave it to its owner alone
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
