@@ -15,7 +15,16 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    {"errors", "files", "keys", "schedule", "sharding", "runtime", "models.layers"},
+    {
+        "errors",
+        "files",
+        "keys",
+        "schedule",
+        "sharding",
+        "runtime",
+        "models.layers",
+        "models.published_config",
+    },
     {
         "solver",
         "models.unet",

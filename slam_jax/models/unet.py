@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from slam_jax.models import layers
+from slam_jax.models.published_config import PublishedConfig
 
 # Keys of diffusers' config that have one supported value, which is the default there too.
 # fmt: off
@@ -36,11 +37,14 @@ FIXED = {
 
 
 @dataclasses.dataclass(frozen=True)
-class UNetConfig:
+class UNetConfig(PublishedConfig):
     """Configuration of `UNet2DConditionModel`, with the keys and defaults of diffusers.
 
     Tuples have one entry per level, the finest level first (up_block_types: the coarsest first).
     """
+
+    CLASS = "UNet2DConditionModel"
+    FIXED = FIXED
 
     sample_size: int | None = None  # of the latents it was trained on; a note for samplers
     in_channels: int = 4
@@ -86,29 +90,6 @@ class UNetConfig:
         for name in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
             ok = (getattr(self, name) is None) == (added is None)
             require(name, ok, "an integer if addition_embed_type is set, else None")
-
-    @classmethod
-    def from_dict(cls, mapping: Mapping) -> "UNetConfig":
-        """The config of a diffusers config.json; keys beginning with "_" are ignored.
-
-        Raises:
-            ValueError: a key or value that is not supported.
-        """
-        values = {}
-        for key, value in mapping.items():
-            if key in cls.__dataclass_fields__:
-                values[key] = tuple(value) if isinstance(value, list) else value
-            elif key in FIXED and value != FIXED[key]:
-                raise ValueError(f"UNet config: {key} = {value!r}, supported: {FIXED[key]!r}")
-            elif key not in FIXED and not key.startswith("_"):
-                raise ValueError(f"UNet config: unknown key {key} = {value!r}, supported: none")
-        return cls(**values)
-
-    def to_dict(self) -> dict:
-        """A complete config.json for diffusers; `from_dict` reads it back."""
-        values = dataclasses.asdict(self)
-        values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-        return {"_class_name": "UNet2DConditionModel", **FIXED, **values}
 
     @property
     def temb_features(self) -> int:

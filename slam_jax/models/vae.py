@@ -11,7 +11,6 @@ Shape letters: B batch, H height, W width, C channels; h, w height and width of 
 """
 
 import dataclasses
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from slam_jax.models import layers
+from slam_jax.models.published_config import PublishedConfig
 
 # Keys of diffusers' config that have one supported value, which is the default there too.
 FIXED = {
@@ -34,11 +34,14 @@ NORM_EPS = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
-class VAEConfig:
+class VAEConfig(PublishedConfig):
     """Configuration of `AutoencoderKL`, with the keys and defaults of diffusers.
 
     Tuples have one entry per level, the finest level first.
     """
+
+    CLASS = "AutoencoderKL"
+    FIXED = FIXED
 
     in_channels: int = 3
     out_channels: int = 3
@@ -60,29 +63,6 @@ class VAEConfig:
             if tuple(value) != (block,) * levels:
                 supported = f"{levels} (as block_out_channels) of {block}"
                 raise ValueError(f"{name} = {value!r}, supported: {supported}")
-
-    @classmethod
-    def from_dict(cls, mapping: Mapping) -> "VAEConfig":
-        """The config of a diffusers config.json; keys beginning with "_" are ignored.
-
-        Raises:
-            ValueError: a key or value that is not supported.
-        """
-        values = {}
-        for key, value in mapping.items():
-            if key in cls.__dataclass_fields__:
-                values[key] = tuple(value) if isinstance(value, list) else value
-            elif key in FIXED and value != FIXED[key]:
-                raise ValueError(f"VAE config: {key} = {value!r}, supported: {FIXED[key]!r}")
-            elif key not in FIXED and not key.startswith("_"):
-                raise ValueError(f"VAE config: unknown key {key} = {value!r}, supported: none")
-        return cls(**values)
-
-    def to_dict(self) -> dict:
-        """A complete config.json for diffusers; `from_dict` reads it back."""
-        values = dataclasses.asdict(self)
-        values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-        return {"_class_name": "AutoencoderKL", **FIXED, **values}
 
     @property
     def downscale(self) -> int:

@@ -1,0 +1,40 @@
+"""Configs that speak the config.json of diffusers, and refuse by name what is not supported."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+
+class PublishedConfig:
+    """A frozen dataclass whose fields are the keys of a config.json that may vary.
+
+    Attributes:
+        CLASS: the class of diffusers whose config it is.
+        FIXED: the keys that have one supported value, and that value.
+    """
+
+    CLASS: ClassVar[str]
+    FIXED: ClassVar[Mapping[str, Any]]
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any]) -> Self:
+        """The config of a config.json; keys beginning with "_" are ignored.
+
+        Raises:
+            ValueError: a key or value that is not supported.
+        """
+        values = {}
+        for key, value in mapping.items():
+            if key in cls.__dataclass_fields__:
+                values[key] = tuple(value) if isinstance(value, list) else value
+            elif key in cls.FIXED and value != cls.FIXED[key]:
+                raise ValueError(f"{cls.CLASS}: {key} = {value!r}, supported: {cls.FIXED[key]!r}")
+            elif key not in cls.FIXED and not key.startswith("_"):
+                raise ValueError(f"{cls.CLASS}: unknown key {key} = {value!r}, supported: none")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A complete config.json; `from_dict` reads it back."""
+        values = dataclasses.asdict(self)
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return {"_class_name": self.CLASS, **self.FIXED, **values}
