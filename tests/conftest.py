@@ -1,10 +1,12 @@
-"""Strict tests: 8 fake CPU devices, no rank promotion; compiled programs are kept in .cache/."""
+"""Strict tests: 8 fake CPU devices, no rank promotion; compiled programs are kept in .cache/. And
+the tiny teachers that several tests read."""
 
 import os
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch: idle threads spin on tiny layers
 # Compiling takes most of the time here; the arithmetic is the same without LLVM's optimisations.
 os.environ["XLA_FLAGS"] = " ".join(
     [
@@ -19,7 +21,32 @@ from slam_jax import runtime  # noqa: E402
 runtime.configure()
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+class Teachers(dict):
+    """Family -> folder of its tiny teacher, made when it is first asked for; not to be changed.
+
+    "zero_snr" is sd21_v with a schedule that ends without signal.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self._folder = folder
+
+    def __missing__(self, name: str) -> Path:
+        import tiny_stable_diffusion
+
+        zero_snr = name == "zero_snr"
+        family = "sd21_v" if zero_snr else name
+        self[name] = tiny_stable_diffusion.make(self._folder / name, family, zero_snr)
+        return self[name]
+
+
+@pytest.fixture(scope="session")
+def teachers(tmp_path_factory) -> Teachers:
+    return Teachers(tmp_path_factory.mktemp("teachers"))

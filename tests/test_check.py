@@ -5,9 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-import tiny_stable_diffusion
 import tiny_students
-import torch
 from PIL import Image
 
 from slam_jax import check, check_unet, torch_check
@@ -17,19 +15,11 @@ from slam_jax.models import weights
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
-def originals(tmp_path_factory):
-    """A teacher and its exported students, by conditioning; not to be changed."""
+def originals(teachers, tmp_path_factory):
+    """Exported students by conditioning, and their teacher; not to be changed."""
     folder = tmp_path_factory.mktemp("originals")
-    teacher = tiny_stable_diffusion.make(folder / "teacher", "sd15")
+    teacher = shutil.copytree(teachers["sd15"], folder / "teacher")
     for conditioning in ("both", "snr"):
         write_folder(*tiny_students.make(teacher, conditioning), folder / conditioning)
     return folder

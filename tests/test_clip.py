@@ -79,7 +79,6 @@ def reference(name):
     import torch
     import transformers
 
-    torch.set_num_threads(1)  # the layers are tiny, and idle threads spin
     torch.manual_seed(0)
     config = CONFIGS[name].to_dict()
     model_class = getattr(transformers, config["architectures"][0])

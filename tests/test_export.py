@@ -39,24 +39,6 @@ ROOT = Path(__file__).parents[1]
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def teachers(tmp_path_factory):
-    """Family -> its folder, not to be changed."""
-    folder = tmp_path_factory.mktemp("teachers")
-    names = tiny_stable_diffusion.FAMILIES
-    made = {name: tiny_stable_diffusion.make(folder / name, name) for name in names}
-    zero_snr = tiny_stable_diffusion.make(folder / "zero_snr", "sd21_v", zero_snr=True)
-    return {**made, "zero_snr": zero_snr}
-
-
 @pytest.fixture(scope="module")
 def sd15(teachers):
     """A student and its teacher."""

@@ -1,6 +1,5 @@
 """Model folders: every layout of weights against torch's own loading, tokenizers, refusals."""
 
-import functools
 import json
 import logging
 import os
@@ -60,25 +59,10 @@ CAPTIONS = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    """family -> its folder, made once; not to be changed."""
-    where = tmp_path_factory.mktemp("models")
-    return functools.cache(lambda family: tiny_stable_diffusion.make(where / family, family))
-
-
 @pytest.fixture
-def sd15(original, tmp_path):
+def sd15(teachers, tmp_path):
     """A folder of SD 1.5 that a test may change."""
-    return shutil.copytree(original("sd15"), tmp_path / "sd15")
+    return shutil.copytree(teachers["sd15"], tmp_path / "sd15")
 
 
 def read(path, component, variant="", **options):
@@ -112,8 +96,8 @@ def assert_params_are(params, state):
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers
 @pytest.mark.parametrize("family", tiny_stable_diffusion.FAMILIES)
-def test_the_stock_pipeline_draws(original, family, tmp_path):
-    path = original(family)
+def test_the_stock_pipeline_draws(teachers, family, tmp_path):
+    path = teachers[family]
     size = sum(file.stat().st_size for file in path.rglob("*"))
     assert size < 3e6
     pipeline = diffusers.DiffusionPipeline.from_pretrained(path)
@@ -129,10 +113,10 @@ def test_the_stock_pipeline_draws(original, family, tmp_path):
 
 
 @pytest.mark.parametrize(("family", "component"), PARTS)
-def test_weights_are_those_that_torch_loads(original, family, component):
-    params = read(original(family), component)
+def test_weights_are_those_that_torch_loads(teachers, family, component):
+    params = read(teachers[family], component)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
-    assert_params_are(params, load_in_torch(original(family), component)[1])
+    assert_params_are(params, load_in_torch(teachers[family], component)[1])
 
 
 def rename(where, old, new):
@@ -150,12 +134,12 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("component", MODULES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_that_torch_writes(original, tmp_path, component, layout):
+def test_layouts_that_torch_writes(teachers, tmp_path, component, layout):
     options, dtype, variant = LAYOUTS[layout]
-    module, _ = load_in_torch(original("sdxl"), component)
+    module, _ = load_in_torch(teachers["sdxl"], component)
     path = tmp_path / "model"
     module.to(getattr(torch, dtype)).save_pretrained(path / component, **options)
-    shutil.copy(original("sdxl") / component / "config.json", path / component)
+    shutil.copy(teachers["sdxl"] / component / "config.json", path / component)
     files = sorted(file.name for file in (path / component).glob("*safetensors*"))
     assert (len(files) > 2) == ("sharded" in layout)
     assert all(("fp16" in name) == bool(variant) for name in files)
@@ -172,9 +156,9 @@ def test_layouts_that_torch_writes(original, tmp_path, component, layout):
     "index",
     ["{}.safetensors.fp16.index.json", "{}.fp16.safetensors.index.json"],
 )
-def test_older_names_of_a_sharded_variant(original, tmp_path, index):
+def test_older_names_of_a_sharded_variant(teachers, tmp_path, index):
     stem = "diffusion_pytorch_model"
-    module, state = load_in_torch(original("sdxl"), "vae")
+    module, state = load_in_torch(teachers["sdxl"], "vae")
     path = tmp_path / "model"
     module.save_pretrained(path / "vae", variant="fp16", max_shard_size="50KB")
     rename(path / "vae", f"{stem}.safetensors.index.fp16.json", index.format(stem))
@@ -325,8 +309,8 @@ def test_fingerprint(sd15, tmp_path):
 
 
 @pytest.mark.parametrize("family", tiny_stable_diffusion.FAMILIES)
-def test_model_index_and_scheduler(original, family):
-    model = folder.resolve(str(original(family)))
+def test_model_index_and_scheduler(teachers, family):
+    model = folder.resolve(str(teachers[family]))
     index = folder.read_model_index(model)
     assert index.get("force_zeros_for_empty_prompt", False) == (family == "sdxl")
     scheduler = folder.read_config(model, "scheduler")
@@ -336,10 +320,10 @@ def test_model_index_and_scheduler(original, family):
 @pytest.mark.parametrize("only_tokenizer_json", [False, True])
 @pytest.mark.parametrize("component", ["tokenizer", "tokenizer_2"])
 @pytest.mark.parametrize("family", tiny_stable_diffusion.FAMILIES)
-def test_token_ids(original, tmp_path, family, component, only_tokenizer_json):
+def test_token_ids(teachers, tmp_path, family, component, only_tokenizer_json):
     if component == "tokenizer_2" and family != "sdxl":
         return
-    path = original(family)
+    path = teachers[family]
     reference = transformers.CLIPTokenizer.from_pretrained(path / component)
     if only_tokenizer_json:  # all that transformers 5 writes
         reference.save_pretrained(tmp_path / component)
@@ -358,11 +342,11 @@ def test_token_ids(original, tmp_path, family, component, only_tokenizer_json):
     assert ids[-1, -1] == end
 
 
-def test_what_a_tokenizer_cuts_off(original, monkeypatch):
+def test_what_a_tokenizer_cuts_off(teachers, monkeypatch):
     warnings = []  # transformers warns of long texts, once for each tokenizer
     logger = logging.getLogger("transformers.tokenization_utils_base")
     monkeypatch.setattr(logger, "warning", lambda *args: warnings.append(args))
-    tokenizer = folder.read_tokenizer(folder.resolve(str(original("sd15"))), "tokenizer")
+    tokenizer = folder.read_tokenizer(folder.resolve(str(teachers["sd15"])), "tokenizer")
     assert tokenizer.cut("") == ""
     assert tokenizer.cut("a " * 75) == ""
     assert tokenizer.cut("a " * 75 + "Dog") == "Dog"
@@ -377,14 +361,14 @@ def test_what_a_tokenizer_cuts_off(original, monkeypatch):
     assert not warnings
 
 
-def test_reading_a_tokenizer_is_quiet_without_torch(original):
+def test_reading_a_tokenizer_is_quiet_without_torch(teachers):
     code = f"""
 import sys
 sys.modules["torch"] = None  # as if it were not installed
 from pathlib import Path
 from slam_jax.models import folder
 assert "transformers" not in sys.modules
-model = folder.Folder(Path({str(original("sd15"))!r}), "tiny")
+model = folder.Folder(Path({str(teachers["sd15"])!r}), "tiny")
 tokenizer = folder.read_tokenizer(model, "tokenizer")
 assert tokenizer(["a " * 100]).shape == (1, 77)
 assert tokenizer.cut("a " * 100)

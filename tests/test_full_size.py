@@ -15,7 +15,6 @@ def test_the_whole_unet_of_sd15_matches_diffusers():
     import torch
 
     config = UNetConfig(cross_attention_dim=768, time_cond_proj_dim=256)
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     model = diffusers.UNet2DConditionModel.from_config(config.to_dict())
     rng = np.random.default_rng(0)

@@ -7,7 +7,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-import tiny_stable_diffusion as tiny
 from helpers import assert_close, jit
 
 from slam_jax.errors import InputError
@@ -18,14 +17,6 @@ from slam_jax.sampler import gaussian
 PROMPTS = ["a small dog", "", "two cats " * 60]
 
 
-@pytest.fixture(scope="module")
-def teachers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teachers")
-    for family in ("sd15", "sdxl"):
-        tiny.make(folder / family, family)
-    return folder
-
-
 def ours(path):
     folder = resolve(str(path))
     pipeline = read_pipeline(folder)
@@ -34,18 +25,16 @@ def ours(path):
 
 @pytest.fixture(scope="module")
 def stock(teachers):
-    import torch
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-    torch.set_num_threads(1)
     return {
-        "sd15": StableDiffusionPipeline.from_pretrained(teachers / "sd15"),
-        "sdxl": StableDiffusionXLPipeline.from_pretrained(teachers / "sdxl"),
+        "sd15": StableDiffusionPipeline.from_pretrained(teachers["sd15"]),
+        "sdxl": StableDiffusionXLPipeline.from_pretrained(teachers["sdxl"]),
     }
 
 
 def test_contexts_of_sd15_are_those_of_the_stock_pipeline(teachers, stock):
-    pipeline, frozen = ours(teachers / "sd15")
+    pipeline, frozen = ours(teachers["sd15"])
     batch = pipeline.prompts(PROMPTS)
     context, null = jit(lambda f: pipeline.contexts(f, batch, w=8.0))(frozen)
     cond, uncond = stock["sd15"].encode_prompt(PROMPTS, "cpu", 1, True)
@@ -57,7 +46,7 @@ def test_contexts_of_sd15_are_those_of_the_stock_pipeline(teachers, stock):
 
 @pytest.mark.parametrize("zeros", [True, False])
 def test_contexts_of_sdxl_are_those_of_the_stock_pipeline(teachers, stock, tmp_path, zeros):
-    folder = shutil.copytree(teachers / "sdxl", tmp_path / "sdxl")
+    folder = shutil.copytree(teachers["sdxl"], tmp_path / "sdxl")
     index = json.loads((folder / "model_index.json").read_text())
     index["force_zeros_for_empty_prompt"] = zeros
     (folder / "model_index.json").write_text(json.dumps(index))
@@ -79,7 +68,7 @@ def test_contexts_of_sdxl_are_those_of_the_stock_pipeline(teachers, stock, tmp_p
 
 
 def test_prompts_of_sdxl_tell_the_size_as_the_stock_pipeline_does(teachers, stock):
-    pipeline = read_pipeline(resolve(str(teachers / "sdxl")), height=48, width=80)
+    pipeline = read_pipeline(resolve(str(teachers["sdxl"])), height=48, width=80)
     assert pipeline.latent_shape == (6, 10, 4) and pipeline.image_size == (48, 80)
     size, dtype = (48, 80), stock["sdxl"].unet.dtype
     told = stock["sdxl"]._get_add_time_ids(size, (0, 0), size, dtype, 56)
@@ -89,7 +78,7 @@ def test_prompts_of_sdxl_tell_the_size_as_the_stock_pipeline_does(teachers, stoc
 def test_latents_and_images_are_those_of_the_torch_autoencoder(teachers, stock):
     import torch
 
-    pipeline, frozen = ours(teachers / "sdxl")
+    pipeline, frozen = ours(teachers["sdxl"])
     rng, key, examples = np.random.default_rng(0), jax.random.key(5), np.array([7, 2])
     images = rng.integers(0, 256, (2, 64, 64, 3), np.uint8)
     latents = jit(lambda f: pipeline.latents(f, {"images": images}, key, examples))(frozen)
@@ -137,7 +126,7 @@ def change(folder, part, **values):
 def test_parts_that_do_not_fit_are_named_in_one_line(
     teachers, tmp_path, family, part, values, message
 ):
-    folder = shutil.copytree(teachers / family, tmp_path / family)
+    folder = shutil.copytree(teachers[family], tmp_path / family)
     change(folder, part, **values)
     with pytest.raises(InputError, match=message) as caught:
         load(str(folder))
@@ -145,7 +134,7 @@ def test_parts_that_do_not_fit_are_named_in_one_line(
 
 
 def test_a_truncated_file_is_named_before_a_run_begins(teachers, tmp_path):
-    folder = shutil.copytree(teachers / "sd15", tmp_path / "sd15")
+    folder = shutil.copytree(teachers["sd15"], tmp_path / "sd15")
     path = folder / "vae/diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match="vae/diffusion_pytorch_model.safetensors: truncated"):
@@ -153,9 +142,9 @@ def test_a_truncated_file_is_named_before_a_run_begins(teachers, tmp_path):
 
 
 def test_students_are_told_from_teachers(teachers, tmp_path):
-    teacher = load(str(teachers / "sd15"))
+    teacher = load(str(teachers["sd15"]))
     assert not teacher.is_student and teacher.num_ddim_timesteps == 50 and teacher.info == {}
-    folder = shutil.copytree(teachers / "sd15", tmp_path / "student")
+    folder = shutil.copytree(teachers["sd15"], tmp_path / "student")
     changes = {"_class_name": "LCMScheduler", "original_inference_steps": 25}
     change(folder, "scheduler/scheduler_config.json", **changes)
     (folder / "slam.json").write_text('{"method": {"w": 8}}')

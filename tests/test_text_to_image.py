@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import tiny_stable_diffusion as tiny
 from PIL import Image
 
 from slam_jax import loop, main, sample
@@ -30,14 +29,6 @@ SMALL = [
 ]
 
 
-@pytest.fixture(scope="module")
-def teachers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teachers")
-    for family in tiny.FAMILIES:
-        tiny.make(folder / family, family)
-    return folder
-
-
 def launch(teacher, workdir, *more, config="sd"):
     flags = ["--config", f"{ROOT}/configs/{config}.py:tiny", f"--config.teacher.path={teacher}"]
     main.main([*flags, *SMALL, "--workdir", str(workdir), *more])
@@ -46,7 +37,7 @@ def launch(teacher, workdir, *more, config="sd"):
 @pytest.fixture(scope="module")
 def finished(teachers, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "sd"
-    launch(teachers / "sd15", workdir)
+    launch(teachers["sd15"], workdir)
     return workdir
 
 
@@ -87,19 +78,19 @@ def test_ctrl_c_saves_and_resume_ends_in_the_same_bits(teachers, finished, tmp_p
 
     monkeypatch.setattr(loop, "put_batch", interrupted)
     with pytest.raises(SystemExit) as exit_:
-        launch(teachers / "sd15", tmp_path / "run")
+        launch(teachers["sd15"], tmp_path / "run")
     assert exit_.value.code == 130
     monkeypatch.undo()
     with pytest.raises(SystemExit, match="has not finished"):
         draw(tmp_path / "run", tmp_path / "x.png", "--prompt", "a cat")
-    moved = shutil.copytree(teachers / "sd15", tmp_path / "moved")  # the same weights elsewhere
+    moved = shutil.copytree(teachers["sd15"], tmp_path / "moved")  # the same weights elsewhere
     launch(moved, tmp_path / "run", "--resume")
     ours, theirs = (load_model(run / "export/flax") for run in (tmp_path / "run", finished))
     jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
 
 
 def test_another_teacher_is_refused_when_a_run_goes_on(teachers, finished, tmp_path):
-    other = shutil.copytree(teachers / "sd15", tmp_path / "other")
+    other = shutil.copytree(teachers["sd15"], tmp_path / "other")
     path = other / "unet/diffusion_pytorch_model.safetensors"
     content = bytearray(path.read_bytes())
     content[-2] ^= 1  # a bit of the last weight's exponent
@@ -127,7 +118,7 @@ def test_another_teacher_is_refused_when_a_run_goes_on(teachers, finished, tmp_p
     ],
 )
 def test_every_family_trains_and_draws(teachers, tmp_path, config, options):
-    launch(teachers / config, tmp_path / "run", *options, config=config)
+    launch(teachers[config], tmp_path / "run", *options, config=config)
     image = draw(tmp_path / "run", tmp_path / "x.png", "--prompt", "two cats", "--steps", "2")
     assert image.shape == (64, 64, 3) and image.std() > 1
     student = load_model(tmp_path / "run/export/flax")
@@ -170,10 +161,10 @@ def test_image_to_image_keeps_more_of_the_image_with_less_strength(finished, tmp
 
 def test_a_teacher_draws_with_guidance_and_other_sizes(teachers, tmp_path):
     arguments = ["--prompt", "a cat", "--steps", "2", "--width", "80", "--height", "48"]
-    guided = draw(teachers / "sd15", tmp_path / "a.png", *arguments)
+    guided = draw(teachers["sd15"], tmp_path / "a.png", *arguments)
     assert guided.shape == (48, 80, 3)
     assert json.loads(Image.open(tmp_path / "a.png").text["parameters"])["guidance"] == 7.5
-    plain = draw(teachers / "sd15", tmp_path / "b.png", *arguments, "--guidance", "1")
+    plain = draw(teachers["sd15"], tmp_path / "b.png", *arguments, "--guidance", "1")
     assert np.abs(guided.astype(int) - plain).max() > 3
 
 
@@ -213,7 +204,7 @@ def test_a_teacher_takes_no_image(teachers, tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "in.png")
     with pytest.raises(SystemExit, match="--image: .*sd15 is a teacher"):
         draw(
-            *(teachers / "sd15", tmp_path / "x.png", "--prompt", "a"),
+            *(teachers["sd15"], tmp_path / "x.png", "--prompt", "a"),
             *("--image", f"{tmp_path}/in.png"),
         )
 
@@ -233,7 +224,7 @@ def test_a_teacher_takes_no_image(teachers, tmp_path):
 )
 def test_bad_option_is_refused_before_anything_is_written(teachers, tmp_path, change, message):
     with pytest.raises(SystemExit) as exit_:
-        launch(teachers / "sd15", tmp_path / "run", change)
+        launch(teachers["sd15"], tmp_path / "run", change)
     assert message in str(exit_.value) and "\n" not in str(exit_.value)
     assert not (tmp_path / "run").exists()
 

@@ -103,7 +103,6 @@ def reference(name):
     import diffusers
     import torch
 
-    torch.set_num_threads(1)  # the maps are tiny, and idle threads spin
     torch.manual_seed(0)
     model = diffusers.UNet2DConditionModel.from_config(CONFIGS[name].to_dict())
     with torch.no_grad():  # the defaults, one and zero, would hide mistakes

@@ -71,7 +71,6 @@ def reference(name):
     def nhwc(x):
         return x.permute(0, 2, 3, 1).numpy()
 
-    torch.set_num_threads(1)  # the maps are tiny, and idle threads spin
     torch.manual_seed(0)
     model = diffusers.AutoencoderKL.from_config(CONFIGS[name].to_dict())
     with torch.no_grad():  # the defaults, one and zero, would hide mistakes
