@@ -2,6 +2,7 @@
 the tiny teachers that several tests read."""
 
 import os
+import shutil
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -50,3 +51,9 @@ class Teachers(dict):
 @pytest.fixture(scope="session")
 def teachers(tmp_path_factory) -> Teachers:
     return Teachers(tmp_path_factory.mktemp("teachers"))
+
+
+@pytest.fixture
+def changeable(teachers, tmp_path) -> Path:
+    """A teacher of SD 1.5 that a test may change."""
+    return shutil.copytree(teachers["sd15"], tmp_path / "sd15")

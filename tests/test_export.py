@@ -1,11 +1,10 @@
-"""Exports: the stock pipeline draws our pictures; whole or not at all; from a run's checkpoint."""
+"""Exported folders: the stock pipeline draws our pictures; whole or not at all."""
 
 import dataclasses
 import errno
 import json
 import re
 import shutil
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,25 +16,19 @@ from diffusers import AutoencoderKL, LCMScheduler, StableDiffusionPipeline
 from flax import serialization
 from safetensors.torch import load_file
 
-from slam_jax import export, main, torch_check
-from slam_jax.checkpoint import Checkpoints
-from slam_jax.config import default_config
+from slam_jax import export, torch_check
 from slam_jax.errors import InputError
 from slam_jax.export import write_folder
-from slam_jax.freeze import freeze, to_json
 from slam_jax.models import functional, weights
 from slam_jax.models.folder import Folder, read_params, resolve
 from slam_jax.models.folder_write import lcm_scheduler
 from slam_jax.models.load import load
-from slam_jax.models.saved import SavedModel, load_model, save_model
-from slam_jax.models.unet import UNet2DConditionModel
+from slam_jax.models.saved import load_model
 from slam_jax.models.vae import AutoencoderKL as OurAutoencoderKL
 from slam_jax.models.vae import VAEConfig
 from slam_jax.sampler import consistency_timesteps
 from slam_jax.schedule import NoiseSchedule, boundary_scalings
-from slam_jax.train import TrainState
 
-ROOT = Path(__file__).parents[1]
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
@@ -364,176 +357,3 @@ def test_a_missing_file_of_the_teacher_is_named(sd15, teachers, tmp_path):
     with pytest.raises(InputError, match="vae/diffusion_pytorch_model.safetensors: missing"):
         write_folder(sd15[0], teacher, tmp_path / "out")
     assert list(tmp_path.iterdir()) == [folder]
-
-
-# From here on: the command line.
-
-
-def make_run(workdir, folder, steps=(1, 2)):
-    """A workdir as an interrupted run leaves it; the EMA of step n has tiny_students' seed n."""
-    config = default_config()
-    config.teacher.path, config.data.source = str(folder), "photographs"
-    config.data.resolution, config.method.conditioning = 64, "both"
-    workdir.mkdir()
-    (workdir / "config.json").write_text(to_json(freeze(config)))
-    _, teacher = tiny_students.make(folder)
-    (workdir / "teacher.json").write_text(json.dumps(export.teacher_info(teacher)))
-    save_checkpoints(workdir, {n: tiny_students.make(folder, seed=n)[0].params for n in steps})
-
-
-def save_checkpoints(workdir, emas):
-    """The raw weights and the optimiser's are not the EMA."""
-    with Checkpoints(workdir / "checkpoints", keep=len(emas)) as checkpoints:
-        for step, ema in emas.items():
-            zeros = jax.tree.map(np.zeros_like, ema)
-            checkpoints.save(step, TrainState(np.int32(step), zeros, ema, {"mu": zeros}), {})
-
-
-@pytest.fixture(scope="module")
-def interrupted(teachers, tmp_path_factory):
-    """The workdir of a run with checkpoints 1 and 2, not to be changed."""
-    workdir = tmp_path_factory.mktemp("runs") / "sd"
-    make_run(workdir, teachers["sd15"])
-    return workdir
-
-
-def error_of(*arguments):
-    """What the command line says, in one line, when it fails."""
-    with pytest.raises(SystemExit) as stop:
-        export.main([str(argument) for argument in arguments])
-    assert isinstance(stop.value.code, str) and "\n" not in stop.value.code
-    return stop.value.code
-
-
-@pytest.mark.parametrize(("arguments", "step"), [([], 2), (["--step", "1"], 1)])
-def test_export_of_a_checkpoint(interrupted, teachers, tmp_path, capsys, arguments, step):
-    before, out = files_in(interrupted), tmp_path / "out"
-    export.main(["--workdir", str(interrupted), "--out", str(out), *arguments])
-    assert capsys.readouterr().out == f"student: {out}\n"
-    expected, _ = tiny_students.make(teachers["sd15"], seed=step)
-    loaded = load(str(out))
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(loaded.params), expected.params)
-    assert loaded.info["checkpoint"] == step and loaded.info["precision"]["vae"] == "float32"
-    assert files_in(interrupted) == before
-
-
-def test_without_out_it_is_found_under_the_workdirs_name(interrupted, tmp_path):
-    workdir = shutil.copytree(interrupted, tmp_path / "run")
-    export.main(["--workdir", str(workdir)])
-    assert load(str(workdir)).info["checkpoint"] == 2
-
-
-def test_export_refuses_what_it_cannot_find(interrupted, teachers, tmp_path):
-    out = ("--out", tmp_path / "out")
-    assert "has no such checkpoint, it has 1, 2" in error_of(
-        "--workdir", interrupted, *out, "--step", 7
-    )
-    assert "config.json: cannot be read" in error_of("--workdir", tmp_path, *out)
-    workdir = shutil.copytree(interrupted, tmp_path / "run")
-    (workdir / "config.json").write_text("{")
-    assert "config.json: damaged" in error_of("--workdir", workdir, *out)
-    shutil.copy(interrupted / "config.json", workdir)
-    (workdir / "teacher.json").unlink()
-    assert "teacher.json: cannot be read" in error_of("--workdir", workdir, *out)
-    shutil.copy(interrupted / "teacher.json", workdir)
-    message = error_of("--workdir", workdir, *out, "--teacher", teachers["sd21"])
-    assert "weights are not those that the run" in message
-    shutil.rmtree(workdir / "checkpoints" / "2" / "state")
-    assert "checkpoints/2/state: damaged" in error_of("--workdir", workdir, *out)
-    shutil.rmtree(workdir / "checkpoints")
-    assert "no checkpoint in it yet" in error_of("--workdir", workdir, *out)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_teacher_that_was_moved(interrupted, teachers, tmp_path):
-    workdir = shutil.copytree(interrupted, tmp_path / "run")
-    moved = shutil.copytree(teachers["sd15"], tmp_path / "elsewhere")
-    config = read_json(workdir / "config.json")
-    config["teacher"]["path"] = str(tmp_path / "gone")
-    (workdir / "config.json").write_text(json.dumps(config))
-    assert "gone" in error_of("--workdir", workdir)
-    export.main(["--workdir", str(workdir), "--teacher", str(moved)])
-    assert load(str(workdir)).info["teacher"]["path"] == str(moved)
-
-
-@pytest.mark.slow
-def test_export_of_a_real_run(teachers, tmp_path, capsys):
-    """What the run exports at its end is what the command makes of its last checkpoint, and the
-    stock pipeline draws its pictures."""
-    workdir, out = tmp_path / "run", tmp_path / "out"
-    small = ["training.steps=2", "training.batch_size=8", "training.checkpoint_every=1"]
-    small += ["training.sample_every=0", "method.conditioning=both"]
-    small += ["evaluation.teacher_steps=(2,)", "evaluation.student_steps=(1,)"]
-    small.append(f"teacher.path={teachers['sd15']}")
-    config = ["--config", f"{ROOT}/configs/sd.py:tiny", "--workdir", str(workdir)]
-    main.main([*config, *(f"--config.{option}" for option in small)])
-    export.main(["--workdir", str(workdir), "--out", str(out), "--verify"])
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()[-5:-1]]
-    assert [row[0] for row in rows] == ["1", "2", "4", "8"]
-    assert all(float(row[1]) < 0.02 for row in rows)
-    of_run, of_command = files_in(workdir / "export"), files_in(out)
-    for record in ("slam.json", "flax/config.json"):
-        expected, found = json.loads(of_run.pop(record)), json.loads(of_command.pop(record))
-        if record == "flax/config.json":
-            assert found["unet"] == expected["unet"]
-            expected, found = expected["info"], found["info"]
-        assert found.pop("checkpoint") == 2
-        assert found == expected
-    assert of_command == of_run
-    export.main(["--workdir", str(workdir), "--out", str(out), "--step", "1"])
-    first, last = load_model(out / "flax").params, load_model(workdir / "export/flax").params
-    assert not np.array_equal(first["conv_in"]["kernel"], last["conv_in"]["kernel"])
-
-
-def test_verify_prints_a_row_for_each_step_count_and_fails_on_a_difference(
-    interrupted, tmp_path, capsys, monkeypatch
-):
-    shift = 0.0
-
-    def compare(model, folder, prompts, steps):
-        assert folder == tmp_path / "out" and model.num_ddim_timesteps == 50
-        rng = np.random.default_rng(0)
-        images = {n: rng.uniform(-1, 1, (2, 8, 8, 3)) for n in steps}
-        return {n: (x, x + (shift / 127.5 if n == 4 else 0)) for n, x in images.items()}
-
-    monkeypatch.setattr(torch_check, "compare", compare)
-    arguments = ["--workdir", str(interrupted), "--out", str(tmp_path / "out"), "--verify"]
-    for shift in (1.9, 2.1, np.nan):
-        if shift == 1.9:
-            export.main(arguments)
-        else:
-            assert "pictures of 4 steps differ" in error_of(*arguments)
-        rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:5]]
-        assert [row[0] for row in rows] == ["1", "2", "4", "8"]
-        assert [row[1] for row in rows] == ["0.000", "0.000", f"{shift:.3f}", "0.000"]
-
-
-def test_verify_without_torch_says_what_to_install(interrupted, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch_check.importlib.util, "find_spec", lambda name: None)
-    message = error_of("--workdir", interrupted, "--out", tmp_path / "out", "--verify")
-    assert message == "error: --verify: needs torch and diffusers; pip install torch diffusers"
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_digits_student_is_two_files(tmp_path):
-    config = default_config()
-    config.digits.unet.update(sample_size=4, block_out_channels=(8,), norm_num_groups=8)
-    config.digits.unet.update(down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
-    config.digits.unet.update(cross_attention_dim=12, attention_head_dim=2, layers_per_block=1)
-    config.method.conditioning = "snr"
-    config, workdir = freeze(config), tmp_path / "run"
-    teacher = functional.init(UNet2DConditionModel, config.digits.unet, jax.random.key(0))
-    teacher = jax.device_get(teacher)
-    save_model(workdir / "teacher", SavedModel(config.digits.unet, teacher, {}, {"is": "teacher"}))
-    (workdir / "config.json").write_text(to_json(config))
-    ema = jax.tree.map(lambda a: a + 1, teacher)
-    save_checkpoints(workdir, {3: ema})
-    for _ in range(2):  # the second time it replaces the first
-        export.main(["--workdir", str(workdir)])
-    names = sorted(path.name for path in (workdir / "export").iterdir())
-    assert names == ["config.json", "flax_params.safetensors"]
-    loaded = load(str(workdir))
-    jax.tree.map(np.testing.assert_array_equal, loaded.params, ema)
-    assert loaded.info["teacher"] == {"is": "teacher"} and loaded.info["checkpoint"] == 3
-    assert "no pipeline for digits" in error_of("--workdir", workdir, "--verify")
-    assert "no earlier export" in error_of("--workdir", workdir, "--out", workdir)
