@@ -95,7 +95,7 @@ def load(path: Path) -> dict:
     for name, (module_class, config, _) in COMPONENTS.items():
         began = time.perf_counter()
         config = type(config).from_dict(read_config(folder, name))
-        params[name] = jax.block_until_ready(read_params(folder, name, module_class, config))
+        params[name] = jax.block_until_ready(read_params(folder, name, module_class, config, place=jax.device_put))
         seconds[name] = round(time.perf_counter() - began, 2)
     return {
         "seconds": round(time.perf_counter() - start, 2),

@@ -51,8 +51,12 @@ class Checkpoints:
                 ),
             )
 
-    def restore(self, like: Any) -> tuple[Any, dict[str, Any]]:
-        """The newest state, placed on devices as the state `like` is, and the data position.
+    def restore(self, like: Any, sharding: jax.sharding.Sharding) -> tuple[Any, dict[str, Any]]:
+        """The newest state and the data position.
+
+        Args:
+          like: the state, of arrays or of ShapeDtypeStructs.
+          sharding: where the arrays go.
 
         Raises:
           InputError: the arrays in the checkpoint are not those of `like`; names the first one.
@@ -65,7 +69,7 @@ class Checkpoints:
                 "checkpoint, or choose another workdir"
             )
         abstract = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), like
         )
         restored = self._manager.restore(
             step,

@@ -172,7 +172,7 @@ class Mesh:
 class Evaluation:
     """Samples drawn after training, and from them every number of the report."""
 
-    samples: int = 2000
+    samples: int = 2000  # digits: pictures that a number is made of; otherwise the prompts' are
     student_steps: tuple[int, ...] = (1, 2, 4, 8)
     teacher_steps: tuple[int, ...] = (50, 8, 4, 2)
     prompts: tuple[str, ...] = (  # of the step ladder, with a text-to-image teacher

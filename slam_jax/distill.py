@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ from slam_jax.train import (
     Batch,
     Loss,
     Params,
-    TrainState,
     init_state,
     make_optimizer,
     make_train_step,
@@ -68,16 +68,10 @@ def distillation_loss(pipeline: Pipeline, method: Method, precision: Precision) 
     return loss
 
 
-def start(config: Config, student: Params, mesh: Mesh) -> TrainState:
-    """The state before the first step of a student with these weights."""
-    tx = make_optimizer(config.training.optimizer, config.training.steps)
-    return init_state(student, tx, mesh)
-
-
 def distill(
     config: Config,
     pipeline: Pipeline,
-    state: TrainState,
+    student: Params,
     frozen: Frozen,
     source: Source,
     workdir: Path,
@@ -89,7 +83,7 @@ def distill(
     Args:
       config: the run.
       pipeline: the teacher's surroundings.
-      state: before the first step; its buffers are donated.
+      student: its weights before the first step.
       frozen: the teacher ("unet") and the networks around it.
       source: examples.
       workdir: for checkpoints and metrics.
@@ -111,7 +105,8 @@ def distill(
     step = make_train_step(loss, tx, training.ema, key, training.batch_size, mesh)
     state = fit(
         step,
-        state,
+        partial(init_state, tx=tx, mesh=mesh),
+        student,
         frozen,
         batches(source, training.batch_size, config.seed),
         mesh,

@@ -52,17 +52,19 @@ class Ladder:
         """(model, steps) -> images in [-1, 1], [B, H, W, C]; the teacher's are drawn once."""
         most = max(self._options.teacher_steps)
         if self._teacher_images is None:
-            self._teacher_images = np.asarray(
-                self.draw_teacher(
-                    self._frozen, self._frozen["unet"], self._prompts, self._seed, 0, steps=most
-                )
-            )
+            self._teacher_images = self.draw_teacher_in(most)
         images = {("teacher", most): self._teacher_images}
         for steps in self._options.student_steps:
             images["student", steps] = np.asarray(
                 self.draw_student(self._frozen, student, self._prompts, self._seed, 0, steps=steps)
             )
         return images
+
+    def draw_teacher_in(self, steps: int) -> np.ndarray:
+        """The teacher's images in so many steps."""
+        teacher = self._frozen["unet"]
+        images = self.draw_teacher(self._frozen, teacher, self._prompts, self._seed, 0, steps=steps)
+        return np.asarray(images)
 
     def save(self, path: Path, student: Params, columns: int, scale: int) -> None:
         """Writes the picture: a row for each step count, its first `columns` images, each pixel

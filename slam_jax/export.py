@@ -17,7 +17,7 @@ import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from slam_jax.errors import BackendError, InputError
 from slam_jax.freeze import freeze
 from slam_jax.models import functional, weights
 from slam_jax.models.digits_pipeline import digits_pipeline
-from slam_jax.models.folder import Folder, fingerprint, read_model_index, resolve
+from slam_jax.models.folder import CLASSES_XL, Folder, fingerprints, read_model_index, resolve
 from slam_jax.models.folder_write import (
     USAGE,
     copy_surroundings,
@@ -47,15 +47,24 @@ from slam_jax.models.unet import UNet2DConditionModel
 
 # Of a workdir: the run's config, and which teacher it began with.
 RUN_FILE, TEACHER_FILE = "config.json", "teacher.json"
+# All that an export has at its top.
+EXPORTED = {*CLASSES_XL, "scheduler", "flax", "model_index.json", "README.md", RECORD_FILE}
 
 
-def write_folder(student: SavedModel, teacher: Folder, out: Path) -> None:
+def write_folder(
+    student: SavedModel,
+    teacher: Folder,
+    out: Path,
+    checks: Sequence[Callable[[Model, Path], None]] = (),
+) -> None:
     """Writes a text-to-image student, whole or not at all; replaces an earlier export.
 
     Args:
       student: its info has "method", as `distill` gives it.
       teacher: where the VAE, the text encoders and the tokenizers come from.
       out: the folder to make.
+      checks: called with the student and the finished folder before that becomes `out`, which an
+        exception prevents.
 
     Raises:
       InputError: `out` holds something else than an export or cannot be written, or a file of the
@@ -64,6 +73,7 @@ def write_folder(student: SavedModel, teacher: Folder, out: Path) -> None:
     if teacher.path.resolve().is_relative_to(out.resolve()):
         raise InputError(f"{out}: the teacher is in it; choose another folder for the student")
     method, index = student.info["method"], model_index(read_model_index(teacher))
+    unet = student.unet
     record = {"usage": USAGE, "gamma": 1.0, "teacher": teacher_info(teacher), **student.info}
     with whole_folder(out) as folder:
         write_json(folder / "model_index.json", index)
@@ -71,11 +81,13 @@ def write_folder(student: SavedModel, teacher: Folder, out: Path) -> None:
             folder / "scheduler" / "scheduler_config.json",
             lcm_scheduler(student.scheduler, method["num_ddim_timesteps"]),
         )
-        write_unet(folder / "unet", student.unet, student.params)
+        write_unet(folder / "unet", unet, student.params)
         copy_surroundings(teacher, index, folder)
         save_model(folder / "flax", student)
-        write_card(folder / "README.md", teacher.name, index["_class_name"], method["w"])
+        write_card(folder / "README.md", teacher.name, index["_class_name"], method["w"], unet)
         write_json(folder / RECORD_FILE, record)
+        for check in checks:
+            check(as_model(student, teacher), folder)
 
 
 def teacher_info(teacher: Folder) -> dict[str, Any]:
@@ -84,7 +96,7 @@ def teacher_info(teacher: Folder) -> dict[str, Any]:
         "path": teacher.name,
         "revision": teacher.revision,
         "variant": teacher.variant,
-        "fingerprint": fingerprint(teacher, "unet"),
+        "fingerprints": fingerprints(teacher),
     }
 
 
@@ -126,7 +138,8 @@ def _is_export(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     names = {path.name for path in folder.iterdir()}
-    return RECORD_FILE in names or names in (set(), {CONFIG_FILE, PARAMS_FILE})
+    is_ours = RECORD_FILE in names and names <= EXPORTED
+    return is_ours or names in (set(), {CONFIG_FILE, PARAMS_FILE})
 
 
 def from_checkpoint(
@@ -180,16 +193,22 @@ def _find_teacher(
     began_with = _read_json(record, "a run that began to distil has it")
     path = teacher_path or config.teacher.path
     # The commit that the run began with, even where the config names a branch that has moved on.
-    is_local = Path(path).expanduser().is_dir()
-    revision = "" if is_local else began_with.get("revision") or config.teacher.revision
-    teacher = resolve(path, revision, config.teacher.variant)
+    same = path == began_with.get("path")
+    teacher = resolve(path, began_with.get("revision", "") if same else "", config.teacher.variant)
     found = teacher_info(teacher)
-    if found["fingerprint"] != began_with.get("fingerprint"):
+    if part := other_part(began_with, found):
         raise InputError(
-            f"{path}: its weights are not those that the run in {workdir} began with "
-            f"({record}); say where these are with --teacher"
+            f"{path}: its {part} is not the one that the run in {workdir} began with "
+            f"({record}); say where that teacher is with --teacher"
         )
     return teacher, found
+
+
+def other_part(began_with: dict[str, Any], found: dict[str, Any]) -> str | None:
+    """The first part in which two teachers differ, by their `teacher_info`; None if in none."""
+    recorded = began_with.get("fingerprints", {})
+    parts = found["fingerprints"].items()
+    return next((name for name, value in parts if recorded.get(name) != value), None)
 
 
 def _read_json(path: Path, who_has_it: str) -> dict[str, Any]:
@@ -228,14 +247,13 @@ def run(arguments: argparse.Namespace) -> Path:
         torch_check.require("--verify")
     student, teacher = from_checkpoint(arguments.workdir, arguments.step, arguments.teacher)
     if teacher is not None:
-        write_folder(student, teacher, out)
+        checks = [torch_check.verify] if arguments.verify else []
+        write_folder(student, teacher, out, checks)
     elif arguments.verify:
         raise InputError("--verify: diffusers has no pipeline for digits to compare with")
     else:
         with whole_folder(out) as folder:
             save_model(folder, student)
-    if arguments.verify:
-        torch_check.verify(as_model(student, teacher), out)
     return out
 
 

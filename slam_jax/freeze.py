@@ -15,7 +15,8 @@ from slam_jax.errors import InputError, options_of
 FREE = (
     "config.mesh",
     "config.evaluation",
-    "config.teacher.path",  # the weights found there are compared instead
+    "config.teacher.path",  # what is found there is compared instead
+    "config.teacher.revision",
     *(
         f"config.{training}.{option}"
         for training in ("training", "digits.training")

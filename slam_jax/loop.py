@@ -19,7 +19,7 @@ from slam_jax.config import Training
 from slam_jax.data.batches import BatchIterator
 from slam_jax.errors import InputError
 from slam_jax.sharding import put_batch, replicated
-from slam_jax.train import TrainState
+from slam_jax.train import Params, TrainState
 
 
 class Interrupted(Exception):
@@ -103,7 +103,8 @@ class StopRequest:
 
 def fit(
     step_fn: Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]],
-    state: TrainState,
+    init: Callable[[Params], TrainState],
+    params: Params,
     frozen: Any,
     data: BatchIterator,
     mesh: Mesh,
@@ -116,7 +117,9 @@ def fit(
 
     Args:
       step_fn: from `make_train_step`.
-      state: the state before the first step; its buffers are donated.
+      init: weights -> the state before the first step.
+      params: these weights; best left in the host's memory, where a run that goes on has no other
+        use for them.
       frozen: weights that the loss reads.
       data: endless batches with a position.
       mesh: devices.
@@ -132,11 +135,12 @@ def fit(
     frozen = jax.device_put(frozen, replicated(mesh))
     checkpoints = Checkpoints(folder / "checkpoints", training.keep_checkpoints)
     with checkpoints, StopRequest() as stop:
-        first = 0
-        if checkpoints.latest_step is not None:
-            state, position = checkpoints.restore(state)
+        if checkpoints.latest_step is None:
+            state = init(params)
+        else:
+            state, position = checkpoints.restore(jax.eval_shape(init, params), replicated(mesh))
             data.set_state(position)
-            first = int(state.step)
+        first = int(state.step)
         with (
             closing(MetricLog(folder, first, training.batch_size)) as log,
             tqdm(desc=name, total=training.steps, initial=first, unit="step", mininterval=1) as bar,

@@ -19,7 +19,7 @@ from ml_collections import config_flags
 
 from slam_jax import runtime
 from slam_jax.config import Config
-from slam_jax.distill import distill, start
+from slam_jax.distill import distill
 from slam_jax.draw import student_sampler, teacher_sampler
 from slam_jax.errors import BackendError, InputError, options_of
 from slam_jax.evaluate import Ladder, to_markdown, write_report
@@ -33,7 +33,7 @@ from slam_jax.models.functional import cast
 from slam_jax.models.pipeline import student_config, student_params
 from slam_jax.sampler import ddim_timesteps
 from slam_jax.schedule import distillation_grid
-from slam_jax.sharding import make_mesh
+from slam_jax.sharding import make_mesh, replicated
 
 CONFIG_FILE = "config.json"
 
@@ -146,11 +146,10 @@ def run(config: Config, workdir: Path, resume: bool = False) -> list[dict]:
     claim_workdir(workdir, config, resume)
     pipeline, method, precision = job.pipeline, config.method, config.precision
     unet = student_config(pipeline.unet, method.conditioning)
-    frozen = job.weights(mesh)
-    teacher = frozen["unet"]
-    frozen["unet"] = cast(teacher, precision.teacher)
-    state = start(config, student_params(teacher, unet), mesh)
-    del teacher  # in float32 it has done its part
+    weights = job.weights(mesh)
+    initial = student_params(weights["unet"], unet)
+    frozen = {**weights, "unet": cast(weights["unet"], precision.teacher)}
+    frozen = jax.device_put(frozen, replicated(mesh))
     ladder = Ladder(
         teacher_sampler(pipeline, method.w, precision.teacher),
         student_sampler(pipeline, unet, method.num_ddim_timesteps, precision.student),
@@ -163,11 +162,12 @@ def run(config: Config, workdir: Path, resume: bool = False) -> list[dict]:
     def draw_samples(params, step):
         job.save_ladder(ladder, params, workdir / "samples" / f"step_{step:06d}.png")
 
-    student = distill(config, pipeline, state, frozen, job.source(), workdir, mesh, draw_samples)
+    student = distill(config, pipeline, initial, frozen, job.source(), workdir, mesh, draw_samples)
     student = replace(student, info={"teacher": job.teacher_info(), **student.info})
     job.export(student, workdir / "export")
-    job.save_ladder(ladder, student.params, workdir / "samples" / "ladder.png")
-    rows = job.measure(ladder, frozen, student.params)
+    params = jax.device_put(student.params, replicated(mesh))
+    job.save_ladder(ladder, params, workdir / "samples" / "ladder.png")
+    rows = job.measure(ladder, frozen, params)
     facts = {
         "seconds": time.perf_counter() - started,
         "peak_memory_gb": peak_memory_gb(),

@@ -2,7 +2,9 @@
 they were made, and photographs to start from."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,19 +82,39 @@ def read(path: Path, height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
     """
     try:
         with Image.open(path) as picture:
-            upright = ImageOps.exif_transpose(picture).convert("RGB")
+            upright = _as_rgb(ImageOps.exif_transpose(picture))
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: cannot be read as a picture: {error}") from error
     return np.asarray(ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS))
 
 
+def _as_rgb(picture: Image.Image) -> Image.Image:
+    """8 bits and three channels; what is transparent becomes white."""
+    if picture.mode.startswith("I"):  # 16 bits, which Pillow would clip and not scale
+        sixteen_bits = np.asarray(picture, np.float64)
+        return Image.fromarray(np.uint8(np.round(sixteen_bits / 257).clip(0, 255))).convert("RGB")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
 def save(picture: Image.Image, path: Path, parameters: Mapping[str, Any] | None = None) -> None:
-    """Writes a PNG whole or not at all; `parameters` go into its text chunk of that name, as
-    JSON."""
+    """Writes a PNG whole or not at all; `parameters` go into its text chunk of that name, as JSON.
+
+    Raises:
+      InputError: it cannot be written there.
+    """
     info = PngImagePlugin.PngInfo()
     if parameters is not None:
         info.add_text("parameters", json.dumps(parameters))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    picture.save(unfinished, format="PNG", pnginfo=info)
-    unfinished.replace(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(unfinished, format="PNG", pnginfo=info)
+        unfinished.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)

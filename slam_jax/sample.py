@@ -73,16 +73,24 @@ def choose_guidance(model: Model, asked: float | None) -> float:
         if guidance < 1:
             raise InputError(f"--guidance {guidance:g}: expected 1 (none) or more")
         return guidance
+    if "LatentConsistency" in model.pipeline_class and not model.info:
+        print(
+            "note: to an LCM whose guidance is an input, a student's gamma = 1 means none",
+            file=sys.stderr,
+        )
     if asked not in (None, 1.0):
+        told = f"told another gamma, {1 - (asked - 1) / 10:g} in place of 1"
+        told = told if model.pipeline.unet.time_cond_proj_dim is not None else "guided twice"
         raise InputError(
-            f"--guidance {asked:g}: a student has its guidance built in; it would be told another "
-            f"gamma, {1 - (asked - 1) / 10:g} in place of 1; leave the option out"
+            f"--guidance {asked:g}: a student has its guidance built in; it would be {told}; leave "
+            "the option out"
         )
     return 1.0
 
 
 def make_sampler(model: Model, guidance: float, steps: int, strength: float, dtype: str) -> Sampler:
-    """A function of (frozen, params, batch, seed, first) that draws uint8 images in one program.
+    """A function of (frozen, params, batch, seed, first) that draws in one program: uint8 images,
+    and whether each was finite before.
 
     Raises:
       InputError: impossible numbers of steps.
@@ -104,7 +112,8 @@ def make_sampler(model: Model, guidance: float, steps: int, strength: float, dty
     @jax.jit
     def draw_uint8(frozen, params, batch, seed, first):
         images = draw(frozen, params, batch, seed, first)
-        return jnp.round((images + 1) * 127.5).astype(jnp.uint8)
+        finite = jnp.isfinite(images).all(axis=(1, 2, 3))
+        return jnp.round((images + 1) * 127.5).astype(jnp.uint8), finite
 
     return draw_uint8
 
@@ -120,11 +129,20 @@ def batches_of(batch: Batch, size: int) -> Iterator[tuple[int, int, Batch]]:
 def draw_all(
     model: Model, draw: Sampler, batch: Batch, seed: int, size: int
 ) -> Iterator[np.ndarray]:
-    """The pictures one by one, uint8 [H, W, C]; row i has the noise of (seed, i)."""
+    """The pictures one by one, uint8 [H, W, C]; row i has the noise of (seed, i).
+
+    Raises:
+      InputError: a picture is not finite.
+    """
     params, frozen = jax.device_put((model.params, model.frozen))
     with tqdm(desc="drawing", total=len(batch["tokens"]), unit="picture") as bar:
         for first, count, part in batches_of(batch, size):
-            images = np.asarray(draw(frozen, params, part, seed, first))
+            images, finite = jax.device_get(draw(frozen, params, part, seed, first))
+            if not finite.all():
+                raise InputError(
+                    f"picture {first + int(finite.argmin())} is not finite: the weights are "
+                    "damaged, or --dtype is too coarse for them"
+                )
             bar.update(count)
             yield from images[:count]
 
@@ -138,10 +156,10 @@ def make_batch(
       InputError: prompts, labels or image do not fit the model.
     """
     is_digits = isinstance(model.pipeline, DigitsPipeline)
-    for option, value in (("--labels", arguments.labels), ("--prompt", arguments.prompt)):
-        if value is not None and is_digits != (option == "--labels"):
+    for option in ("labels", "prompt", "prompts"):
+        if getattr(arguments, option) is not None and is_digits != (option == "labels"):
             kind = "draws digits: use --labels" if is_digits else "draws from text: use --prompt"
-            raise InputError(f"{option}: {arguments.model} {kind}")
+            raise InputError(f"--{option}: {arguments.model} {kind}")
     if is_digits:
         for option in ("image", "height", "width"):
             if getattr(arguments, option) is not None:
@@ -180,7 +198,10 @@ def check_options(arguments: argparse.Namespace) -> None:
         raise InputError(f"--strength {arguments.strength:g}: expected a number in (0, 1]")
     if arguments.strength < 1 and arguments.image is None:
         raise InputError("--strength: says how much of --image is redrawn; give an --image")
-    if arguments.out.suffix not in ("", ".png"):
+    is_file = arguments.out.suffix == ".png"
+    if not (is_file or arguments.out.suffix == "") or (
+        arguments.out.exists() and arguments.out.is_dir() == is_file
+    ):
         raise InputError(f"--out {arguments.out}: expected a folder, or a file that ends in .png")
 
 

@@ -152,7 +152,12 @@ def test_crops_are_pieces_of_the_photographs_with_their_tokens_and_sizes():
 def test_half_of_the_crops_are_mirrored_where_asked():
     plain, flipped = (photographs.Source(tokens_of, 64, flip) for flip in (False, True))
     indices, seeds = np.zeros(40, int), np.arange(40)
-    a, b = (source.__getitems__(indices, seeds)["images"] for source in (plain, flipped))
+    batches_ = [source.__getitems__(indices, seeds) for source in (plain, flipped)]
+    a, b = (batch["images"] for batch in batches_)
     same = (a == b).all(axis=(1, 2, 3))
     mirrored = (a == b[:, :, ::-1]).all(axis=(1, 2, 3))
     assert np.all(same ^ mirrored) and 10 < mirrored.sum() < 30
+    (top, left), (top_b, left_b) = (batch["time_ids"][:, 2:4].T for batch in batches_)
+    np.testing.assert_array_equal(top_b, top)
+    width = 96  # of a 640 x 427 photograph whose shorter side is 64
+    np.testing.assert_array_equal(left_b, np.where(mirrored, width - 64 - left, left))

@@ -147,7 +147,7 @@ def test_what_is_in_the_folder(teachers, tmp_path, family):
     assert index.get("force_zeros_for_empty_prompt") == (True if is_xl else None)
     record = read_json(out / "slam.json")
     assert record["teacher"]["path"] == str(teachers[family])
-    assert len(record["teacher"]["fingerprint"]) == 64
+    assert len(record["teacher"]["fingerprints"]["unet"]) == 64
     assert record["method"]["w"] == 8 and record["method"]["gamma"] == "uniform"
     assert record["data"] == {"source": "photographs"} and "guidance_scale=1" in record["usage"]
     card = (out / "README.md").read_text()
@@ -314,10 +314,10 @@ def test_a_failing_export_keeps_the_earlier_one(sd15, exported, tmp_path, monkey
 
 def test_an_export_replaces_an_earlier_one_wholly(teachers, exported, tmp_path):
     out = shutil.copytree(exported, tmp_path / "out")
-    (out / "of_yesterday").write_text("")
+    (out / "unet/of_yesterday").write_text("")
     student, teacher = tiny_students.make(teachers["sd15"], seed=1)
     write_folder(student, teacher, out)
-    assert not (out / "of_yesterday").exists() and list(tmp_path.iterdir()) == [out]
+    assert not (out / "unet/of_yesterday").exists() and list(tmp_path.iterdir()) == [out]
     jax.tree.map(np.testing.assert_array_equal, load_model(out / "flax").params, student.params)
 
 
@@ -338,6 +338,14 @@ def test_folders_that_are_no_exports_are_left_alone(sd15, tmp_path):
         with pytest.raises(InputError, match="no earlier export"):
             write_folder(*sd15, out)
     assert files_in(tmp_path) == {"thesis/chapter1.txt": b"years of work"}
+
+
+def test_an_export_beside_something_else_is_left_alone(sd15, exported, tmp_path):
+    out = shutil.copytree(exported, tmp_path / "out")
+    (out / "thesis.tex").write_text("")
+    with pytest.raises(InputError, match="no earlier export"):
+        write_folder(*sd15, out)
+    assert (out / "thesis.tex").exists() and (out / "slam.json").exists()
 
 
 def test_a_student_does_not_replace_its_teacher(exported, tmp_path):

@@ -94,7 +94,7 @@ def test_export_refuses_what_it_cannot_find(interrupted, teachers, tmp_path):
     assert "teacher.json: cannot be read" in error_of("--workdir", workdir, *out)
     shutil.copy(interrupted / "teacher.json", workdir)
     message = error_of("--workdir", workdir, *out, "--teacher", teachers["sd21"])
-    assert "weights are not those that the run" in message
+    assert "its unet is not the one that the run" in message
     shutil.rmtree(workdir / "checkpoints" / "2" / "state")
     assert "checkpoints/2/state: damaged" in error_of("--workdir", workdir, *out)
     shutil.rmtree(workdir / "checkpoints")
@@ -148,7 +148,7 @@ def test_verify_prints_a_row_for_each_step_count_and_fails_on_a_difference(
     shift = 0.0
 
     def compare(model, folder, prompts, steps):
-        assert folder == tmp_path / "out" and model.num_ddim_timesteps == 50
+        assert (folder / "slam.json").exists() and model.num_ddim_timesteps == 50
         rng = np.random.default_rng(0)
         images = {n: rng.uniform(-1, 1, (2, 8, 8, 3)) for n in steps}
         return {n: (x, x + (shift / 127.5 if n == 4 else 0)) for n, x in images.items()}
@@ -160,6 +160,7 @@ def test_verify_prints_a_row_for_each_step_count_and_fails_on_a_difference(
             export.main(arguments)
         else:
             assert "pictures of 4 steps differ" in error_of(*arguments)
+        assert (tmp_path / "out/slam.json").exists()  # an earlier one, once it has been verified
         rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:5]]
         assert [row[0] for row in rows] == ["1", "2", "4", "8"]
         assert [row[1] for row in rows] == ["0.000", "0.000", f"{shift:.3f}", "0.000"]

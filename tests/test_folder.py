@@ -48,7 +48,7 @@ def test_the_stock_pipeline_draws(teachers, family, tmp_path):
 @pytest.mark.parametrize(("family", "component"), PARTS)
 def test_weights_are_those_that_torch_loads(teachers, family, component):
     params = read(teachers[family], component)
-    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params))
     assert_params_are(params, load_in_torch(teachers[family], component)[1])
 
 
@@ -144,7 +144,7 @@ def test_files_of_older_flax_classes(changeable, component, sample):
     (changeable / component / f"{name}.msgpack").write_bytes(content)
     assert_params_are(read(changeable, component), dict_of_tensors(params))
     model = folder.resolve(str(changeable))
-    assert len(folder.fingerprint(model, component)) == 64
+    assert len(folder.fingerprints(model)[component]) == 64
 
 
 def dict_of_tensors(params):
@@ -162,16 +162,6 @@ def test_placed_one_by_one(changeable):
     leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, tuple))
     assert len(seen) == len(leaves) > 50
     assert {dtype for _, dtype in leaves} == {np.dtype(jnp.bfloat16)}
-
-
-def test_allowed_to_be_missing(changeable):
-    file = changeable / "text_encoder" / "model.safetensors"
-    arrays = weights.load_arrays(file)
-    key = "text_model.final_layer_norm.bias"
-    del arrays[key]
-    weights.save_arrays(file, arrays)
-    params = read(changeable, "text_encoder", allowed_missing=[key])
-    assert set(params["text_model"]["final_layer_norm"]) == {"scale"}
 
 
 # Files of arrays
@@ -214,8 +204,9 @@ def test_lazy_arrays_take_no_memory_before_they_are_asked_for(tmp_path):
 
 def test_fingerprint(changeable, tmp_path):
     model = folder.resolve(str(changeable))
-    first = folder.fingerprint(model, "vae")
-    assert first != folder.fingerprint(model, "unet")
+    first = folder.fingerprints(model)
+    assert first.keys() == {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
+    assert len(set(first.values())) == 5
     file = changeable / "vae" / "diffusion_pytorch_model.safetensors"
     arrays = weights.load_arrays(file)
     names = sorted(arrays)
@@ -226,11 +217,14 @@ def test_fingerprint(changeable, tmp_path):
     index = {key: f"{names[i % 2]}.safetensors" for i, key in enumerate(names)}
     file.with_name(f"{file.name}.index.json").write_text(json.dumps({"weight_map": index}))
     file.unlink()
-    assert folder.fingerprint(model, "vae") == first
+    assert folder.fingerprints(model) == first
     big = max(arrays, key=lambda key: arrays[key].size)
-    for change in (0, -1):
+    original = weights.LazyArrays.fingerprint
+    weights.save_arrays(changeable / "vae" / "other.safetensors", arrays)
+    first = original(weights.open_arrays(changeable / "vae" / "other.safetensors"))
+    for change in (slice(0, 1), slice(-1, None), slice(200, -200)):
         changed = {key: array.copy() for key, array in arrays.items()}
-        changed[big].flat[change] += 1e-3
+        changed[big].reshape(-1)[change] += 1e-3
         weights.save_arrays(changeable / "vae" / "other.safetensors", changed)
         other = weights.open_arrays(changeable / "vae" / "other.safetensors").fingerprint()
         assert other != first

@@ -305,4 +305,4 @@ def test_a_part_that_was_not_fetched(changeable):
     (changeable / VAE).unlink()
     model = folder.Folder(changeable, "owner/tiny", "c" * 40, "fp16")
     with pytest.raises(InputError, match=r"fetched for variant 'fp16'"):
-        folder.fingerprint(model, "vae")
+        folder.fingerprints(model)

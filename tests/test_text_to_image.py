@@ -61,7 +61,7 @@ def test_run_leaves_checkpoints_pictures_report_and_a_diffusers_folder(finished)
     assert [row["step"] for row in metrics] == [2, 4]
     assert all(row["loss"] > 0 and row["grad_norm"] > 0 for row in metrics)
     record = json.loads((finished / "export/slam.json").read_text())
-    assert record["method"]["w"] == 8.0 and record["teacher"]["fingerprint"]
+    assert record["method"]["w"] == 8.0 and record["teacher"]["fingerprints"]
     student = load_model(finished / "export/flax")
     assert student.unet.time_cond_proj_dim == 256
     assert np.any(student.params["time_embedding"]["cond_proj"]["kernel"])  # gamma was learnt
@@ -95,7 +95,7 @@ def test_another_teacher_is_refused_when_a_run_goes_on(teachers, finished, tmp_p
     content = bytearray(path.read_bytes())
     content[-2] ^= 1  # a bit of the last weight's exponent
     path.write_bytes(content)
-    with pytest.raises(SystemExit, match="its weights are not those that the run in"):
+    with pytest.raises(SystemExit, match="its unet is not the one that the run in"):
         launch(other, finished, "--resume")
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -37,18 +38,31 @@ def quadratic(params, ema, frozen, batch, examples, key):
     return losses, {"distance_to_ema": jnp.abs(params["w"] - ema["w"]).sum() + 0 * frozen["f"]}
 
 
+OPTIMIZER = make_optimizer(Optimizer(learning_rate=0.1), 100)
+
+
 def setup(loss=quadratic, ema=0.9, mesh=None):
     mesh = mesh or make_mesh()
-    tx = make_optimizer(Optimizer(learning_rate=0.1), 100)
-    state = init_state({"w": jnp.ones(2)}, tx, mesh)
-    return make_train_step(loss, tx, ema, jax.random.key(0), BATCH, mesh), state, mesh
+    state = init_state({"w": jnp.ones(2)}, OPTIMIZER, mesh)
+    return make_train_step(loss, OPTIMIZER, ema, jax.random.key(0), BATCH, mesh), state, mesh
 
 
 def run_loop(folder, steps, **changes):
-    step, state, mesh = setup(**changes.pop("setup", {}))
+    step, _, mesh = setup(**changes.pop("setup", {}))
+    init = partial(init_state, tx=OPTIMIZER, mesh=mesh)
     training = Training(steps=steps, batch_size=BATCH, log_every=2, checkpoint_every=4, **changes)
     data = batches(Points(), BATCH, seed=0)
-    return fit(step, state, {"f": jnp.zeros(())}, data, mesh, training, folder, "test")
+    return fit(
+        step,
+        init,
+        {"w": np.ones(2, np.float32)},
+        {"f": jnp.zeros(())},
+        data,
+        mesh,
+        training,
+        folder,
+        "test",
+    )
 
 
 def test_step_is_traced_once_and_keeps_the_shardings():
@@ -124,7 +138,7 @@ def test_checkpoint_round_trip_keeps_every_bit_and_the_newest(tmp_path):
             checkpoints.save(step, state, {"next_index": 7 + step})
     assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["2", "3"]
     with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
-        restored, position = checkpoints.restore(state)
+        restored, position = checkpoints.restore(state, replicated(make_mesh()))
     assert position == {"next_index": 10}
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, restored, state)
@@ -141,7 +155,21 @@ def test_checkpoint_of_another_model_names_the_array_and_both_shapes(tmp_path):
         Checkpoints(tmp_path / "c", keep=1) as checkpoints,
         pytest.raises(InputError, match=r"w has shape \(2,\), expected \(3,\)"),
     ):
-        checkpoints.restore(wider)
+        checkpoints.restore(wider, replicated(make_mesh()))
+
+
+def test_a_run_that_goes_on_holds_one_state(tmp_path, monkeypatch):
+    """No second copy of weights, EMA and optimiser stays on the devices."""
+    held, original = [], loop.put_batch
+
+    def count(batch, mesh):
+        held.append(sum(array.shape == (2,) for array in jax.live_arrays()))
+        return original(batch, mesh)
+
+    monkeypatch.setattr(loop, "put_batch", count)
+    run_loop(tmp_path / "run", steps=4)
+    run_loop(tmp_path / "run", steps=8)
+    assert max(held[4:]) <= max(held[:4])
 
 
 def test_interrupted_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):

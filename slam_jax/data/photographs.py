@@ -89,8 +89,9 @@ class Source:
         rng, image, size = np.random.default_rng(seed), self._images[index], self._resolution
         top, left = (int(rng.integers(edge - size + 1)) for edge in image.shape[:2])
         crop = image[top : top + size, left : left + size]
-        mirrored = self._flip and rng.random() < 0.5
-        return (crop[:, ::-1] if mirrored else crop), (top, left)
+        if self._flip and rng.random() < 0.5:  # the mirrored photograph's crop
+            return crop[:, ::-1], (top, image.shape[1] - size - left)
+        return crop, (top, left)
 
 
 def _resized(image: UInt8[np.ndarray, "H W 3"], shorter: int) -> UInt8[np.ndarray, "H W 3"]:

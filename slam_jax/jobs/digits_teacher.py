@@ -1,6 +1,7 @@
 """The digits teacher: a class-conditional diffusion model, trained once."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,8 @@ def train_teacher(
     loss = denoising_loss(pipeline, options.label_dropout)
     step = make_train_step(loss, tx, training.ema, keys.teacher, training.batch_size, mesh)
     data = batches(digits.Source(), training.batch_size, options.seed)
-    state = fit(step, init_state(params, tx, mesh), {}, data, mesh, training, folder, "teacher")
+    init = partial(init_state, tx=tx, mesh=mesh)
+    state = fit(step, init, params, {}, data, mesh, training, folder, "teacher")
     info = {"teacher": json.loads(to_json(options))}
     model = SavedModel(pipeline.unet, jax.device_get(state.ema), pipeline.scheduler, info)
     save_model(folder, model)

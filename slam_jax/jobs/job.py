@@ -23,7 +23,8 @@ class Job(ABC):
 
     @abstractmethod
     def weights(self, mesh: Mesh) -> Frozen:
-        """Hands over the weights of the teacher ("unet", float32) and of what surrounds it, once.
+        """Hands over the weights of the teacher ("unet", float32) and of what surrounds it, once;
+        numpy arrays, in the host's memory.
 
         Raises:
           Interrupted: the teacher was being trained, and Ctrl-C came.

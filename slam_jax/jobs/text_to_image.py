@@ -1,6 +1,7 @@
 """Stable Diffusion teachers: a diffusers folder in, a diffusers folder out."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ from slam_jax.config import Config
 from slam_jax.data import photographs
 from slam_jax.errors import InputError, options_of
 from slam_jax.evaluate import Ladder
-from slam_jax.export import TEACHER_FILE, teacher_info, write_folder
+from slam_jax.export import TEACHER_FILE, other_part, teacher_info, write_folder
 from slam_jax.files import write_whole
 from slam_jax.jobs.job import Job
 from slam_jax.models.folder import resolve
-from slam_jax.models.load import read_pipeline, read_surroundings, read_unet
+from slam_jax.models.load import is_student, read_pipeline, read_surroundings, read_unet
 from slam_jax.models.pipeline import Batch, Frozen, Params
 from slam_jax.models.saved import SavedModel
 
@@ -29,6 +30,11 @@ class TextToImageJob(Job):
         with options_of("config.teacher"):
             self._folder = resolve(options.path, options.revision, options.variant)
         self.pipeline = read_pipeline(self._folder, size, size)
+        if is_student(self.pipeline):
+            raise InputError(
+                f"config.teacher.path = {options.path!r}: a few-step student (LCMScheduler or "
+                "time_cond_proj_dim); give the model that it was distilled from, or another teacher"
+            )
         self._identity = teacher_info(self._folder)
         self._check_teacher()
         precision = config.precision
@@ -45,11 +51,11 @@ class TextToImageJob(Job):
             began_with = json.loads(record.read_text())
         except json.JSONDecodeError as error:
             raise InputError(f"{record}: damaged ({error}); choose another --workdir") from error
-        if began_with["fingerprint"] != self._identity["fingerprint"]:
+        if part := other_part(began_with, self._identity):
             raise InputError(
-                f"config.teacher.path = {self._config.teacher.path!r}: its weights are not those "
-                f"that the run in {self._workdir} began with, of {began_with['path']} "
-                f"{began_with['revision']}; give that teacher or choose another --workdir"
+                f"config.teacher.path = {self._config.teacher.path!r}: its {part} is not the one "
+                f"that the run in {self._workdir} began with, of {began_with.get('path')} "
+                f"{began_with.get('revision')}; give that teacher or choose another --workdir"
             )
 
     def weights(self, mesh: Mesh) -> Frozen:
@@ -62,15 +68,21 @@ class TextToImageJob(Job):
         return photographs.Source(self.pipeline.tokenize, data.resolution, data.flip)
 
     def ladder_prompts(self) -> Batch:
-        return self.pipeline.prompts(self._config.evaluation.prompts)
+        prompts = self._config.evaluation.prompts
+        for prompt in prompts:
+            if cut := self.pipeline.cut(prompt):
+                print(f"note: config.evaluation.prompts: cut off: {cut!r}", file=sys.stderr)
+        return self.pipeline.prompts(prompts)
 
     def save_ladder(self, ladder: Ladder, student: Params, path: Path) -> None:
         ladder.save(path, student, columns=len(self._config.evaluation.prompts), scale=1)
 
     def measure(self, ladder: Ladder, frozen: Frozen, student: Params) -> list[dict[str, Any]]:
         """Distance of the ladder's pictures to the teacher's of the same prompt and noise."""
+        first, *others = sorted(self._config.evaluation.teacher_steps, reverse=True)
         drawn = ladder.draw(student)
-        reference = next(iter(drawn.values()))
+        reference = drawn["teacher", first]
+        drawn |= {("teacher", steps): ladder.draw_teacher_in(steps) for steps in others}
         return [
             {
                 "model": model,

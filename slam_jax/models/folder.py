@@ -12,9 +12,10 @@ Weights may come as a variant ("fp16": diffusion_pytorch_model.fp16.safetensors)
 diffusers wrote (diffusion_flax_model.msgpack) are read too, if they are local.
 """
 
+import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,18 +183,17 @@ def read_params(
     component: str,
     module_class: type[nnx.Module],
     config: Any,
-    place: Callable[[np.ndarray], Any] = jax.device_put,
-    allowed_missing: Collection[str] = (),
     dtype: Any = jnp.float32,
+    place: Callable[[np.ndarray], Any] = lambda array: array,
 ) -> Params:
-    """A component's parameters; one array at a time is read, converted and placed.
+    """A component's parameters, numpy arrays unless `place` makes others of them.
 
     Args:
         component: "unet", "vae", "text_encoder" or "text_encoder_2".
         module_class, config: the module that the parameters are for.
-        place: what to do with each converted array, such as putting it on several devices.
-        allowed_missing: torch keys that the file need not have; the result then lacks them.
         dtype: of the result.
+        place: what to do with each converted array before the next one is read, such as putting
+            it on a device.
 
     Raises:
         InputError: no weights of the folder's variant, or they are not those of the module.
@@ -209,7 +209,6 @@ def read_params(
         raise
     except ValueError as error:
         raise InputError(f"{path}: {error}; {not_those}") from error
-    missing = [key for key in missing if key not in allowed_missing]
     kinds = (("missing", missing), ("not expected", extra))
     if wrong := [f"{len(keys)} keys {kind} ({_some(keys)})" for kind, keys in kinds if keys]:
         raise InputError(f"{path}: {', '.join(wrong)}; {not_those}")
@@ -233,13 +232,26 @@ def _find_weights(folder: Folder, component: str) -> Path:
         ) from error
 
 
-def fingerprint(folder: Folder, component: str) -> str:
-    """A cheap identity of a component's weights: equal for copies, different for other weights.
+def fingerprints(folder: Folder) -> dict[str, str]:
+    """A cheap identity of each part, "unet", "scheduler", "tokenizer" ...: equal for copies.
+
+    Of the weights a sample is read, not all.
 
     Raises:
-        InputError: no weights, or they cannot be read.
+        InputError: a part is missing or cannot be read.
     """
-    return weight_files.fingerprint(_find_weights(folder, component))
+    parts = {}
+    for name in [*CLASSES_XL, "scheduler"]:
+        if not (where := folder.path / name).is_dir():
+            continue
+        digest = hashlib.sha256()
+        endings = (".json", ".txt") if name.startswith("tokenizer") else ("config.json",)
+        for file in sorted(path for path in where.iterdir() if path.name.endswith(endings)):
+            digest.update(f"{file.name}\n".encode() + file.read_bytes())
+        if name in STEMS:
+            digest.update(weight_files.fingerprint(_find_weights(folder, name)).encode())
+        parts[name] = digest.hexdigest()
+    return parts
 
 
 def read_tokenizer(folder: Folder, component: str) -> Tokenizer:

@@ -46,9 +46,16 @@ TOKENIZER_FILES = (
 
 USAGE = (
     "StableDiffusionPipeline (SDXL: StableDiffusionXLPipeline).from_pretrained(folder)(prompt, "
-    "num_inference_steps=4, guidance_scale=1). Guidance is built in, and guidance_scale g tells "
-    "the network gamma = 1 - (g - 1) / 10: anything but 1 asks for a point inside a sub-path."
+    "num_inference_steps=4, guidance_scale=1). Guidance is built in; README.md says what another "
+    "guidance_scale would do."
 )
+# What diffusers makes of another scale, with and without a gamma embedding in the UNet.
+OTHER_SCALES = {
+    True: "A `guidance_scale` of g would tell the network gamma = 1 - (g - 1) / 10, its place on\n"
+    "a sub-path: 7.5 would mean gamma = 0.35, where no pictures are drawn. Negative prompts do\n"
+    "nothing.",
+    False: "Any other scale would guide a second time, at twice the cost.",
+}
 CARD = """# A student of {teacher}
 
 Distilled with SLAM (sub-path linear approximation, arXiv 2404.13903) by slam_jax; `slam.json` says
@@ -63,9 +70,8 @@ image = pipeline(prompt, num_inference_steps=4, guidance_scale=1).images[0]
 image.save("lighthouse.png")
 ```
 
-Keep `guidance_scale=1`. The student has its guidance (w = {w:g}) built in, and a `guidance_scale`
-of g tells it gamma = 1 - (g - 1) / 10, its place on a sub-path: 7.5 would mean gamma = 0.35, where
-no pictures are drawn. Negative prompts do nothing.
+Keep `guidance_scale=1`: the student has its guidance (w = {w:g}) built in.
+{other_scales}
 
 `python -m slam_jax.sample --model path/to/this/folder --prompt "..." --steps 4 --out picture.png`
 draws with JAX, and `slam_jax.models.saved.load_model("path/to/this/folder/flax")` reads the UNet's
@@ -102,9 +108,11 @@ def model_index(teacher: dict[str, Any]) -> dict[str, Any]:
     return {**index, "requires_safety_checker": False}
 
 
-def write_card(path: Path, teacher: str, pipeline: str, w: float) -> None:
+def write_card(path: Path, teacher: str, pipeline: str, w: float, unet: UNetConfig) -> None:
     """Writes the model card: how to draw with the student, and why without guidance."""
-    write_whole(path, CARD.format(teacher=teacher, pipeline=pipeline, w=w).rstrip())
+    other_scales = OTHER_SCALES[unet.time_cond_proj_dim is not None]
+    card = CARD.format(teacher=teacher, pipeline=pipeline, w=w, other_scales=other_scales)
+    write_whole(path, card.rstrip())
 
 
 def lcm_scheduler(teacher: dict[str, Any], num_ddim_timesteps: int) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from slam_jax.models.folder import (
 from slam_jax.models.pipeline import Frozen, Params, Pipeline
 from slam_jax.models.saved import PARAMS_FILE, load_model
 from slam_jax.models.sd_pipeline import TEXT_ENCODERS, StableDiffusionPipeline
+from slam_jax.models.tokenizer import Tokenizer
 from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
 from slam_jax.models.vae import AutoencoderKL, VAEConfig
 from slam_jax.schedule import NoiseSchedule
@@ -47,6 +48,7 @@ class Model:
       is_student: draws in few steps, without guidance.
       num_ddim_timesteps: M of a student's distillation.
       info: how a student was made, empty for others.
+      pipeline_class: of model_index.json, empty for digits.
     """
 
     pipeline: Pipeline
@@ -55,6 +57,7 @@ class Model:
     is_student: bool
     num_ddim_timesteps: int
     info: dict[str, Any]
+    pipeline_class: str = ""
 
 
 def load(
@@ -85,10 +88,13 @@ def load(
             f"{path}: this run has not finished; go on with it, or use slam_jax.export"
         )
     if (local / PARAMS_FILE).is_file():
+        for name, given in (("revision", revision), ("variant", variant)):
+            if given:
+                raise InputError(f"{path}: a digits student has no {name} {given!r}; leave it out")
         return _load_digits(local)
     folder = resolve(str(local) if local.is_dir() else path, revision, variant)
     pipeline = read_pipeline(folder, height, width)
-    scheduler, info = pipeline.scheduler, {}
+    info = {}
     if (record := folder.path / RECORD_FILE).is_file():
         try:
             info = json.loads(record.read_text())
@@ -98,11 +104,29 @@ def load(
         pipeline=pipeline,
         frozen=read_surroundings(folder, pipeline, dtype, "float32"),
         params=read_unet(folder, pipeline.unet, dtype),
-        is_student=scheduler.get("_class_name") == "LCMScheduler"
-        or pipeline.unet.time_cond_proj_dim is not None,
-        num_ddim_timesteps=scheduler.get("original_inference_steps", 50),
+        is_student=is_student(pipeline),
+        num_ddim_timesteps=_original_steps(folder, pipeline),
         info=info,
+        pipeline_class=read_model_index(folder)["_class_name"],
     )
+
+
+def is_student(pipeline: Pipeline) -> bool:
+    """Whether the UNet draws in few steps: it is told gamma, or comes with LCM's scheduler."""
+    told_gamma = pipeline.unet.time_cond_proj_dim is not None
+    return told_gamma or pipeline.scheduler.get("_class_name") == "LCMScheduler"
+
+
+def _original_steps(folder: Folder, pipeline: Pipeline) -> int:
+    """M of a student's distillation, as its scheduler says."""
+    steps = pipeline.scheduler.get("original_inference_steps", 50)
+    count = pipeline.schedule.num_train_timesteps
+    if type(steps) is not int or steps < 1 or count % steps:
+        raise InputError(
+            f"{folder.path}/scheduler/scheduler_config.json: original_inference_steps = {steps!r}, "
+            f"expected a divisor of the {count} training timesteps"
+        )
+    return steps
 
 
 def _load_digits(folder: Path) -> Model:
@@ -138,6 +162,11 @@ def read_pipeline(
         _parsed(folder, name, CLIPTextConfig.from_dict, CLIPTextModel) for name in names
     )
     _check_fit(folder, unet, vae, text_encoders)
+    tokenizers = tuple(
+        read_tokenizer(folder, name.replace("text_encoder", "tokenizer")) for name in names
+    )
+    for name, tokenizer, encoder in zip(names, tokenizers, text_encoders, strict=True):
+        _check_tokenizer(folder.path / name, tokenizer, encoder)
     sides = []
     for name, side in (("height", height), ("width", width)):
         side = (unet.sample_size or 64) * vae.downscale if side is None else side
@@ -150,13 +179,11 @@ def read_pipeline(
     return StableDiffusionPipeline(
         unet=unet,
         scheduler=read_config(folder, "scheduler"),
-        schedule=_parsed(folder, "scheduler", NoiseSchedule.from_config),
+        schedule=_parsed(folder, "scheduler", _schedule),
         latent_shape=(*sides, vae.latent_channels),
         vae=vae,
         text_encoders=text_encoders,
-        tokenizers=tuple(
-            read_tokenizer(folder, name.replace("text_encoder", "tokenizer")) for name in names
-        ),
+        tokenizers=tokenizers,
         zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", False)),
     )
 
@@ -182,6 +209,31 @@ def _parsed(
         why = " ".join(str(error).split())[:300]
         raise InputError(f"{folder.path / component}: its configuration: {why}") from error
     return config
+
+
+def _schedule(config: dict[str, Any]) -> NoiseSchedule:
+    if config.get("beta_schedule") is None and config.get("trained_betas") is None:
+        raise ValueError(
+            f"{config.get('_class_name')} with no beta_schedule; a DDPM noise schedule is expected"
+        )
+    return NoiseSchedule.from_config(config)
+
+
+def _check_tokenizer(where: Path, tokenizer: Tokenizer, encoder: CLIPTextConfig) -> None:
+    """The text encoder takes whatever its tokenizer gives.
+
+    Raises:
+      InputError: it does not.
+    """
+    for name, taken, given in (
+        ("max_position_embeddings", encoder.max_position_embeddings, tokenizer.length),
+        ("vocab_size", encoder.vocab_size, tokenizer.vocabulary),
+    ):
+        if taken < given:
+            raise InputError(
+                f"{where}/config.json: {name} = {taken}, but its tokenizer needs {given}; they do "
+                "not belong together"
+            )
 
 
 def _check_fit(
@@ -213,23 +265,23 @@ def _check_fit(
 
 
 def read_unet(folder: Folder, unet: UNetConfig, dtype: str) -> Params:
-    """The UNet's weights.
+    """The UNet's weights, numpy arrays.
 
     Raises:
       InputError: a missing, damaged or foreign file.
     """
-    return read_params(folder, "unet", UNet2DConditionModel, unet, dtype=dtype)
+    return read_params(folder, "unet", UNet2DConditionModel, unet, dtype)
 
 
 def read_surroundings(
     folder: Folder, pipeline: StableDiffusionPipeline, text_dtype: str, vae_dtype: str
 ) -> Frozen:
-    """The weights of the VAE and of the text encoders.
+    """The weights of the VAE and of the text encoders, numpy arrays.
 
     Raises:
       InputError: a missing, damaged or foreign file.
     """
-    frozen = {"vae": read_params(folder, "vae", AutoencoderKL, pipeline.vae, dtype=vae_dtype)}
+    frozen = {"vae": read_params(folder, "vae", AutoencoderKL, pipeline.vae, vae_dtype)}
     for name, config in zip(TEXT_ENCODERS, pipeline.text_encoders, strict=False):
-        frozen[name] = read_params(folder, name, CLIPTextModel, config, dtype=text_dtype)
+        frozen[name] = read_params(folder, name, CLIPTextModel, config, text_dtype)
     return frozen

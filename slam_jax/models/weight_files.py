@@ -107,7 +107,7 @@ def _read_flax(path: Path) -> dict[str, np.ndarray]:
 
 
 def fingerprint(path: Path) -> str:
-    """A cheap identity of what `find` found: equal for copies, different for other weights.
+    """A cheap identity of what `find` found: of each array a sample is read.
 
     Raises:
         InputError: the file is damaged or cannot be read.
