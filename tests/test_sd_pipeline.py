@@ -7,11 +7,18 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import tiny_students
 from helpers import assert_close, jit
 
+from slam_jax.config import Precision
+from slam_jax.distill import distillation_loss
+from slam_jax.draw import student_sampler
 from slam_jax.errors import InputError
+from slam_jax.export import write_folder
+from slam_jax.keys import keys_of
+from slam_jax.loss import Method
 from slam_jax.models.folder import resolve
-from slam_jax.models.load import load, read_pipeline, read_surroundings
+from slam_jax.models.load import load, read_pipeline, read_surroundings, read_unet
 from slam_jax.sampler import gaussian
 
 PROMPTS = ["a small dog", "", "two cats " * 60]
@@ -112,6 +119,9 @@ def change(folder, part, **values):
         ("sd15", "vae/config.json", {"shift_factor": 0.1}, "shift_factor"),
         ("sd15", "text_encoder/config.json", {"hidden_act": "relu"}, "hidden_act"),
         ("sd15", "scheduler/scheduler_config.json", {"beta_schedule": "x"}, "beta_schedule"),
+        ("sd15", "scheduler/scheduler_config.json", {"beta_schedule": None}, "DDPM noise schedule"),
+        ("sd15", "tokenizer/tokenizer_config.json", {"model_max_length": 99}, "max_position_emb"),
+        ("sd15", "text_encoder/config.json", {"vocab_size": 300}, "vocab_size = 300"),
         ("sd15", "model_index.json", {"unet": ["diffusers", "UNet3D"]}, "unet is UNet3D"),
         ("sd15", "model_index.json", {"_class_name": "FluxPipeline"}, "FluxPipeline"),
         (
@@ -153,6 +163,68 @@ def test_students_are_told_from_teachers(teachers, tmp_path):
     assert student.info == {"method": {"w": 8}}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(student.params)} == {"bfloat16"}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(student.frozen["vae"])} == {"float32"}
+    for steps in ("50", 30, 0):
+        change(folder, "scheduler/scheduler_config.json", original_inference_steps=steps)
+        with pytest.raises(InputError, match="original_inference_steps = "):
+            load(str(folder))
+    change(folder, "scheduler/scheduler_config.json", original_inference_steps=25)
     (folder / "slam.json").write_text("{")
     with pytest.raises(InputError, match=r"slam\.json: damaged"):
         load(str(folder))
+
+
+def test_image_to_image_is_lcm_from_the_noised_image(teachers, tmp_path, monkeypatch):
+    """Against the UNet, VAE and LCMScheduler of torch, from the same noise."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+    from diffusers.schedulers import scheduling_lcm
+
+    write_folder(*tiny_students.make(teachers["sd15"]), tmp_path / "student")
+    model, seed, steps, strength = load(str(tmp_path / "student")), 4, 3, 0.5
+    image = np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3), np.uint8)
+    batch = {**model.pipeline.prompts(["a small dog"]), "images": image}
+    draw = student_sampler(model.pipeline, model.pipeline.unet, 50)
+    ours = draw(model.frozen, model.params, batch, seed, 0, steps=steps, strength=strength)
+
+    keys, shape = keys_of(seed), model.pipeline.latent_shape
+
+    def noise(key):
+        drawn = np.array(gaussian(key, np.array([0]), shape))
+        return torch.from_numpy(drawn).permute(0, 3, 1, 2)
+
+    between = iter([noise(key) for key in jax.random.split(keys.steps, steps)])
+    monkeypatch.setattr(scheduling_lcm, "randn_tensor", lambda *_, **__: next(between))
+    stock = StableDiffusionPipeline.from_pretrained(tmp_path / "student")
+    scheduler, scale = stock.scheduler, stock.vae.config.scaling_factor
+    scheduler.set_timesteps(steps, strength=strength)
+    with torch.no_grad():
+        moments = stock.vae.encode(torch.from_numpy(image).permute(0, 3, 1, 2) / 127.5 - 1)
+        x0 = moments.latent_dist.mean + moments.latent_dist.std * noise(keys.encode)
+        x = scheduler.add_noise(x0 * scale, noise(keys.noise), scheduler.timesteps[:1])
+        context, _ = stock.encode_prompt(["a small dog"], "cpu", 1, False)
+        gamma = stock.get_guidance_scale_embedding(torch.zeros(1), embedding_dim=256)
+        for t in scheduler.timesteps:
+            output = stock.unet(x, t, context, timestep_cond=gamma).sample
+            x, d = scheduler.step(output, t, x, return_dict=False)
+        expected = stock.vae.decode(d / scale).sample.clamp(-1, 1).permute(0, 2, 3, 1).numpy()
+    assert np.abs(np.asarray(ours) - expected).max() * 127.5 <= 0.05
+
+
+@pytest.mark.parametrize("network", ["student", "target"])
+def test_each_precision_decides_what_its_network_computes_in(teachers, network):
+    pipeline, frozen = ours(teachers["sd15"])
+    frozen["unet"] = read_unet(resolve(str(teachers["sd15"])), pipeline.unet, "float32")
+    method = Method(conditioning="snr", w=0.0)
+    batch = {**pipeline.prompts(["a"]), "images": np.zeros((1, 64, 64, 3), np.uint8)}
+
+    def convolutions(precision):
+        loss = distillation_loss(pipeline, method, precision)
+        arguments = (frozen["unet"], frozen["unet"], frozen, batch, np.arange(1))
+        jaxpr = str(jax.make_jaxpr(loss)(*arguments, jax.random.key(0)))
+        made = [line for line in jaxpr.splitlines() if "conv_general_dilated[" in line]
+        return len(made), sum("bf16[" in line for line in made)
+
+    total, none = convolutions(Precision())
+    again, some = convolutions(Precision(**{network: "bfloat16"}))
+    both, twice = convolutions(Precision(student="bfloat16", target="bfloat16"))
+    assert total == again == both and none == 0 and some > 10 and twice == 2 * some

@@ -5,6 +5,8 @@ import os
 import runpy
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from PIL import Image
 
 from slam_jax import loop, main, sample
 from slam_jax.freeze import freeze
+from slam_jax.models import weights
 from slam_jax.models.saved import load_model
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +70,7 @@ def test_run_leaves_checkpoints_pictures_report_and_a_diffusers_folder(finished)
     assert np.any(student.params["time_embedding"]["cond_proj"]["kernel"])  # gamma was learnt
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_resume_ends_in_the_same_bits(teachers, finished, tmp_path, monkeypatch):
     original, steps = loop.put_batch, []
 
@@ -144,6 +148,7 @@ def test_a_folder_of_pictures_with_their_parameters(finished, tmp_path):
     assert np.abs(arrays[0].astype(int) - one).max() <= 1
 
 
+@pytest.mark.slow
 def test_image_to_image_keeps_more_of_the_image_with_less_strength(finished, tmp_path):
     photograph = np.tile(np.linspace(0, 255, 96, dtype=np.uint8)[:, None, None], (1, 80, 3))
     Image.fromarray(photograph).save(tmp_path / "in.png")
@@ -159,6 +164,7 @@ def test_image_to_image_keeps_more_of_the_image_with_less_strength(finished, tmp
     assert facts["strength"] == 0.5 and facts["image"].endswith("in.png")
 
 
+@pytest.mark.slow
 def test_a_teacher_draws_with_guidance_and_other_sizes(teachers, tmp_path):
     arguments = ["--prompt", "a cat", "--steps", "2", "--width", "80", "--height", "48"]
     guided = draw(teachers["sd15"], tmp_path / "a.png", *arguments)
@@ -255,3 +261,47 @@ def test_an_unknown_size_of_a_config_is_refused(tmp_path):
     with pytest.raises(SystemExit, match="sd.py:huge: expected full or tiny") as exit_:
         main.main(["--config", f"{ROOT}/configs/sd.py:huge", "--workdir", str(tmp_path / "x")])
     assert "\n" not in str(exit_.value)
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = sys.modules["diffusers"] = None  # importing either is an error
+from slam_jax import export, main, sample
+teacher, folder, *flags = sys.argv[1:]
+main.main([*flags, f"--config.teacher.path={teacher}", "--workdir", f"{folder}/run"])
+sample.main(["--model", f"{folder}/run", "--prompt", "a cat", "--out", f"{folder}/cat.png"])
+export.main(["--workdir", f"{folder}/run", "--step", "2", "--out", f"{folder}/student"])
+"""
+
+
+@pytest.mark.slow
+def test_distilling_drawing_and_exporting_need_no_torch(teachers, tmp_path):
+    flags = ["--config", f"{ROOT}/configs/sd.py:tiny", *SMALL]
+    command = [sys.executable, "-c", WITHOUT_TORCH, teachers["sd15"], tmp_path, *flags]
+    subprocess.run(command, cwd=ROOT, env=os.environ, check=True)
+    assert (tmp_path / "cat.png").exists() and (tmp_path / "student/slam.json").exists()
+
+
+def test_a_student_is_no_teacher(finished, tmp_path):
+    with pytest.raises(SystemExit, match="a few-step student") as exit_:
+        launch(finished / "export", tmp_path / "run")
+    assert "\n" not in str(exit_.value) and not (tmp_path / "run").exists()
+
+
+def test_pictures_that_are_not_finite_are_not_written(finished, tmp_path):
+    folder = shutil.copytree(finished / "export", tmp_path / "student")
+    path = folder / "unet/diffusion_pytorch_model.safetensors"
+    arrays = weights.load_arrays(path)
+    arrays["conv_out.bias"] = np.full_like(arrays["conv_out.bias"], np.nan)
+    weights.save_arrays(path, arrays)
+    with pytest.raises(SystemExit, match="picture 0 is not finite"):
+        draw(folder, tmp_path / "x.png", "--prompt", "a", "--steps", "1")
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("out", ["file", "folder.png", "x.jpg"])
+def test_a_place_that_cannot_be_written_is_refused_before_drawing(finished, tmp_path, out):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(SystemExit, match="--out .*expected a folder, or a file that ends in"):
+        sample.main(["--model", str(finished), "--prompt", "a", "--out", str(tmp_path / out)])
