@@ -17,5 +17,7 @@ def options_of(path: str) -> Iterator[None]:
     """Turns a ValueError that names an option into an InputError with the option's full path."""
     try:
         yield
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"{path}.{error}") from error

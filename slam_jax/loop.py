@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -40,7 +41,11 @@ class MetricLog:
         self._file = path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self._batch_size, self._rows = batch_size, []
-        self._started = time.perf_counter()
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Steps added so far do not count as training time; the first one was compiled."""
+        self._started, self._untimed = time.perf_counter(), len(self._rows)
 
     def add(self, metrics: dict[str, jax.Array]) -> None:
         """Keeps a step's metrics on the device; nothing waits for them."""
@@ -50,7 +55,9 @@ class MetricLog:
         """Writes and returns the means; a bin that stayed empty has none."""
         rows = jax.device_get(self._rows)
         seconds = time.perf_counter() - self._started
-        values = {"samples_per_second": len(rows) * self._batch_size / seconds}
+        values = {}
+        if timed := len(rows) - self._untimed:
+            values["samples_per_second"] = timed * self._batch_size / seconds
         for name in rows[0]:
             column = np.array([row[name] for row in rows], np.float64)
             if "loss_" in name:  # the mean of a bin; NaN where it was empty
@@ -61,7 +68,8 @@ class MetricLog:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
-        self._rows, self._started = [], time.perf_counter()
+        self._rows = []
+        self.start_clock()
         return values
 
     @contextmanager
@@ -95,6 +103,7 @@ class StopRequest:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr, flush=True)
 
     def __exit__(self, *_) -> None:
         for number, handler in self._previous.items():
@@ -145,10 +154,19 @@ def fit(
             closing(MetricLog(folder, first, training.batch_size)) as log,
             tqdm(desc=name, total=training.steps, initial=first, unit="step", mininterval=1) as bar,
         ):
+            bar.set_postfix_str("compiling the first step")
+            metrics: dict[str, jax.Array] = {}
             for step in range(first + 1, training.steps + 1):
+                previous = metrics
                 state, metrics = step_fn(state, frozen, put_batch(next(data), mesh))
+                # No more than two steps are in flight, so that a stop does not wait for more.
+                jax.block_until_ready(previous)
                 stopping = stop.asked  # read once: a signal may come at any time
                 log.add(metrics)
+                if step == first + 1:  # compiling says nothing about the time to come
+                    log.start_clock()
+                    bar.unpause()
+                    bar.set_postfix_str("")
                 bar.update()
                 last = step == training.steps
                 if step % training.log_every == 0 or last:
@@ -158,10 +176,8 @@ def fit(
                             f"the loss of the {name} is {values['loss']} at step {step}; lower "
                             "training.optimizer.learning_rate; older checkpoints are kept"
                         )
-                    bar.set_postfix_str(
-                        "loss {loss:.4f}, {samples_per_second:.0f} samples/s".format(**values),
-                        False,
-                    )
+                    rate = values.get("samples_per_second", np.nan)
+                    bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.0f} samples/s", False)
                 if step % training.checkpoint_every == 0 or last or stopping:
                     checkpoints.save(step, state, data.get_state())
                 if stopping:

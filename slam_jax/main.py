@@ -5,6 +5,7 @@ python -m slam_jax.main --config configs/digits.py [--config.method.gamma=one] [
 """
 
 import json
+import re
 import resource
 import shlex
 import sys
@@ -66,14 +67,16 @@ def parse(argv: list[str]) -> tuple[Config, Path, bool]:
             )
         config = freeze(values.config)
     except (AttributeError, KeyError) as error:
-        # ml_collections: the unknown key in quotes, then a line with the nearest valid one.
-        raise InputError(
-            f"the config has no option {' '.join(str(error.args[0]).split())}"
-        ) from error
+        # ml_collections: the unknown key in quotes, then a line with the nearest valid one; at
+        # times as the text of a text.
+        text = re.sub(r"\\n|\\'|'", " ", str(error.args[0]))
+        raise InputError(f"the config has no option {' '.join(text.split())}") from error
     except (flags.Error, OSError) as error:
         text = str(error)  # of an error inside the config file, the whole traceback
         text = text.strip().splitlines()[-1] if "Traceback" in text else text
-        raise InputError(" ".join(text.split())) from error
+        text = " ".join(text.split())
+        text = re.sub(r"^\w+Error: |.*Failed loading config file config_config ", "", text)
+        raise InputError(text) from error
     return config, Path(values.workdir or Path("runs") / config.name), values.resume
 
 
@@ -190,7 +193,7 @@ def main(argv: list[str] | None = None) -> None:
     except (Interrupted, KeyboardInterrupt) as stop:
         resume = [] if "--resume" in argv else ["--resume"]
         again = shlex.join([sys.executable, "-m", "slam_jax.main", *argv, *resume])
-        what = str(stop) or "interrupted; the training is saved up to its last checkpoint"
+        what = str(stop) or "interrupted; its checkpoints, if it had come to one, are kept"
         print(f"\n{what}. To go on:\n  {again}", file=sys.stderr)
         sys.exit(130)
     print(f"\n{to_markdown(rows)}\npictures: {workdir / 'samples'}\nstudent:  {workdir / 'export'}")

@@ -3,6 +3,7 @@ they are imported when a comparison is asked for.
 """
 
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -146,6 +147,7 @@ def verify(model: Model, folder: Path) -> None:
       BackendError: the backend of JAX computes wrongly.
     """
     runtime.probe()
+    print("drawing with the stock pipeline of diffusers too ...", file=sys.stderr, flush=True)
     # Accelerators multiply float32 in lower precision unless told otherwise.
     with jax.default_matmul_precision("highest"):
         images = compare(model, folder, PROMPTS, STEPS)

@@ -77,7 +77,7 @@ def test_stable_diffusion_demo_and_the_commands_that_follow_it(tmp_path):
     assert len(commands) >= 5
     for _, *arguments in commands:
         start([sys.executable, *arguments], tmp_path)
-    assert all((tmp_path / f"{name}.png").exists() for name in ("sea", "night", "teacher"))
+    assert all((tmp_path / f"runs/{name}.png").exists() for name in ("sea", "night", "teacher"))
     stock = next(block for block in PYTHON_BLOCKS if "diffusers" in block)
     start([sys.executable, "-c", stock], tmp_path)
 
@@ -106,5 +106,12 @@ def test_make_targets_exist():
 
 
 def test_other_commands_are_only_the_installation():
-    known = ("make ", "python -m slam_jax", "python benchmarks/", "launch/", "pip install -r ")
+    known = (
+        "make ",
+        "python -m slam_jax",
+        "python benchmarks/",
+        "launch/",
+        "pip install -r ",
+        "source ",
+    )
     assert [line for line in COMMANDS if line and not line.startswith(known)] == []

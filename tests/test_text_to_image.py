@@ -265,12 +265,16 @@ def test_an_unknown_size_of_a_config_is_refused(tmp_path):
 
 WITHOUT_TORCH = """
 import sys
-sys.modules["torch"] = sys.modules["diffusers"] = None  # importing either is an error
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec  # finds neither from here on, as if they were not installed
+missing = ("torch", "diffusers")
+PathFinder.find_spec = lambda name, *more: None if name in missing else find(name, *more)
 from slam_jax import export, main, sample
 teacher, folder, *flags = sys.argv[1:]
 main.main([*flags, f"--config.teacher.path={teacher}", "--workdir", f"{folder}/run"])
 sample.main(["--model", f"{folder}/run", "--prompt", "a cat", "--out", f"{folder}/cat.png"])
 export.main(["--workdir", f"{folder}/run", "--step", "2", "--out", f"{folder}/student"])
+assert "jax" in sys.modules and not {"torch", "diffusers"} & sys.modules.keys()
 """
 
 

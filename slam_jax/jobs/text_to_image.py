@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from slam_jax.config import Config
 from slam_jax.data import photographs
-from slam_jax.errors import InputError, options_of
+from slam_jax.errors import InputError
 from slam_jax.evaluate import Ladder
 from slam_jax.export import TEACHER_FILE, other_part, teacher_info, write_folder
 from slam_jax.files import write_whole
@@ -27,8 +27,10 @@ class TextToImageJob(Job):
     def __init__(self, config: Config, workdir: Path, mesh: Mesh):
         self._config, self._workdir = config, workdir
         options, size = config.teacher, config.data.resolution
-        with options_of("config.teacher"):
+        try:
             self._folder = resolve(options.path, options.revision, options.variant)
+        except InputError as error:
+            raise InputError(f"config.teacher.path = {error}") from error
         self.pipeline = read_pipeline(self._folder, size, size)
         if is_student(self.pipeline):
             raise InputError(

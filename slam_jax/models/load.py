@@ -172,8 +172,7 @@ def read_pipeline(
         side = (unet.sample_size or 64) * vae.downscale if side is None else side
         if side < vae.downscale or side % vae.downscale:
             raise InputError(
-                f"{name} = {side}: expected a positive multiple of {vae.downscale}, pixels of the "
-                "image to a latent"
+                f"{name} = {side}: expected a positive multiple of {vae.downscale} pixels"
             )
         sides.append(side // vae.downscale)
     return StableDiffusionPipeline(

@@ -41,13 +41,16 @@ def save_model(folder: Path, model: SavedModel) -> None:
 
 
 def load_model(folder: str | os.PathLike) -> SavedModel:
-    """Reads a model folder.
+    """Reads a model folder, or an exported diffusers folder, whose flax/ is one.
 
     Raises:
       InputError: no folder, an unreadable file, or weights that are not those of the config; names
         the file.
     """
-    config_file, params_file = Path(folder) / CONFIG_FILE, Path(folder) / PARAMS_FILE
+    folder = Path(folder)
+    if (folder / "flax").is_dir():
+        folder = folder / "flax"
+    config_file, params_file = folder / CONFIG_FILE, folder / PARAMS_FILE
     again = "export the model again"
     try:
         content = json.loads(config_file.read_text())
