@@ -89,7 +89,7 @@ def test_exported_student_loads_with_one_call_and_draws(finished, tmp_path):
         (["--seed", "5000000000"], "--seed 5000000000"),
         (["--out", "grid.jpg"], "ends in .png"),
         (["--prompt", "a cat"], "--prompt"),
-        (["--guidance", "7.5"], "gamma, 0.35"),
+        (["--guidance", "7.5"], "it would be guided twice"),
         (["--width", "64"], "--width"),
         (["--strength", "0.5"], "--strength"),
         (["--batch", "0"], "--batch 0"),

@@ -47,17 +47,16 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """(family, zero_snr) -> the folder in both implementations, with weights."""
+def model(teachers):
+    """Name of a teacher -> it in both implementations, with weights."""
 
     @functools.cache
-    def build(family, zero_snr=False):
-        path = tmp_path_factory.mktemp(family)
-        folder = resolve(str(tiny_stable_diffusion.make(path, family, zero_snr)))
+    def build(name):
+        folder = resolve(str(teachers[name]))
         pipeline = read_pipeline(folder)
         frozen = read_surroundings(folder, pipeline, "float32", "float32")
         frozen["unet"] = read_unet(folder, pipeline.unet, "float32")
-        return SimpleNamespace(pipeline=pipeline, frozen=frozen, torch=TorchSlam(path))
+        return SimpleNamespace(pipeline=pipeline, frozen=frozen, torch=TorchSlam(folder.path))
 
     return build
 
@@ -163,12 +162,11 @@ def assert_trees_close(actual, expected, tolerance):
     assert max(errors.values()) <= tolerance, max(errors, key=errors.get)
 
 
-# (family, zero terminal SNR, method); the authors' recipe is in the test of training steps.
+# (teacher, method); the authors' recipe is in the test of training steps.
 CASES = {
-    "sd15": ("sd15", False, Method(w=0.0, conditioning="snr", sigma="linear", loss="l2")),
+    "sd15": ("sd15", Method(w=0.0, conditioning="snr", sigma="linear", loss="l2")),
     "sd15 several gammas and sub-steps": (
         "sd15",
-        False,
         Method(
             solver_substeps=2,
             conditioning="both",
@@ -177,17 +175,17 @@ CASES = {
             gammas_per_subpath=2,
         ),
     ),
-    "sd21_v": ("sd21_v", False, Method(num_ddim_timesteps=40)),
-    "sd21_v zero SNR": ("sd21_v", True, Method(w=4.0, conditioning="snr")),
-    "sdxl": ("sdxl", False, Method(w=7.0, conditioning="both")),
+    "sd21_v": ("sd21_v", Method(num_ddim_timesteps=40)),
+    "sd21_v zero SNR": ("zero_snr", Method(w=4.0, conditioning="snr")),
+    "sdxl": ("sdxl", Method(w=7.0, conditioning="both")),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_gradients_are_those_of_torch(model, case):
-    family, zero_snr, method = CASES[case]
-    model = model(family, zero_snr)
+    teacher, method = CASES[case]
+    model = model(teacher)
     student, ema = student_and_ema(model, method.conditioning)
     batch, prompts = make_batch(model, 4)
     examples = jnp.arange(4)
