@@ -9,6 +9,7 @@ includes Python, JAX and the loaded parameters.
 """
 
 import argparse
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -59,9 +60,18 @@ COMPONENTS = {
 }
 
 
-def write_component(folder: Path, name: str, rng: np.random.Generator) -> None:
+SMALL = {  # instead of the widths above, to try the script
+    "unet": dict(block_out_channels=(32, 64, 64, 64), cross_attention_dim=64),
+    "vae": dict(block_out_channels=(32, 32, 32, 32)),
+    "text_encoder": dict(hidden_size=64, intermediate_size=64, num_attention_heads=2),
+}
+
+
+def write_component(folder: Path, name: str, rng: np.random.Generator, small: bool) -> None:
     """A config.json, and a safetensors file of random weights written one array at a time."""
     module_class, config, stem = COMPONENTS[name]
+    if small:
+        config = dataclasses.replace(config, **SMALL[name])
     folder = folder / name
     folder.mkdir(parents=True)
     content = config.to_dict()
@@ -95,7 +105,9 @@ def load(path: Path) -> dict:
     for name, (module_class, config, _) in COMPONENTS.items():
         began = time.perf_counter()
         config = type(config).from_dict(read_config(folder, name))
-        params[name] = jax.block_until_ready(read_params(folder, name, module_class, config, place=jax.device_put))
+        params[name] = jax.block_until_ready(
+            read_params(folder, name, module_class, config, place=jax.device_put)
+        )
         seconds[name] = round(time.perf_counter() - began, 2)
     return {
         "seconds": round(time.perf_counter() - start, 2),
@@ -140,6 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, help="to be made, and removed; needs 4.3 GB")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results")
+    parser.add_argument("--small", action="store_true", help="a folder of a few MB instead")
     parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)  # what the new process does
     options = parser.parse_args(argv)
     if options.load:
@@ -150,7 +163,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = options.folder or Path(tempfile.mkdtemp(prefix="sd15-"))
     try:
         for name in COMPONENTS:
-            write_component(folder, name, np.random.default_rng(0))
+            write_component(folder, name, np.random.default_rng(0), options.small)
         report = {
             "command": " ".join(
                 ["PYTHONPATH=. python benchmarks/load_sd15.py", *(argv or sys.argv[1:])]

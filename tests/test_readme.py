@@ -1,5 +1,6 @@
 """The commands of the README run as they stand there, made small by overrides."""
 
+import json
 import os
 import re
 import shlex
@@ -97,6 +98,15 @@ def test_launcher_and_benchmark(tmp_path):
             assert (tmp_path / "run/summary.md").exists()
 
 
+@pytest.mark.slow
+def test_loading_benchmark(tmp_path):
+    assert "PYTHONPATH=. python benchmarks/load_sd15.py" in COMMANDS
+    small = ["--small", "--folder", tmp_path / "sd15", "--out", tmp_path / "results"]
+    start([sys.executable, "benchmarks/load_sd15.py", *small], ROOT)
+    report = json.loads((tmp_path / "results/load_sd15.json").read_text())
+    assert report["from_page_cache"]["seconds"] > 0 and not (tmp_path / "sd15").exists()
+
+
 def test_make_targets_exist():
     targets = [line.split()[1] for line in COMMANDS if line.startswith("make ")]
     assert {"demo", "demo-sd", "test", "test-fast", "lint"} <= set(targets)
@@ -113,5 +123,6 @@ def test_other_commands_are_only_the_installation():
         "launch/",
         "pip install -r ",
         "source ",
+        "PYTHONPATH=. python benchmarks/",
     )
     assert [line for line in COMMANDS if line and not line.startswith(known)] == []
