@@ -25,7 +25,7 @@ ACCELERATOR_PACKAGES = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plu
 def configure() -> None:
     """Sets the CPU flag in XLA_FLAGS where it applies. Call it before the first JAX computation."""
     flags = os.environ.get("XLA_FLAGS", "")
-    if CPU_FLAG not in flags and _runs_on_cpu() and _jaxlib_knows(CPU_FLAG):
+    if CPU_FLAG not in flags and _runs_on_cpu() and jaxlib_knows(CPU_FLAG):
         os.environ["XLA_FLAGS"] = f"{flags} --{CPU_FLAG}=".strip()
 
 
@@ -85,7 +85,7 @@ def _runs_on_cpu() -> bool:
     return not any(importlib.util.find_spec(name) for name in ACCELERATOR_PACKAGES)
 
 
-def _jaxlib_knows(flag: str) -> bool:
+def jaxlib_knows(flag: str) -> bool:
     """Whether a shared library of jaxlib has the flag's name in it; nothing is imported."""
     folder = Path(importlib.util.find_spec("jaxlib").origin).parent
     for library in sorted(folder.glob("*.so*"), key=lambda p: -p.stat().st_size)[:2]:

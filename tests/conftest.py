@@ -8,17 +8,15 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch: idle threads spin on tiny layers
-# Compiling takes most of the time here; the arithmetic is the same without LLVM's optimisations.
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true",
-    ]
-).strip()
 
 from slam_jax import runtime  # noqa: E402
 
+# Compiling takes most of the time here; the arithmetic is the same without LLVM's optimisations and
+# XLA's newer kernels.
+flags = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+if runtime.jaxlib_knows("xla_cpu_use_fusion_emitters"):
+    flags.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
 runtime.configure()
 
 import jax  # noqa: E402

@@ -114,9 +114,8 @@ def test_a_teacher_that_was_moved(interrupted, teachers, tmp_path):
 
 
 @pytest.mark.slow
-def test_export_of_a_real_run(teachers, tmp_path, capsys):
-    """What the run exports at its end is what the command makes of its last checkpoint, and the
-    stock pipeline draws its pictures."""
+def test_export_of_a_real_run(teachers, tmp_path):
+    """What the run exports at its end is what the command makes of its last checkpoint."""
     workdir, out = tmp_path / "run", tmp_path / "out"
     small = ["training.steps=2", "training.batch_size=8", "training.checkpoint_every=1"]
     small += ["training.sample_every=0", "method.conditioning=both"]
@@ -124,10 +123,7 @@ def test_export_of_a_real_run(teachers, tmp_path, capsys):
     small.append(f"teacher.path={teachers['sd15']}")
     config = ["--config", f"{ROOT}/configs/sd.py:tiny", "--workdir", str(workdir)]
     main.main([*config, *(f"--config.{option}" for option in small)])
-    export.main(["--workdir", str(workdir), "--out", str(out), "--verify"])
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()[-5:-1]]
-    assert [row[0] for row in rows] == ["1", "2", "4", "8"]
-    assert all(float(row[1]) < 0.02 for row in rows)
+    export.main(["--workdir", str(workdir), "--out", str(out)])
     of_run, of_command = files_in(workdir / "export"), files_in(out)
     for record in ("slam.json", "flax/config.json"):
         expected, found = json.loads(of_run.pop(record)), json.loads(of_command.pop(record))

@@ -155,10 +155,8 @@ def test_ctrl_c_saves_and_resume_ends_in_the_same_bits(
 @pytest.mark.parametrize(
     "changes",
     [
-        ["--config.method.gamma=one"],
         ["--config.method.conditioning=embedding", "--config.method.sigma=paper"],
         ["--config.method.conditioning=both", "--config.digits.prediction_type=v_prediction"],
-        ["--config.method.solver_substeps=2", "--config.digits.prediction_type=sample"],
     ],
 )
 def test_every_variant_runs(tmp_path, changes):

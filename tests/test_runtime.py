@@ -22,7 +22,7 @@ def environment(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.setattr(runtime, "ACCELERATOR_PACKAGES", ())
-    monkeypatch.setattr(runtime, "_jaxlib_knows", lambda flag: True)
+    monkeypatch.setattr(runtime, "jaxlib_knows", lambda flag: True)
     return monkeypatch
 
 
@@ -63,14 +63,14 @@ def test_flag_is_not_set_beside_an_accelerator(environment):
 
 
 def test_flag_is_not_set_where_jaxlib_would_abort_on_it(environment):
-    environment.setattr(runtime, "_jaxlib_knows", lambda flag: False)
+    environment.setattr(runtime, "jaxlib_knows", lambda flag: False)
     runtime.configure()
     assert flags() is None
 
 
 def test_jaxlib_is_asked_for_the_flags_that_it_knows():
-    assert runtime._jaxlib_knows("xla_cpu_enable_fast_math")
-    assert not runtime._jaxlib_knows("xla_cpu_enable_no_such_thing")
+    assert runtime.jaxlib_knows("xla_cpu_enable_fast_math")
+    assert not runtime.jaxlib_knows("xla_cpu_enable_no_such_thing")
 
 
 def test_probe_passes_here():
