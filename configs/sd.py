@@ -16,8 +16,8 @@ steps and the learning rate's constant schedule for them are a guess.
 Trained on the photographs that come with scikit-learn and scikit-image until image-text data sets
 can be read: enough to see the whole of it work, not for a good student.
 
-`configs/sd.py:tiny` is the same, shrunk to a minute on two CPU cores (56 s measured), with a teacher that has
-random weights (`make demo-sd` makes and distils it).
+`configs/sd.py:tiny` is the same, shrunk to a minute on two CPU cores (56 s measured), with a
+teacher that has random weights (`make demo-sd` makes and distils it).
 """
 
 from slam_jax.config import default_config
