@@ -154,7 +154,8 @@ def fit(
             closing(MetricLog(folder, first, training.batch_size)) as log,
             tqdm(desc=name, total=training.steps, initial=first, unit="step", mininterval=1) as bar,
         ):
-            bar.set_postfix_str("compiling the first step")
+            if first < training.steps:
+                bar.set_postfix_str("compiling the first step")
             metrics: dict[str, jax.Array] = {}
             for step in range(first + 1, training.steps + 1):
                 previous = metrics

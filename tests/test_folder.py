@@ -205,8 +205,15 @@ def test_lazy_arrays_take_no_memory_before_they_are_asked_for(tmp_path):
 def test_fingerprint(changeable, tmp_path):
     model = folder.resolve(str(changeable))
     first = folder.fingerprints(model)
-    assert first.keys() == {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
-    assert len(set(first.values())) == 5
+    parts = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
+    assert first.keys() == {"empty prompt", *parts} and len(set(first.values())) == 6
+    index = json.loads((changeable / "model_index.json").read_text())
+    (changeable / "model_index.json").write_text(
+        json.dumps({**index, "force_zeros_for_empty_prompt": True})
+    )
+    changed = {name for name, value in folder.fingerprints(model).items() if value != first[name]}
+    assert changed == {"empty prompt"}
+    (changeable / "model_index.json").write_text(json.dumps(index))
     file = changeable / "vae" / "diffusion_pytorch_model.safetensors"
     arrays = weights.load_arrays(file)
     names = sorted(arrays)

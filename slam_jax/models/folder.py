@@ -240,7 +240,9 @@ def fingerprints(folder: Folder) -> dict[str, str]:
     Raises:
         InputError: a part is missing or cannot be read.
     """
-    parts = {}
+    # What of the index changes the pictures; its other keys are notes.
+    zeros = read_model_index(folder).get("force_zeros_for_empty_prompt", False)
+    parts = {"empty prompt": "zeros" if zeros else "encoded"}
     for name in [*CLASSES_XL, "scheduler"]:
         if not (where := folder.path / name).is_dir():
             continue
