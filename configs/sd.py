@@ -1,7 +1,12 @@
 """Stable Diffusion 1.5 by the recipe of the SLAM authors (ECCV 2024, arXiv 2404.13903).
 
-    python -m slam_jax.main --config configs/sd.py
-    python -m slam_jax.main --config configs/sd.py --resume
+    python -m slam_jax.prepare --source 'data/laion/{00000..00331}.tar' \
+        --model stable-diffusion-v1-5/stable-diffusion-v1-5 --out data/sd15_512
+    python -m slam_jax.main --config configs/sd.py --config.data.source=data/sd15_512
+    python -m slam_jax.main --config configs/sd.py --config.data.source=data/sd15_512 --resume
+
+The first command stores what the VAE makes of the images. `--config.data.source` may be the shards
+themselves too, which are then read and encoded in every step, with another crop each time.
 
 What the digits job measured to be better (README) is a matter of options:
 
@@ -13,11 +18,9 @@ Result, the paper's claim: FID 10.06 on COCO-2014-30k and 20.77 on COCO-2017-5k 
 Time, the paper's claim: 6 A100 GPU days. Nothing of this size has been run here yet; the number of
 steps and the learning rate's constant schedule for them are a guess.
 
-Trained on the photographs that come with scikit-learn and scikit-image until image-text data sets
-can be read: enough to see the whole of it work, not for a good student.
-
 `configs/sd.py:tiny` is the same, shrunk to a minute on two CPU cores (56 s measured), with a
-teacher that has random weights (`make demo-sd` makes and distils it).
+teacher that has random weights (`make demo-sd` makes and distils it) and the photographs that come
+with scikit-learn and scikit-image.
 """
 
 from slam_jax.config import default_config
@@ -32,7 +35,7 @@ def get_config(size="full"):
         path="stable-diffusion-v1-5/stable-diffusion-v1-5",
         revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
     )
-    config.data.update(source="photographs", resolution=512)
+    config.data.update(source="", resolution=512, workers=8)  # the source is yours to name
     config.method.update(num_ddim_timesteps=50, w=8.0, gamma="uniform", huber_c=1e-3)
     config.training.update(
         steps=10_000,
@@ -55,7 +58,7 @@ def shrink(config, family):
     """The config for a tiny teacher of the family, on a CPU."""
     config.name = f"tiny_{config.name}"
     config.teacher.update(path=f"runs/tiny_teachers/{family}", revision="", variant="")
-    config.data.resolution = 64
+    config.data.update(source="photographs", resolution=64, workers=0)
     config.training.update(steps=30, batch_size=4, log_every=10, sample_every=15)
     config.training.update(checkpoint_every=15, optimizer=dict(learning_rate=3e-4))
     for network in config.precision:

@@ -1,6 +1,6 @@
 """Stable Diffusion 2.1 (768 pixels, predicts v); otherwise as configs/sd.py.
 
-    python -m slam_jax.main --config configs/sd21_v.py
+    python -m slam_jax.main --config configs/sd21_v.py --config.data.source=data/sd21_768
 
 The authors' script cannot distil v-prediction: it takes v for noise. Neither the paper nor this
 project has a result for this teacher. `configs/sd21_v.py:tiny` needs

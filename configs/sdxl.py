@@ -1,6 +1,6 @@
 """SDXL (1024 pixels), the whole UNet; otherwise as configs/sd.py.
 
-    python -m slam_jax.main --config configs/sdxl.py
+    python -m slam_jax.main --config configs/sdxl.py --config.data.source=data/sdxl_1024
 
 The authors published a LoRA for SDXL and no recipe for it; this trains all 2.6 billion weights.
 Weights, EMA and Adam take 41 GB in float32 on each device, the teacher 5 GB more. No result has

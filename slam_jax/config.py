@@ -11,13 +11,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from slam_jax.data.image_text import CAPTIONS, CROPS
 from slam_jax.loss import Method
 from slam_jax.models.unet import UNetConfig
 from slam_jax.schedule import PREDICTION_TYPES
 
 SEEDS = 2**31
 LEARNING_RATE_SCHEDULES = ("constant", "linear", "cosine")
-SOURCES = ("digits", "photographs")
 DTYPES = ("float32", "bfloat16")
 
 
@@ -121,20 +121,44 @@ class DigitsTeacher:
 
 @dataclass(frozen=True)
 class Data:
-    """What is trained on."""
+    """What is trained on.
 
-    source: str = "digits"  # or "photographs": those bundled with scikit-learn and scikit-image
-    resolution: int = 512  # photographs: edge of the random crops, in pixels
-    flip: bool = False  # photographs: mirror every other crop at random
+    A source is "digits"; "photographs" (those bundled with scikit-learn and scikit-image); shards
+    of webdataset, as "data/{00000..00331}.tar", "gs://bucket/*.tar" or a folder of them; a folder
+    of images with captions; "tfds:NAME" of tensorflow-datasets; or what slam_jax.prepare made.
+    """
+
+    source: str = "digits"
+    resolution: int = 512  # the shorter side is resized to it, and a square is cropped
+    crop: str = "random"  # or "center"
+    flip: bool = False  # mirror half of the examples
+    captions: str = "random"  # or "first": which one of an example that has several
+    empty_prompts: float = 0.0  # share of the examples that are trained without their caption
+    min_size: int = 0  # leave out images whose shorter side has fewer pixels
+    max_watermark: float = 1.0  # leave out images with a larger "pwatermark", or below 1 with none
+    max_rejects: float = 0.1  # share of damaged examples at which a run stops
+    caption_key: str = ""  # where captions are in json, metadata.jsonl or TFDS; empty: as usual
+    image_key: str = "image"  # where images are in TFDS
+    split: str = "train"  # of TFDS, such as "train[:10%]"
+    data_dir: str = ""  # of TFDS; empty: ~/tensorflow_datasets
+    index: str = ""  # folder for what is known of tar shards; empty: ~/.cache/slam_jax/tar_index
+    workers: int = 0  # processes that read; 0: a thread
 
     def __post_init__(self):
-        check(self.source in SOURCES, "source", self.source, f"one of {', '.join(SOURCES)}")
+        kinds = "digits, photographs, tfds:NAME, a folder, or a pattern of .tar shards"
+        check(self.source != "", "source", self.source, kinds)
         check(
             self.resolution >= 8 and self.resolution % 8 == 0,
             "resolution",
             self.resolution,
             "a positive multiple of 8",
         )
+        check(self.crop in CROPS, "crop", self.crop, f"one of {', '.join(CROPS)}")
+        check(self.captions in CAPTIONS, "captions", self.captions, f"one of {', '.join(CAPTIONS)}")
+        for name in ("empty_prompts", "max_watermark", "max_rejects"):
+            check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number in [0, 1]")
+        for name in ("min_size", "workers"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from slam_jax.config import Config, Precision
-from slam_jax.data.batches import Source, batches
+from slam_jax.data.batches import Batches, Source
 from slam_jax.keys import keys_of
 from slam_jax.loop import fit
 from slam_jax.loss import Method, draw, slam_loss
@@ -108,7 +108,15 @@ def distill(
         partial(init_state, tx=tx, mesh=mesh),
         student,
         frozen,
-        batches(source, training.batch_size, config.seed),
+        Batches(
+            source,
+            training.batch_size,
+            config.seed,
+            config.data.workers,
+            jax.process_index(),
+            jax.process_count(),
+            config.data.max_rejects,
+        ),
         mesh,
         training,
         workdir,

@@ -21,3 +21,12 @@ def options_of(path: str) -> Iterator[None]:
         raise
     except ValueError as error:
         raise InputError(f"{path}.{error}") from error
+
+
+@contextmanager
+def value_of(option: str) -> Iterator[None]:
+    """Puts an option's name before an InputError that begins with the option's value."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{option} = {error}") from error

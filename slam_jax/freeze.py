@@ -17,6 +17,10 @@ FREE = (
     "config.evaluation",
     "config.teacher.path",  # what is found there is compared instead
     "config.teacher.revision",
+    "config.data.data_dir",
+    "config.data.index",
+    "config.data.max_rejects",
+    "config.data.workers",
     *(
         f"config.{training}.{option}"
         for training in ("training", "digits.training")
@@ -83,8 +87,8 @@ def first_change(old: dict[str, Any], new: dict[str, Any], path: str = "config")
     for key in [*old, *(k for k in new if k not in old)]:
         name = f"{path}.{key}"
         a, b = old.get(key), new.get(key)
-        if name in FREE:
-            continue
+        if name in FREE or (name == "config.data.source" and "digits" not in (a, b)):
+            continue  # of a moved source, what is found there is compared
         if isinstance(a, dict) and isinstance(b, dict):
             if change := first_change(a, b, name):
                 return change

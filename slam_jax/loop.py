@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from tqdm import tqdm
 
 from slam_jax.checkpoint import Checkpoints
 from slam_jax.config import Training
-from slam_jax.data.batches import BatchIterator
+from slam_jax.data.batches import Batches
+from slam_jax.data.rejects import Rejects
 from slam_jax.errors import InputError
 from slam_jax.sharding import put_batch, replicated
 from slam_jax.train import Params, TrainState
@@ -40,7 +42,7 @@ class MetricLog:
         path.write_text("".join(row + "\n" for row in rows if _step_of(row) <= step))
         self._file = path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-        self._batch_size, self._rows = batch_size, []
+        self._batch_size, self._rows, self._known = batch_size, [], set()
         self.start_clock()
 
     def start_clock(self) -> None:
@@ -51,8 +53,9 @@ class MetricLog:
         """Keeps a step's metrics on the device; nothing waits for them."""
         self._rows.append(metrics)
 
-    def write(self, step: int) -> dict[str, float]:
-        """Writes and returns the means; a bin that stayed empty has none."""
+    def write(self, step: int, rejects: Rejects) -> dict[str, float]:
+        """Writes and returns the means; a bin that stayed empty has none. Says which kinds of
+        examples were passed over for the first time."""
         rows = jax.device_get(self._rows)
         seconds = time.perf_counter() - self._started
         values = {}
@@ -64,6 +67,12 @@ class MetricLog:
                 column = column[~np.isnan(column)]
             if len(column):
                 values[name] = float(column.mean())
+        if rejects.total:
+            values["rejected_examples"] = rejects.total
+        for reason, name in dict(rejects.first).items():
+            if reason not in self._known:
+                tqdm.write(f"note: passed over {name}: {reason}", file=sys.stderr)
+        self._known = set(rejects.first)
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -115,7 +124,7 @@ def fit(
     init: Callable[[Params], TrainState],
     params: Params,
     frozen: Any,
-    data: BatchIterator,
+    data: Batches,
     mesh: Mesh,
     training: Training,
     folder: Path,
@@ -130,7 +139,7 @@ def fit(
       params: these weights; best left in the host's memory, where a run that goes on has no other
         use for them.
       frozen: weights that the loss reads.
-      data: endless batches with a position.
+      data: endless batches.
       mesh: devices.
       training: how long and how often.
       folder: for checkpoints/, metrics.jsonl and tensorboard/.
@@ -138,20 +147,22 @@ def fit(
       draw_samples: called with (state, step) every `training.sample_every` steps.
 
     Raises:
-      InputError: the newest checkpoint is of another model, or the loss is not finite.
+      InputError: the newest checkpoint is of another model or other data, the loss is not finite,
+        or too many examples are damaged.
       Interrupted: Ctrl-C or SIGTERM came; the state is saved.
     """
     frozen = jax.device_put(frozen, replicated(mesh))
     checkpoints = Checkpoints(folder / "checkpoints", training.keep_checkpoints)
     with checkpoints, StopRequest() as stop:
         if checkpoints.latest_step is None:
-            state = init(params)
+            state, seen = init(params), 0
         else:
             state, position = checkpoints.restore(jax.eval_shape(init, params), replicated(mesh))
-            data.set_state(position)
+            seen = data.find(position)
         first = int(state.step)
         with (
             closing(MetricLog(folder, first, training.batch_size)) as log,
+            closing(data.iterate(seen, partial(put_batch, mesh=mesh))) as batches,
             tqdm(desc=name, total=training.steps, initial=first, unit="step", mininterval=1) as bar,
         ):
             if first < training.steps:
@@ -159,7 +170,7 @@ def fit(
             metrics: dict[str, jax.Array] = {}
             for step in range(first + 1, training.steps + 1):
                 previous = metrics
-                state, metrics = step_fn(state, frozen, put_batch(next(data), mesh))
+                state, metrics = step_fn(state, frozen, next(batches))
                 # No more than two steps are in flight, so that a stop does not wait for more.
                 jax.block_until_ready(previous)
                 stopping = stop.asked  # read once: a signal may come at any time
@@ -171,7 +182,7 @@ def fit(
                 bar.update()
                 last = step == training.steps
                 if step % training.log_every == 0 or last:
-                    values = log.write(step)
+                    values = log.write(step, data.rejects)
                     if not np.isfinite(values["loss"]):
                         raise InputError(
                             f"the loss of the {name} is {values['loss']} at step {step}; lower "
@@ -180,7 +191,7 @@ def fit(
                     rate = values.get("samples_per_second", np.nan)
                     bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.0f} samples/s", False)
                 if step % training.checkpoint_every == 0 or last or stopping:
-                    checkpoints.save(step, state, data.get_state())
+                    checkpoints.save(step, state, data.position(step - first + seen))
                 if stopping:
                     raise Interrupted(
                         f"stopped at step {step} of {training.steps} ({name}), and saved"
@@ -188,4 +199,6 @@ def fit(
                 if draw_samples and training.sample_every and step % training.sample_every == 0:
                     with log.clock_stopped():
                         draw_samples(state, step)
+    for line in data.rejects.lines():
+        print(f"note: passed over {line}", file=sys.stderr)
     return state

@@ -2,9 +2,7 @@
 they were made, and photographs to start from."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 
 from slam_jax.errors import InputError
+from slam_jax.files import unfinished
 
 
 def to_uint8(images: Float[np.ndarray, "... H W C"]) -> np.ndarray:
@@ -108,13 +107,9 @@ def save(picture: Image.Image, path: Path, parameters: Mapping[str, Any] | None 
     info = PngImagePlugin.PngInfo()
     if parameters is not None:
         info.add_text("parameters", json.dumps(parameters))
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(unfinished, format="PNG", pnginfo=info)
-        unfinished.replace(path)
+        with unfinished(path) as beside:
+            picture.save(beside, format="PNG", pnginfo=info)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)

@@ -1,10 +1,14 @@
 """What several tests compare with: SD's schedule, data whose denoiser is known, errors."""
 
+import os
+import signal
+from contextlib import closing
 from functools import partial
 
 import jax
 import numpy as np
 
+from slam_jax.data.batches import Batches
 from slam_jax.schedule import NoiseSchedule
 
 # Compiled with little optimisation: compiling is where these tests spend their time.
@@ -50,3 +54,18 @@ def assert_close(actual, expected, tolerance):
     axes = tuple(range(1, expected.ndim))
     error = np.abs(actual - expected).max(axis=axes)
     assert np.all(error <= tolerance * np.abs(expected).max(axis=axes))
+
+
+def interrupt_in_step(monkeypatch, number):
+    """Sends Ctrl-C when batch `number` is taken, counted over all training loops."""
+    original, taken = Batches.iterate, []
+
+    def interrupted(*arguments):
+        with closing(original(*arguments)) as batches:
+            for batch in batches:
+                taken.append(1)
+                if len(taken) == number:
+                    os.kill(os.getpid(), signal.SIGINT)
+                yield batch
+
+    monkeypatch.setattr(Batches, "iterate", interrupted)

@@ -1,8 +1,6 @@
 """The digits job end to end, small; what it refuses; and what it says."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +8,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers import interrupt_in_step
 from PIL import Image
 
-from slam_jax import loop, main, sample
+from slam_jax import main, sample
 from slam_jax.config import default_config
 from slam_jax.errors import InputError
 from slam_jax.freeze import freeze
@@ -130,15 +129,7 @@ def test_finished_teacher_is_not_trained_again(finished, monkeypatch, tmp_path):
 def test_ctrl_c_saves_and_resume_ends_in_the_same_bits(
     finished, tmp_path, stage, monkeypatch, capsys
 ):
-    original, steps = loop.put_batch, []
-
-    def interrupted(batch, mesh):
-        steps.append(1)
-        if len(steps) == {"teacher": 3, "student": 9}[stage]:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(batch, mesh)
-
-    monkeypatch.setattr(loop, "put_batch", interrupted)
+    interrupt_in_step(monkeypatch, {"teacher": 3, "student": 9}[stage])
     with pytest.raises(SystemExit) as exit_:
         launch(tmp_path / "run")
     assert exit_.value.code == 130

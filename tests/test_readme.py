@@ -58,7 +58,7 @@ def test_every_digits_command_in_its_order(tmp_path):
     for _, *arguments in commands:
         small = SMALL if arguments[1] == "slam_jax.main" else []
         start([sys.executable, *arguments, *small], tmp_path)
-    assert (tmp_path / "grid.png").exists()
+    assert (tmp_path / "grid.png").exists() and (tmp_path / "runs/contact_sheet.png").exists()
     assert (tmp_path / "runs/digits/samples/ladder.png").exists()
     assert (tmp_path / "runs/lcm/export").is_dir()
     assert (tmp_path / "runs/digits_paper/export").is_dir()
@@ -75,9 +75,15 @@ def test_stable_diffusion_demo_and_the_commands_that_follow_it(tmp_path):
     start(["make", "demo-sd", f"RUNS={tmp_path}/runs"], ROOT)
     assert (tmp_path / "runs/tiny_sd/lighthouse.png").exists()
     commands = [shlex.split(line) for line in COMMANDS if STABLE_DIFFUSION.search(line)]
-    assert len(commands) >= 5
+    assert len(commands) >= 8
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
     for _, *arguments in commands:
-        start([sys.executable, *arguments], tmp_path)
+        few = ["--config.training.steps=2", "--config.training.sample_every=0"]
+        start(
+            [sys.executable, *arguments, *(few if arguments[1] == "slam_jax.main" else [])],
+            tmp_path,
+        )
+    assert (tmp_path / "runs/tiny_from_latents/export/model_index.json").exists()
     assert all((tmp_path / f"runs/{name}.png").exists() for name in ("sea", "night", "teacher"))
     stock = next(block for block in PYTHON_BLOCKS if "diffusers" in block)
     start([sys.executable, "-c", stock], tmp_path)
@@ -105,6 +111,16 @@ def test_loading_benchmark(tmp_path):
     start([sys.executable, "benchmarks/load_sd15.py", *small], ROOT)
     report = json.loads((tmp_path / "results/load_sd15.json").read_text())
     assert report["from_page_cache"]["seconds"] > 0 and not (tmp_path / "sd15").exists()
+
+
+@pytest.mark.slow
+def test_data_benchmark(tmp_path):
+    assert "PYTHONPATH=. python benchmarks/data.py" in COMMANDS
+    small = ["--small", "--minutes", "0.05", "--folder", tmp_path, "--out", tmp_path / "results"]
+    start([sys.executable, "benchmarks/data.py", *small], ROOT)
+    report = json.loads((tmp_path / "results/data.json").read_text())
+    assert report["jpeg"]["ratio"] > 0 and report["cached"]["samples_per_second"] > 0
+    assert not list(tmp_path.glob("tmp*"))
 
 
 def test_make_targets_exist():

@@ -1,19 +1,20 @@
 """The step: one trace, stable placement, the EMA, the optimiser; the checkpoint; the loop."""
 
 import json
-import os
-import signal
+from contextlib import closing
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import interrupt_in_step
 
 from slam_jax import loop
 from slam_jax.checkpoint import Checkpoints
 from slam_jax.config import Optimizer, Training
-from slam_jax.data.batches import batches
+from slam_jax.data.batches import Batches
+from slam_jax.data.rejects import Rejected, Rejects
 from slam_jax.errors import InputError
 from slam_jax.loop import Interrupted, fit
 from slam_jax.sharding import make_mesh, put_batch, replicated
@@ -23,13 +24,23 @@ BATCH = 16
 
 
 class Points:
-    """256 points of a plane."""
+    """256 points of a plane; those in `damaged` cannot be used."""
+
+    name = "points"
+
+    def __init__(self, identity="256", damaged=()):
+        self.identity, self.damaged = identity, set(damaged)
 
     def __len__(self):
         return 256
 
-    def __getitems__(self, indices, seeds):
-        return {"x": np.stack([np.sin(indices), np.cos(indices)], axis=1).astype(np.float32)}
+    def read(self, indices, seeds):
+        rejects = Rejects()
+        for index in self.damaged & set(indices.tolist()):
+            rejects.add(Rejected("damaged point", str(index)))
+        return {
+            "x": np.stack([np.sin(indices), np.cos(indices)], axis=1).astype(np.float32)
+        }, rejects
 
 
 def quadratic(params, ema, frozen, batch, examples, key):
@@ -47,11 +58,11 @@ def setup(loss=quadratic, ema=0.9, mesh=None):
     return make_train_step(loss, OPTIMIZER, ema, jax.random.key(0), BATCH, mesh), state, mesh
 
 
-def run_loop(folder, steps, **changes):
+def run_loop(folder, steps, source=None, max_rejects=0.1, **changes):
     step, _, mesh = setup(**changes.pop("setup", {}))
     init = partial(init_state, tx=OPTIMIZER, mesh=mesh)
     training = Training(steps=steps, batch_size=BATCH, log_every=2, checkpoint_every=4, **changes)
-    data = batches(Points(), BATCH, seed=0)
+    data = Batches(source or Points(), BATCH, seed=0, max_rejects=max_rejects)
     return fit(
         step,
         init,
@@ -65,6 +76,11 @@ def run_loop(folder, steps, **changes):
     )
 
 
+def first_batches(count):
+    with closing(Batches(Points(), BATCH, seed=0).iterate(0)) as batches:
+        return [next(batches) for _ in range(count)]
+
+
 def test_step_is_traced_once_and_keeps_the_shardings():
     traces = []
 
@@ -75,9 +91,8 @@ def test_step_is_traced_once_and_keeps_the_shardings():
     step, state, mesh = setup(counted)
     frozen = jax.device_put({"f": jnp.zeros(())}, replicated(mesh))
     placed = jax.tree.map(lambda a: a.sharding, state)
-    data = batches(Points(), BATCH, seed=0)
-    for _ in range(3):
-        state, _ = step(state, frozen, put_batch(next(data), mesh))
+    for batch in first_batches(3):
+        state, _ = step(state, frozen, put_batch(batch, mesh))
     assert len(traces) == 1
     assert jax.tree.all(jax.tree.map(lambda a, s: a.sharding == s, state, placed))
     assert int(state.step) == 3
@@ -85,7 +100,7 @@ def test_step_is_traced_once_and_keeps_the_shardings():
 
 def test_step_follows_the_definition_of_clipped_adamw_and_ema():
     step, state, mesh = setup(ema=0.75)
-    batch = next(batches(Points(), BATCH, seed=0))
+    (batch,) = first_batches(1)
     key = jax.random.fold_in(jax.random.key(0), 0)
     noise = np.stack([jax.random.normal(jax.random.fold_in(key, i), (2,)) for i in range(BATCH)])
     gradient = np.mean(2 * (np.ones(2) - batch["x"] - 0.1 * noise), axis=0)
@@ -102,9 +117,9 @@ def test_losses_are_the_same_on_one_device_and_on_eight():
     histories = []
     for mesh in (one, make_mesh()):
         step, state, _ = setup(mesh=mesh)
-        data, losses = batches(Points(), BATCH, seed=0), []
-        for _ in range(5):
-            state, metrics = step(state, {"f": jnp.zeros(())}, put_batch(next(data), mesh))
+        losses = []
+        for batch in first_batches(5):
+            state, metrics = step(state, {"f": jnp.zeros(())}, put_batch(batch, mesh))
             losses.append(float(metrics["loss"]))
         histories.append(losses)
     np.testing.assert_allclose(histories[0], histories[1], rtol=1e-6)
@@ -160,13 +175,13 @@ def test_checkpoint_of_another_model_names_the_array_and_both_shapes(tmp_path):
 
 def test_a_run_that_goes_on_holds_one_state(tmp_path, monkeypatch):
     """No second copy of weights, EMA and optimiser stays on the devices."""
-    held, original = [], loop.put_batch
+    held, original = [], loop.MetricLog.add
 
-    def count(batch, mesh):
+    def count(log, metrics):
         held.append(sum(array.shape == (2,) for array in jax.live_arrays()))
-        return original(batch, mesh)
+        original(log, metrics)
 
-    monkeypatch.setattr(loop, "put_batch", count)
+    monkeypatch.setattr(loop.MetricLog, "add", count)
     run_loop(tmp_path / "run", steps=4)
     run_loop(tmp_path / "run", steps=8)
     assert max(held[4:]) <= max(held[:4])
@@ -174,15 +189,7 @@ def test_a_run_that_goes_on_holds_one_state(tmp_path, monkeypatch):
 
 def test_interrupted_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     whole = run_loop(tmp_path / "whole", steps=12)
-    taken = []
-
-    def interrupted_in_step_7(batch, mesh):
-        taken.append(batch)
-        if len(taken) == 7:
-            os.kill(os.getpid(), signal.SIGINT)
-        return put_batch(batch, mesh)
-
-    monkeypatch.setattr(loop, "put_batch", interrupted_in_step_7)
+    interrupt_in_step(monkeypatch, 7)
     with pytest.raises(Interrupted, match="step 7 of 12"):
         run_loop(tmp_path / "parts", steps=12)
     monkeypatch.undo()
@@ -204,3 +211,24 @@ def test_metrics_of_a_run_killed_after_its_checkpoint_are_written_once(tmp_path)
 
 def read_metrics(folder):
     return [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_data_that_are_not_those_of_the_checkpoint_are_refused(tmp_path):
+    run_loop(tmp_path, steps=4)
+    with pytest.raises(InputError, match="points: not the examples"):
+        run_loop(tmp_path, steps=8, source=Points("257"))
+
+
+def test_what_is_passed_over_is_said_once_and_counted(tmp_path, capsys):
+    run_loop(tmp_path, steps=8, source=Points(damaged=[3, 200]))
+    rejected = [row.get("rejected_examples", 0) for row in read_metrics(tmp_path)]
+    assert rejected == sorted(rejected) and rejected[-1] >= 1
+    said = capsys.readouterr().err
+    assert said.count(": damaged point") == 1 and "damaged point (first: " in said
+
+
+def test_a_source_that_is_mostly_damaged_stops_the_run(tmp_path):
+    with pytest.raises(
+        InputError, match=r"points: \d+ of \d+ examples cannot be used.*max_rejects"
+    ):
+        run_loop(tmp_path, steps=40, source=Points(damaged=range(0, 256, 4)), max_rejects=0.2)

@@ -11,6 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from sklearn import datasets
 
+from slam_jax.data.batches import Batch
+from slam_jax.data.rejects import Rejects
+
 NULL_LABEL = 10  # the empty prompt
 START_TOKEN = 11
 VOCABULARY = 12
@@ -65,6 +68,8 @@ NULL_TOKENS = tokenize(np.array([NULL_LABEL]))[0]
 class Source:
     """The examples for the batch pipeline: {"latents": [B, 4, 4, 4], "tokens": [B, 2]}."""
 
+    name = identity = "digits"
+
     def __init__(self):
         images, labels = load()
         self._latents, self._tokens = encode_images(images), tokenize(labels)
@@ -72,5 +77,5 @@ class Source:
     def __len__(self) -> int:
         return len(self._latents)
 
-    def __getitems__(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, np.ndarray]:
-        return {"latents": self._latents[indices], "tokens": self._tokens[indices]}
+    def read(self, indices: np.ndarray, seeds: np.ndarray) -> tuple[Batch, Rejects]:
+        return {"latents": self._latents[indices], "tokens": self._tokens[indices]}, Rejects()

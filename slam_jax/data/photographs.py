@@ -1,18 +1,19 @@
 """Real photographs that come with scikit-learn and scikit-image, with captions: images to train
 on that need no download."""
 
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import skimage.data
-from jaxtyping import Int, UInt8
-from PIL import Image
+from jaxtyping import UInt8
 from sklearn import datasets
+
+from slam_jax.data.examples import Example
+from slam_jax.data.rejects import Rejects
 
 CAPTIONS: dict[str, str] = {
     "china": "a Chinese temple with red walls and a golden roof among trees",
-    "flower": "a pink dahlia flower in front of dark green leaves",
+    "flower": "an orange dahlia flower in front of dark green leaves",
     "astronaut": "portrait of a smiling astronaut in an orange space suit",
     "chelsea": "close-up of a tabby cat's face",
     "coffee": "a cup of coffee on a wooden table",
@@ -44,59 +45,18 @@ def _scikit_learn(name: str) -> np.ndarray:
     return datasets.load_sample_image(f"{name}.jpg")
 
 
-class Source:
-    """Random crops of the photographs, for the batch pipeline.
+class Photographs:
+    """They, as examples."""
 
-    A batch is {"images": uint8 [B, R, R, 3], "tokens": int32 [B, ...] of the captions,
-    "time_ids": float32 [B, 6]}; the last are SDXL's: height and width of the photograph, top and
-    left of the crop (after resizing), height and width of the crop.
+    name = identity = "photographs"
 
-    Args:
-      tokenize: texts -> token ids, one row for each.
-      resolution: R; the shorter side is resized to it before the crop.
-      flip: mirror half of the crops.
-    """
-
-    def __init__(
-        self,
-        tokenize: Callable[[list[str]], Int[np.ndarray, "N ..."]],
-        resolution: int,
-        flip: bool,
-    ):
-        photographs = load()
-        self._sizes = [image.shape[:2] for image in photographs.values()]
-        self._images = [_resized(image, resolution) for image in photographs.values()]
-        self._tokens = tokenize([CAPTIONS[name] for name in photographs])
-        self._resolution, self._flip = resolution, flip
+    def __init__(self):
+        self._images, self.rejects = load(), Rejects()
+        self._names = list(self._images)
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._names)
 
-    def __getitems__(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, np.ndarray]:
-        crops = [self._crop(i, seed) for i, seed in zip(indices, seeds, strict=True)]
-        images, corners = zip(*crops, strict=True)
-        target = (self._resolution, self._resolution)
-        ids = [
-            (*self._sizes[i], *corner, *target) for i, corner in zip(indices, corners, strict=True)
-        ]
-        return {
-            "images": np.stack(images),
-            "tokens": self._tokens[indices],
-            "time_ids": np.array(ids, np.float32),
-        }
-
-    def _crop(self, index: int, seed: int) -> tuple[np.ndarray, tuple[int, int]]:
-        rng, image, size = np.random.default_rng(seed), self._images[index], self._resolution
-        top, left = (int(rng.integers(edge - size + 1)) for edge in image.shape[:2])
-        crop = image[top : top + size, left : left + size]
-        if self._flip and rng.random() < 0.5:  # the mirrored photograph's crop
-            return crop[:, ::-1], (top, image.shape[1] - size - left)
-        return crop, (top, left)
-
-
-def _resized(image: UInt8[np.ndarray, "H W 3"], shorter: int) -> UInt8[np.ndarray, "H W 3"]:
-    """The photograph with its shorter side at `shorter` pixels."""
-    height, width = image.shape[:2]
-    scale = shorter / min(height, width)
-    size = (max(round(width * scale), shorter), max(round(height * scale), shorter))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    def __getitem__(self, index: int) -> Example:
+        name = self._names[index]
+        return Example(name, self._images[name], (CAPTIONS[name],))

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from slam_jax.config import Config
 from slam_jax.data import digits
 from slam_jax.draw import Sampler
-from slam_jax.errors import InputError, options_of
+from slam_jax.errors import InputError, options_of, value_of
 from slam_jax.evaluate import Ladder
 from slam_jax.jobs.digits_teacher import check_teacher, train_teacher
 from slam_jax.jobs.job import Job
@@ -17,6 +17,7 @@ from slam_jax.metrics import Classifier, frechet_distance
 from slam_jax.models.digits_pipeline import digits_pipeline
 from slam_jax.models.pipeline import Batch, Frozen, Params
 from slam_jax.models.saved import SavedModel, save_model
+from slam_jax.sources import check_used
 
 BATCH = 100  # every picture is drawn in batches of this size: one compilation per step count
 LADDER_COLUMNS = 20
@@ -27,6 +28,8 @@ class DigitsJob(Job):
 
     def __init__(self, config: Config, workdir: Path, mesh: Mesh):
         self._config, self._folder = config, Path(config.teacher.path or workdir / "teacher")
+        with value_of("config.data.source"):
+            check_used(config.data, "digits")
         with options_of("config.digits"):
             self.pipeline = digits_pipeline(config.digits.unet, config.digits.prediction_type)
         batch_size = config.digits.training.batch_size

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from slam_jax.config import DigitsTeacher
 from slam_jax.data import digits
-from slam_jax.data.batches import batches
+from slam_jax.data.batches import Batches
 from slam_jax.errors import InputError
 from slam_jax.files import write_whole
 from slam_jax.freeze import first_change, to_json
@@ -112,7 +112,7 @@ def train_teacher(
     params = functional.init(UNet2DConditionModel, pipeline.unet, keys.init)
     loss = denoising_loss(pipeline, options.label_dropout)
     step = make_train_step(loss, tx, training.ema, keys.teacher, training.batch_size, mesh)
-    data = batches(digits.Source(), training.batch_size, options.seed)
+    data = Batches(digits.Source(), training.batch_size, options.seed)
     init = partial(init_state, tx=tx, mesh=mesh)
     state = fit(step, init, params, {}, data, mesh, training, folder, "teacher")
     info = {"teacher": json.loads(to_json(options))}

@@ -2,15 +2,17 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
-from slam_jax.config import Config
-from slam_jax.data import photographs
-from slam_jax.errors import InputError
+from slam_jax.config import Config, Data
+from slam_jax.data.batches import Source
+from slam_jax.data.prepared import Prepared, check_fits
+from slam_jax.errors import InputError, value_of
 from slam_jax.evaluate import Ladder
 from slam_jax.export import TEACHER_FILE, other_part, teacher_info, write_folder
 from slam_jax.files import write_whole
@@ -19,6 +21,8 @@ from slam_jax.models.folder import resolve
 from slam_jax.models.load import is_student, read_pipeline, read_surroundings, read_unet
 from slam_jax.models.pipeline import Batch, Frozen, Params
 from slam_jax.models.saved import SavedModel
+from slam_jax.models.tokenizer import tokenize
+from slam_jax.sources import open_source
 
 
 class TextToImageJob(Job):
@@ -27,10 +31,8 @@ class TextToImageJob(Job):
     def __init__(self, config: Config, workdir: Path, mesh: Mesh):
         self._config, self._workdir = config, workdir
         options, size = config.teacher, config.data.resolution
-        try:
+        with value_of("config.teacher.path"):
             self._folder = resolve(options.path, options.revision, options.variant)
-        except InputError as error:
-            raise InputError(f"config.teacher.path = {error}") from error
         self.pipeline = read_pipeline(self._folder, size, size)
         if is_student(self.pipeline):
             raise InputError(
@@ -39,11 +41,21 @@ class TextToImageJob(Job):
             )
         self._identity = teacher_info(self._folder)
         self._check_teacher()
+        with value_of("config.data.source"):
+            self._source = self._open_source(config.data)
         precision = config.precision
         self._weights = {
             "unet": read_unet(self._folder, self.pipeline.unet, "float32"),
             **read_surroundings(self._folder, self.pipeline, precision.text_encoder, precision.vae),
         }
+
+    def _open_source(self, data: Data) -> Source:
+        # Not with the pipeline itself: where workers read, its arrays would start a backend.
+        source = open_source(data, partial(tokenize, self.pipeline.tokenizers))
+        if isinstance(source, Prepared):
+            teacher, prints = self._config.teacher.path, self._identity["fingerprints"]
+            check_fits(Path(data.source), source.info, teacher, prints, data.resolution)
+        return source
 
     def _check_teacher(self) -> None:
         record = self._workdir / TEACHER_FILE
@@ -65,9 +77,8 @@ class TextToImageJob(Job):
         weights, self._weights = self._weights, {}
         return weights
 
-    def source(self) -> photographs.Source:
-        data = self._config.data
-        return photographs.Source(self.pipeline.tokenize, data.resolution, data.flip)
+    def source(self) -> Source:
+        return self._source
 
     def ladder_prompts(self) -> Batch:
         prompts = self._config.evaluation.prompts

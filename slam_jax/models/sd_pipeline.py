@@ -5,6 +5,12 @@ Batches:
   "tokens"    int32 [B, E, L], the prompt's token ids for each of E text encoders
   "time_ids"  float32 [B, 6], read by SDXL only: height and width of the original, top and left of
               the crop, height and width of the picture
+
+and what slam_jax.prepare has computed before, in any floating dtype:
+
+  "moments"                in place of "images": what the VAE makes of them, [B, h, w, 2 C]
+  "encoder_hidden_states"  [B, L, D] and, for SDXL, "text_embeds" [B, P]: what the text encoders
+                           make of "tokens"
 """
 
 from collections.abc import Sequence
@@ -13,12 +19,12 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from slam_jax.models import functional
 from slam_jax.models.clip import CLIPTextConfig, CLIPTextModel
 from slam_jax.models.pipeline import Batch, Frozen, Pipeline
-from slam_jax.models.tokenizer import Tokenizer
+from slam_jax.models.tokenizer import Tokenizer, tokenize
 from slam_jax.models.vae import AutoencoderKL, VAEConfig, sample_latents
 from slam_jax.sampler import gaussian
 from slam_jax.solver import Context
@@ -54,7 +60,7 @@ class StableDiffusionPipeline(Pipeline):
 
     def tokenize(self, texts: Sequence[str]) -> Int[np.ndarray, "B E L"]:
         """Token ids of the texts; what is beyond the encoders' length is cut off."""
-        return np.stack([tokenizer(list(texts)) for tokenizer in self.tokenizers], axis=1)
+        return tokenize(self.tokenizers, texts)
 
     def prompts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """A batch of prompts for pictures of the pipeline's size."""
@@ -65,12 +71,24 @@ class StableDiffusionPipeline(Pipeline):
     def latents(
         self, frozen: Frozen, batch: Batch, key: Array, examples: Int[Array, " B"]
     ) -> Float[Array, "B H W C"]:
-        encode = functional.apply_fn(AutoencoderKL, self.vae, method="encode")
-        mean, logvar = encode(frozen["vae"], batch["images"].astype(jnp.float32) / 127.5 - 1)
+        if "moments" in batch:
+            moments = batch["moments"].astype(jnp.float32)
+        else:
+            moments = self.moments(frozen, batch["images"])
+        mean, logvar = jnp.split(moments, 2, axis=-1)
         return sample_latents(mean, logvar, gaussian(key, examples, mean.shape[1:]), self.vae)
 
+    def moments(self, frozen: Frozen, images: UInt8[Array, "B H W 3"]) -> Float[Array, "B h w 2*C"]:
+        """Mean and log variance of the VAE's latents, one behind the other."""
+        encode = functional.apply_fn(AutoencoderKL, self.vae, method="encode")
+        mean, logvar = encode(frozen["vae"], images.astype(jnp.float32) / 127.5 - 1)
+        return jnp.concatenate([mean, logvar], axis=-1)
+
     def contexts(self, frozen: Frozen, batch: Batch, w: float) -> tuple[Context, Context | None]:
-        context = self._embed(frozen, batch["tokens"], batch["time_ids"])
+        if "encoder_hidden_states" in batch:
+            context = self._stored(batch)
+        else:
+            context = self._embed(frozen, batch["tokens"], batch["time_ids"])
         if w == 0:
             return context, None
         # The empty prompt is encoded once, whatever the batch.
@@ -85,6 +103,14 @@ class StableDiffusionPipeline(Pipeline):
     def decode(self, frozen: Frozen, latents: Float[Array, "B H W C"]) -> Float[Array, "B H W 3"]:
         decode = functional.apply_fn(AutoencoderKL, self.vae, method="decode")
         return jnp.clip(decode(frozen["vae"], latents / self.vae.scaling_factor), -1, 1)
+
+    def _stored(self, batch: Batch) -> Context:
+        """A batch's embeddings as `_embed` gives them."""
+        context = {"encoder_hidden_states": batch["encoder_hidden_states"].astype(jnp.float32)}
+        if len(self.text_encoders) == 2:
+            pooled = batch["text_embeds"].astype(jnp.float32)
+            context["added_cond"] = {"text_embeds": pooled, "time_ids": batch["time_ids"]}
+        return context
 
     def _embed(
         self, frozen: Frozen, tokens: Int[Array, "B E L"], time_ids: Float[Array, "B 6"]

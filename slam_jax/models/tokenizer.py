@@ -41,6 +41,11 @@ class Tokenizer:
         return text[offsets[self.length - 1][0] :] if len(offsets) > self.length else ""
 
 
+def tokenize(tokenizers: Sequence[Tokenizer], texts: Sequence[str]) -> Int[np.ndarray, "B E L"]:
+    """Token ids of the texts by each of E tokenizers, int32."""
+    return np.stack([tokenizer(list(texts)) for tokenizer in tokenizers], axis=1)
+
+
 def load_tokenizer(where: Path, length: int) -> Tokenizer:
     """The tokenizer whose files are in `where`, for texts of `length` tokens.
 

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from slam_jax.errors import InputError
+from slam_jax.files import unfinished
 from slam_jax.models.functional import flatten, unflatten
 
 Params = dict[str, Any]
@@ -49,16 +50,12 @@ FINGERPRINT_BLOCKS, FINGERPRINT_BYTES = 16, 4096  # of an array, spread over it
 def save_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a flat dict of arrays as a safetensors file, whole or not at all."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.touch()
-    mode = temporary.stat().st_mode
-    try:
+    with unfinished(path) as beside:
+        beside.touch()
+        mode = beside.stat().st_mode
         arrays = {key: np.asarray(array, order="C") for key, array in arrays.items()}
-        save_file(arrays, temporary, metadata={"format": "pt"})
-        temporary.chmod(mode)  # safetensors would leave it to its owner alone
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        save_file(arrays, beside, metadata={"format": "pt"})
+        beside.chmod(mode)  # safetensors would leave it to its owner alone
 
 
 def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:

@@ -1,0 +1,283 @@
+"""Latents that were encoded once: a folder that `python -m slam_jax.prepare` makes.
+
+    plan.json                decides the contents; written first
+    shard-00000.arrayrecord  one record for each example: its fields' bytes, one after the other
+    shard-00000.json         written after its shard: count, size, digest, what was passed over
+    empty.bin                the empty prompt's fields
+    info.json                all of this in one; written when every shard is there
+
+Fields, where V is 2 with mirrored twins and else 1, and K is the number of captions kept:
+
+    moments                [V, h, w, 2 C]  mean and log variance that the VAE gives
+    time_ids               [V, 6]
+    tokens                 [K, E, L]       repeated from the first one on where there are fewer
+    caption_count          []              how many captions there are before they repeat
+    encoder_hidden_states  [K, L, D]       where embeddings were asked for
+    text_embeds            [K, P]          likewise, of SDXL
+"""
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader
+
+from slam_jax.data.batches import Batch
+from slam_jax.data.image_text import ATTEMPTS
+from slam_jax.data.rejects import Rejected, Rejects
+from slam_jax.errors import InputError
+
+PLAN_FILE, INFO_FILE, EMPTY_FILE = "plan.json", "info.json", "empty.bin"
+FORMAT = 1
+OF_A_VIEW = ("moments", "time_ids")
+OF_A_CAPTION = ("tokens", "encoder_hidden_states", "text_embeds")
+KEYS = ("source", "identity", "filters", "model", "resolution", "counts", "rejects", "fields")
+ENDS = 4096  # bytes at both ends of a shard that its digest is made of
+OPEN_SHARDS = 256
+OPENERS = 16  # threads that look at the shards
+# For random access; the large buffers that are usual are for reading all in order.
+READER = dict(options="readahead_buffer_size:0,max_parallelism:0", file_reader_buffer_size=32768)
+GO_ON = "run the slam_jax.prepare command that made the folder again, which makes what is missing"
+
+
+def shard_name(shard: int) -> str:
+    return f"shard-{shard:05d}.arrayrecord"
+
+
+def row_dtype(fields: Mapping[str, Mapping[str, Any]]) -> np.dtype:
+    """A record as numpy sees it.
+
+    Args:
+      fields: name -> {"dtype", "shape"}, in their order in the record.
+    """
+    return np.dtype([(name, _dtype(f["dtype"]), tuple(f["shape"])) for name, f in fields.items()])
+
+
+def _dtype(name: str) -> np.dtype:
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+def empty_dtype(row: np.dtype) -> np.dtype:
+    """The same for one caption alone, as the empty prompt's file has it."""
+    fields = ((name, row[name]) for name in OF_A_CAPTION if name in row.names)
+    return np.dtype([(name, field.base, field.shape[1:]) for name, field in fields])
+
+
+def state_of(file: Path) -> tuple[int, str]:
+    """Size and a digest of both ends: what tells a shard from another one in an instant.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as content:
+        head = content.read(ENDS)
+        content.seek(max(size - ENDS, 0))
+        return size, hashlib.sha256(head + content.read(ENDS)).hexdigest()
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """What a finished folder holds: the contents of info.json.
+
+    Raises:
+      InputError: it is not finished, or damaged, or another kind of folder.
+    """
+    path = folder / INFO_FILE
+    if not path.exists():
+        if (folder / PLAN_FILE).exists():
+            done = len(list(folder.glob("shard-*.json")))
+            raise InputError(f"{folder}: not finished, {done} shards are done; {GO_ON}")
+        raise InputError(f"{path}: no such file; python -m slam_jax.prepare makes such a folder")
+    info = read_json(path)
+    if info.get("format") != FORMAT:
+        found = info.get("format")
+        raise InputError(f"{path}: format {found!r}, expected {FORMAT}; prepare the data anew")
+    if missing := [key for key in (*KEYS, "shards", "empty") if key not in info]:
+        raise InputError(f"{path}: damaged ({missing[0]} is missing); remove it, and {GO_ON}")
+    return info
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+      InputError: the file cannot be read, or is something else.
+    """
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); remove it, and {GO_ON}") from error
+    return content
+
+
+def check_fits(
+    folder: Path,
+    info: Mapping[str, Any],
+    teacher: str,
+    fingerprints: Mapping[str, str],
+    resolution: int,
+) -> None:
+    """What is stored is what the training would compute.
+
+    Args:
+      folder, info: of the latents.
+      teacher: its name, for the message.
+      fingerprints: of the teacher's parts.
+      resolution: of the training, in pixels.
+
+    Raises:
+      InputError: another model's VAE or tokenizer (or text encoder, where embeddings are stored)
+        made it, or its pictures have another size.
+    """
+    if info["resolution"] != resolution:
+        raise InputError(
+            f"{folder}: its pictures have {info['resolution']} pixels, but resolution = "
+            f"{resolution} is asked for; set it to {info['resolution']}, or prepare the data anew"
+        )
+    model = info["model"]
+    for part, fingerprint in model["fingerprints"].items():
+        if fingerprints.get(part) != fingerprint:
+            raise InputError(
+                f"{folder}: made with the {part} of {model['path']}, which is not the {part} of "
+                f"{teacher}; train with that model, or prepare the data with this one"
+            )
+
+
+class Prepared:
+    """A source of batches {"moments": [B, h, w, 2 C], "tokens": int32 [B, E, L], "time_ids":
+    float32 [B, 6]}, with "encoder_hidden_states" and "text_embeds" where they are stored.
+
+    Args:
+      folder: the finished one.
+      flip: take the mirrored twin of half of the examples.
+      captions: which of several is taken, "random" or "first".
+      empty_prompts: share of the examples that lose their caption.
+
+    Raises:
+      InputError: the folder is not finished, or damaged, or has no twins to flip to.
+    """
+
+    def __init__(
+        self, folder: Path, flip: bool = False, captions: str = "random", empty_prompts: float = 0.0
+    ):
+        self.info = info = read_info(folder)
+        self.name, self._folder = str(folder), folder
+        self._flip, self._captions, self._empty_prompts = flip, captions, empty_prompts
+        if flip and not info["flip"]:
+            raise InputError(
+                f"{folder}: has no mirrored pictures to flip to; set flip to False, or prepare the "
+                "data with --flip"
+            )
+        self._dtype = row_dtype(info["fields"])
+        self._check_shards()
+        self._empty = self._read_empty()
+        self._ends = np.cumsum([shard["count"] for shard in info["shards"]])
+        what = json.dumps([info["fields"], info["shards"], info["empty"]]).encode()
+        self.identity = hashlib.sha256(what).hexdigest()
+        self._readers: OrderedDict[int, ArrayRecordReader] = OrderedDict()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_readers": OrderedDict()}  # opened anew in a worker process
+
+    def read(self, indices: np.ndarray, seeds: np.ndarray) -> tuple[Batch, Rejects]:
+        rejects, batch = Rejects(), self._allocate(len(indices))
+        for place, (index, seed) in enumerate(zip(indices, seeds, strict=True)):
+            self._draw(int(index), int(seed), place, batch, rejects)
+        return batch, rejects
+
+    def _allocate(self, count: int) -> Batch:
+        stored = {name: self._dtype[name] for name in (*OF_A_VIEW, *self._empty.dtype.names)}
+        return {
+            name: np.empty((count, *field.shape[1:]), field.base) for name, field in stored.items()
+        }
+
+    def _draw(self, index: int, seed: int, place: int, batch: Batch, rejects: Rejects) -> None:
+        """Puts the example, or the first whole one of a sequence that its seed decides, into the
+        batch."""
+        for attempt in range(ATTEMPTS):
+            rng = np.random.default_rng((seed, attempt))
+            # The same draws as those of pictures that are encoded in training; the first of them
+            # places the crop there.
+            _, mirrored, choice, emptied = rng.random(4)
+            try:
+                row = self._row(index)
+            except Rejected as rejected:
+                rejects.add(rejected)
+                index = int(rng.integers(len(self)))
+                continue
+            twin = int(self._flip and mirrored < 0.5)
+            for name in OF_A_VIEW:
+                batch[name][place] = row[name][twin]
+            which = int(choice * row["caption_count"]) if self._captions == "random" else 0
+            is_empty = emptied < self._empty_prompts
+            for name in self._empty.dtype.names:
+                batch[name][place] = self._empty[name] if is_empty else row[name][which]
+            return
+        raise InputError(
+            f"{self.name}: {ATTEMPTS} examples in a row cannot be used: "
+            f"{'; '.join(rejects.lines())}"
+        )
+
+    def _row(self, index: int) -> np.void:
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        row = index - int(self._ends[shard]) + self.info["shards"][shard]["count"]
+        reader = self._reader(shard)
+        try:
+            return np.frombuffer(reader.read([row])[0], self._dtype)[0]
+        # RuntimeError: a checksum that is wrong; ValueError: another size.
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise Rejected("damaged record", f"{shard_name(shard)}/{row}") from error
+
+    def _reader(self, shard: int) -> ArrayRecordReader:
+        """The shard's, opened if it was not, at the cost of the one that was not used for longest
+        where many are open."""
+        if shard in self._readers:
+            self._readers.move_to_end(shard)
+            return self._readers[shard]
+        path = self._folder / shard_name(shard)
+        reader = ArrayRecordReader(str(path), **READER)
+        if not reader.ok():
+            raise InputError(f"{path}: cannot be read any more; {GO_ON}")
+        if len(self._readers) == OPEN_SHARDS:
+            self._readers.popitem(last=False)
+        self._readers[shard] = reader
+        return reader
+
+    def _check_shards(self) -> None:
+        """Every shard is there, and the one that was made."""
+
+        def check(shard):
+            path, record = self._folder / shard_name(shard), self.info["shards"][shard]
+            try:
+                if state_of(path) != (record["size"], record["digest"]):
+                    raise InputError(f"{path}: not the file that was made; {GO_ON}")
+            except OSError as error:
+                why = error.strerror
+                raise InputError(f"{path}: cannot be read ({why}); {GO_ON}") from error
+
+        with ThreadPoolExecutor(OPENERS) as pool:
+            for _ in pool.map(check, range(len(self.info["shards"]))):
+                pass
+
+    def _read_empty(self) -> np.void:
+        path, dtype = self._folder / EMPTY_FILE, empty_dtype(self._dtype)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}); {GO_ON}") from error
+        if hashlib.sha256(content).hexdigest() != self.info["empty"]:
+            raise InputError(f"{path}: not the file that was made; remove it, and {GO_ON}")
+        return np.frombuffer(content, dtype)[0]

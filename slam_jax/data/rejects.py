@@ -1,0 +1,83 @@
+"""Examples that cannot be used are passed over, and counted by reason with the first one named."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from slam_jax.errors import InputError
+
+FEW = 100  # a share of fewer examples than this says little
+
+
+class Rejected(Exception):
+    """An example cannot be used.
+
+    Attributes:
+      reason: a few words, the same for all examples of its kind: they are counted by it.
+      name: the example's, such as "00003.tar/000123".
+      asked_for: a filter of the user's took it out; it does not count as damage.
+    """
+
+    def __init__(self, reason: str, name: str, asked_for: bool = False):
+        super().__init__(reason, name, asked_for)  # all of them, so that workers can send it
+        self.reason, self.name, self.asked_for = reason, name, asked_for
+
+
+@dataclass
+class Rejects:
+    """How many examples were passed over, by reason.
+
+    Attributes:
+      counts: by reason.
+      first: the first example's name, by reason.
+      asked_for: reasons that are filters of the user's.
+    """
+
+    counts: dict[str, int] = field(default_factory=dict)
+    first: dict[str, str] = field(default_factory=dict)
+    asked_for: set[str] = field(default_factory=set)
+
+    def add(self, rejected: Rejected, count: int = 1) -> None:
+        """Counts one, or several that are like it."""
+        self.first.setdefault(rejected.reason, rejected.name)
+        self.counts[rejected.reason] = self.counts.get(rejected.reason, 0) + count
+        if rejected.asked_for:
+            self.asked_for.add(rejected.reason)
+
+    def update(self, later: "Rejects") -> None:
+        """Adds what was counted later."""
+        for reason, count in later.counts.items():
+            again = Rejected(reason, later.first[reason], reason in later.asked_for)
+            self.add(again, count)
+
+    @property
+    def total(self) -> int:
+        return sum(dict(self.counts).values())  # copied: a thread may be counting
+
+    @property
+    def damaged(self) -> int:
+        """How many of them no filter asked for."""
+        counts = dict(self.counts)
+        return sum(n for reason, n in counts.items() if reason not in self.asked_for)
+
+    def lines(self) -> Iterator[str]:
+        """For each reason, the most frequent first: how many, why, and the first one's name."""
+        counts = dict(self.counts)
+        for reason in sorted(counts, key=lambda reason: -counts[reason]):
+            yield f"{counts[reason]} {reason} (first: {self.first[reason]})"
+
+    def check(self, read: int, most: float, where: str) -> None:
+        """Refuses a source that is mostly damaged.
+
+        Args:
+          read: how many examples were read and used.
+          most: the share of damaged ones that is borne.
+          where: the source's name, for the message.
+
+        Raises:
+          InputError: more than that share are damaged.
+        """
+        if self.damaged > most * max(read + self.damaged, FEW):
+            raise InputError(
+                f"{where}: {self.damaged} of {read + self.damaged} examples cannot be used, more "
+                f"than max_rejects = {most:g} allows: {'; '.join(self.lines())}"
+            )
