@@ -165,7 +165,8 @@ def measure_cached(folder: Path, small: bool, minutes: float) -> dict:
     }
     plan = {
         **{"format": FORMAT, "source": "random", "identity": "random", "filters": {}, "model": {}},
-        **{"resolution": 512, "flip": False, "fields": fields},
+        **{"resolution": 512, "flip": False, "crop": "center", "captions": 1, "fields": fields},
+        "precision": "float32",
         **{"examples": examples, "shard_size": 1024},
     }
     store, rng = Store(folder / "cached", plan), np.random.default_rng(0)
@@ -181,7 +182,7 @@ def measure_cached(folder: Path, small: bool, minutes: float) -> dict:
                     }
                 )
     store.write_empty(np.zeros((), empty_dtype(store.dtype)))
-    store.finish(Rejects())
+    store.finish(Rejects(), 1.0)
     count, rows = 0, []
     batches = Batches(Prepared(folder / "cached"), BATCH, seed=0)
     with closing(batches.iterate(0)) as iterator:

@@ -85,6 +85,24 @@ def steps_in(folder: Path) -> list[int]:
     return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
 
 
+def read_position(folder: Path, step: int) -> dict[str, Any]:
+    """The data position in a checkpoint.
+
+    Args:
+      folder: of the checkpoints.
+      step: one of `steps_in`.
+
+    Raises:
+      InputError: the checkpoint is damaged.
+    """
+    path = folder.absolute() / str(step) / "data"
+    try:
+        return ocp.JsonCheckpointHandler().restore(path)
+    except (OSError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: damaged ({why}); remove this step's checkpoint") from error
+
+
 def read_part(folder: Path, step: int, part: str, like: Any) -> Any:
     """One part of a saved state, such as "ema", as numpy arrays; nothing else takes memory.
 

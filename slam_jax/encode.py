@@ -13,7 +13,7 @@ from slam_jax.data.prepared import empty_dtype, row_dtype
 from slam_jax.data.views import Views
 from slam_jax.errors import InputError
 from slam_jax.models.folder import Folder
-from slam_jax.models.load import TIME_IDS, read_surroundings
+from slam_jax.models.load import TIME_IDS, read_surroundings, read_vae
 from slam_jax.models.sd_pipeline import StableDiffusionPipeline
 from slam_jax.sharding import AXES, batch_sharding, replicated
 
@@ -66,9 +66,11 @@ class Encoder:
         self._embeds = "encoder_hidden_states" in fields
         self._sharding = batch_sharding(mesh)
         self._dtype = self._row["moments"].base
-        frozen = read_surroundings(folder, pipeline, precision, precision)
-        used = frozen if self._embeds else {"vae": frozen["vae"]}
-        self._frozen = jax.device_put(used, replicated(mesh))
+        if self._embeds:
+            frozen = read_surroundings(folder, pipeline, precision, precision)
+        else:
+            frozen = {"vae": read_vae(folder, pipeline, precision)}
+        self._frozen = jax.device_put(frozen, replicated(mesh))
         self._moments, self._embed = jax.jit(self._trace_moments), jax.jit(self._trace_embeddings)
 
     def start(self, views: Sequence[Views]) -> Encoded:

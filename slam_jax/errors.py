@@ -24,9 +24,9 @@ def options_of(path: str) -> Iterator[None]:
 
 
 @contextmanager
-def value_of(option: str) -> Iterator[None]:
-    """Puts an option's name before an InputError that begins with the option's value."""
+def prefixed(name: str) -> Iterator[None]:
+    """Puts the name of an option or a group before whatever an InputError says."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"{option} = {error}") from error
+        raise InputError(f"{name}{error}") from error

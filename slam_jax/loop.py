@@ -69,7 +69,7 @@ class MetricLog:
                 values[name] = float(column.mean())
         if rejects.total:
             values["rejected_examples"] = rejects.total
-        for reason, name in dict(rejects.first).items():
+        for reason, name in rejects.first.items():
             if reason not in self._known:
                 tqdm.write(f"note: passed over {name}: {reason}", file=sys.stderr)
         self._known = set(rejects.first)
@@ -155,14 +155,14 @@ def fit(
     checkpoints = Checkpoints(folder / "checkpoints", training.keep_checkpoints)
     with checkpoints, StopRequest() as stop:
         if checkpoints.latest_step is None:
-            state, seen = init(params), 0
+            state = init(params)
         else:
             state, position = checkpoints.restore(jax.eval_shape(init, params), replicated(mesh))
-            seen = data.find(position)
+            data.restore(position)
         first = int(state.step)
         with (
             closing(MetricLog(folder, first, training.batch_size)) as log,
-            closing(data.iterate(seen, partial(put_batch, mesh=mesh))) as batches,
+            closing(data.iterate(first, partial(put_batch, mesh=mesh))) as batches,
             tqdm(desc=name, total=training.steps, initial=first, unit="step", mininterval=1) as bar,
         ):
             if first < training.steps:
@@ -170,7 +170,18 @@ def fit(
             metrics: dict[str, jax.Array] = {}
             for step in range(first + 1, training.steps + 1):
                 previous = metrics
-                state, metrics = step_fn(state, frozen, next(batches))
+                try:
+                    batch = next(batches)
+                except Exception:
+                    # The data ended it, or a stop that their processes heard of first.
+                    if step > first + 1:
+                        checkpoints.save(step - 1, state, data.position(step - 1))
+                    if stop.asked:
+                        raise Interrupted(
+                            f"stopped at step {step - 1} of {training.steps} ({name}), and saved"
+                        ) from None
+                    raise
+                state, metrics = step_fn(state, frozen, batch)
                 # No more than two steps are in flight, so that a stop does not wait for more.
                 jax.block_until_ready(previous)
                 stopping = stop.asked  # read once: a signal may come at any time
@@ -191,7 +202,7 @@ def fit(
                     rate = values.get("samples_per_second", np.nan)
                     bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.0f} samples/s", False)
                 if step % training.checkpoint_every == 0 or last or stopping:
-                    checkpoints.save(step, state, data.position(step - first + seen))
+                    checkpoints.save(step, state, data.position(step))
                 if stopping:
                     raise Interrupted(
                         f"stopped at step {step} of {training.steps} ({name}), and saved"

@@ -19,10 +19,12 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from slam_jax import runtime
+from slam_jax.checkpoint import read_position, steps_in
 from slam_jax.config import Config
+from slam_jax.data.batches import check_position
 from slam_jax.distill import distill
 from slam_jax.draw import student_sampler, teacher_sampler
-from slam_jax.errors import BackendError, InputError, options_of
+from slam_jax.errors import BackendError, InputError, options_of, prefixed
 from slam_jax.evaluate import Ladder, to_markdown, write_report
 from slam_jax.files import write_whole
 from slam_jax.freeze import first_change, freeze, to_json
@@ -146,6 +148,10 @@ def run(config: Config, workdir: Path, resume: bool = False) -> list[dict]:
     started = time.perf_counter()
     runtime.probe()
     mesh, job = build(config, workdir)
+    source = job.source()
+    if resume and (steps := steps_in(workdir / "checkpoints")):
+        with prefixed("config.data: "):
+            check_position(source, read_position(workdir / "checkpoints", steps[-1]))
     claim_workdir(workdir, config, resume)
     pipeline, method, precision = job.pipeline, config.method, config.precision
     unet = student_config(pipeline.unet, method.conditioning)
@@ -165,7 +171,7 @@ def run(config: Config, workdir: Path, resume: bool = False) -> list[dict]:
     def draw_samples(params, step):
         job.save_ladder(ladder, params, workdir / "samples" / f"step_{step:06d}.png")
 
-    student = distill(config, pipeline, initial, frozen, job.source(), workdir, mesh, draw_samples)
+    student = distill(config, pipeline, initial, frozen, source, workdir, mesh, draw_samples)
     student = replace(student, info={"teacher": job.teacher_info(), **student.info})
     job.export(student, workdir / "export")
     params = jax.device_put(student.params, replicated(mesh))

@@ -26,7 +26,7 @@ from slam_jax.data.examples import Examples
 from slam_jax.data.image_text import CROPS, Transform
 from slam_jax.data.prepared import FORMAT
 from slam_jax.data.prepared_write import Store, check_folder
-from slam_jax.data.rejects import Rejects
+from slam_jax.data.rejects import FEW, Rejects
 from slam_jax.data.views import Cutter, Indices, groups, read_ahead
 from slam_jax.encode import Encoder
 from slam_jax.errors import BackendError, InputError
@@ -89,7 +89,7 @@ def plan_of(
         "flip": arguments.flip,
         "captions": arguments.captions,
         "text_embeddings": arguments.text_embeddings,
-        "seed": arguments.seed,
+        "seed": arguments.seed if arguments.crop == "random" else None,
         "dtype": arguments.dtype,
         "precision": arguments.precision,
         "shard_size": arguments.shard_size,
@@ -126,8 +126,11 @@ def check_options(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) < 1:
             option = name.replace("_", "-")
             raise InputError(f"--{option} {getattr(arguments, name)}: expected 1 or more")
-    if not 0 <= arguments.seed < SEEDS:
+    if arguments.seed is not None and not 0 <= arguments.seed < SEEDS:
         raise InputError(f"--seed {arguments.seed}: expected 0 to {SEEDS - 1}")
+    if arguments.seed is not None and arguments.crop != "random":
+        raise InputError("--seed: decides random crops only; leave it out, or add --crop random")
+    arguments.seed = arguments.seed or 0
     check_folder(arguments.out)
 
 
@@ -231,10 +234,10 @@ def run(arguments: argparse.Namespace) -> str:
             for count, passed_over in made:
                 used += count
                 rejects.update(passed_over)
-                rejects.check(used, data.max_rejects, arguments.source)
+                rejects.check(used, data.max_rejects, arguments.source, FEW)
     for line in rejects.lines():
         print(f"note: {arguments.source}: passed over {line}", file=sys.stderr)
-    if (info := store.finish(examples.rejects)) is None:
+    if (info := store.finish(examples.rejects, data.max_rejects)) is None:
         return f"part {part}/{parts} of {arguments.out} is done; others are not yet"
     counts = info["counts"]
     return f"wrote {arguments.out}: {counts['examples']} of {counts['source']} examples"
@@ -257,7 +260,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--flip", action="store_true", help="store each picture's mirrored twin too")
     add("--captions", type=int, default=1, help="how many of an example's captions to keep")
     add("--text-embeddings", action="store_true", help="store what the text encoders give too")
-    add("--seed", type=int, default=0, help="of random crops")
+    add("--seed", type=int, help="of random crops; default: 0")
     add("--dtype", choices=STORED, default="float16", help="of what is stored")
     add("--precision", choices=DTYPES, default="float32", help="that the model computes in")
     add("--batch", type=int, default=16, help="examples that are encoded at a time")
@@ -271,6 +274,7 @@ def main(argv: list[str] | None = None) -> None:
     except (InputError, BackendError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
+        print("\nstopped; finished shards are kept, the same command goes on", file=sys.stderr)
         sys.exit(130)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,16 +33,16 @@ OPTIONS = {  # what a command line calls the options of `config.Data` that say h
     "index": "folder for what is known of tar shards",
 }
 # Which options a kind of source reads; set for another kind, they are refused.
-ALWAYS = ("source", "workers", "max_rejects")
+ALWAYS = ("source", "workers")
 DRAWN = ("resolution", "flip", "captions", "empty_prompts")
-IMAGES = (*DRAWN, "crop", "min_size", "caption_key")
+IMAGES = (*DRAWN, "crop", "min_size", "caption_key", "max_rejects")
 READS = {
     "digits": ALWAYS,
     "photographs": (*ALWAYS, *DRAWN, "crop"),
     "folder": (*ALWAYS, *IMAGES, "max_watermark"),
     "tar": (*ALWAYS, *IMAGES, "max_watermark", "index"),
     "tfds": (*ALWAYS, *IMAGES, "image_key", "split", "data_dir"),
-    "prepared": (*ALWAYS, *DRAWN),
+    "prepared": (*ALWAYS, *DRAWN, "max_rejects"),
 }
 
 
@@ -55,17 +56,24 @@ def kind_of(source: str) -> str:
         return source
     if source.startswith(TFDS):
         return "tfds"
-    folder = Path(source).expanduser()
-    if folder.is_dir():
+    folder = _home(source)
+    if os.path.isdir(folder):  # noqa: PTH112 - a long pattern is no path, which Path would say
+        folder = Path(folder)
         if (folder / PLAN_FILE).exists():
             return "prepared"
         return "tar" if any(folder.glob("*.tar")) else "folder"
     if source.endswith((".tar", ".tar.gz", ".tgz")) or any(c in source for c in "*?[{:"):
         return "tar"
+    found = "a file" if os.path.isfile(folder) else "no such folder"  # noqa: PTH113 - as above
     raise InputError(
-        f"{source!r}: no such folder; expected a folder, a pattern of .tar shards such as "
-        "'data/{00000..00331}.tar', tfds:NAME, photographs, or digits"
+        f"{source!r}: {found}; expected a folder (of images, of .tar shards, or made by "
+        "slam_jax.prepare), a pattern such as 'data/{00000..00331}.tar', tfds:NAME, or photographs"
     )
+
+
+def _home(source: str) -> str:
+    """Resolves "~"; one of nobody stays as it is."""
+    return os.path.expanduser(source)  # noqa: PTH111 - Path would refuse it
 
 
 def check_used(data: Data, kind: str) -> None:
@@ -83,15 +91,21 @@ def check_used(data: Data, kind: str) -> None:
             )
 
 
-def open_examples(data: Data) -> Examples:
+def open_examples(data: Data, judged: bool = True) -> Examples:
     """Images with captions.
+
+    Args:
+      data: which.
+      judged: refuse what is damaged beyond `max_rejects`.
 
     Raises:
       InputError: there is no such source, it is not one of images, or too much of it is damaged.
     """
     kind, source = kind_of(data.source), data.source
-    if kind in ("digits", "prepared"):
-        raise InputError(f"{source}: no images with captions in it")
+    if kind == "digits":
+        raise InputError("digits: they have no captions; expected another source")
+    if kind == "prepared":
+        raise InputError(f"{source}: latents that are prepared already; name what they are made of")
     check_used(data, kind)
     filters = Filters(data.min_size, data.max_watermark)
     if kind == "photographs":
@@ -102,11 +116,12 @@ def open_examples(data: Data) -> Examples:
             name, data.split, data.data_dir, data.image_key, data.caption_key, filters
         )
     elif kind == "folder":
-        examples = ImageFolder(Path(source).expanduser(), filters, data.caption_key)
+        examples = ImageFolder(Path(_home(source)), filters, data.caption_key)
     else:
-        index = Path(data.index).expanduser() if data.index else None
+        index = Path(_home(data.index)) if data.index else None
         examples = TarShards(source, filters, data.caption_key, index)
-    examples.rejects.check(len(examples), data.max_rejects, source)
+    if judged:
+        examples.rejects.check(len(examples), data.max_rejects, source)
     return examples
 
 
@@ -130,9 +145,7 @@ def open_source(
     """
     if kind_of(data.source) == "prepared":
         check_used(data, "prepared")
-        return Prepared(
-            Path(data.source).expanduser(), data.flip, data.captions, data.empty_prompts
-        )
+        return Prepared(Path(_home(data.source)), data.flip, data.captions, data.empty_prompts)
     transform = Transform(data.resolution, data.crop, data.flip, data.captions, data.empty_prompts)
     examples = open_examples(data)
     say_rejects(examples)

@@ -64,7 +64,7 @@ def plan(twins=True, embeddings=True, dtype="float16", count=COUNT, **changes):
             "fingerprints": {"vae": "1", "tokenizer": "2"},
         },
         "resolution": 24,
-        "flip": twins,
+        **{"flip": twins, "crop": "center", "captions": CAPTIONS, "precision": "float32"},
         "shard_size": SHARD_SIZE,
         "fields": fields,
         **changes,
@@ -103,6 +103,6 @@ def write(folder, rejected=(), finish=True, **options):
                 else:
                     writer.write({k: v[index : index + 1] for k, v in everything.items()})
     if finish:
-        store.finish(Rejects())
+        store.finish(Rejects(), 1.0)
     kept = [n for n in range(content["examples"]) if n not in rejected]
     return {name: rows[kept] for name, rows in everything.items()}, empty

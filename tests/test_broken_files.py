@@ -35,7 +35,7 @@ FILES = {
     "blank text": ({"png": IMAGE, "txt": b" \r\n\t"}, "empty caption"),
     "a mark and no text": ({"png": IMAGE, "txt": b"\xef\xbb\xbf"}, "empty caption"),
     "a text alone": ({"txt": b"alone"}, "no image for a caption"),
-    "an image of another kind": ({"gif": b"GIF89a", "txt": b"a"}, "no image for a caption"),
+    "an image of another kind": ({"gif": b"GIF89a", "txt": b"a"}, "not a JPEG, PNG or WebP image"),
     "two kinds of image": ({"jpg": IMAGE, "png": IMAGE, "txt": b"a"}, "several images for one key"),
     **{
         name: ({"png": maker(), "txt": b"a broken image"}, REASONS[name])

@@ -185,7 +185,7 @@ def prepared(tmp_path):
             writer.write({name: rows[name] for name in store.dtype.names})
             writer.rejects.add(Rejected("damaged image", "picture 2"))
     store.write_empty(np.zeros((), empty_dtype(store.dtype)))
-    assert store.finish(Rejects()) is not None
+    assert store.finish(Rejects(), 1.0) is not None
     return folder, store.shards
 
 
@@ -208,7 +208,7 @@ def test_latents(prepared, capsys, tmp_path):
     ("arguments", "words"),
     [
         (["/nowhere"], "no such folder; expected"),
-        (["digits"], "digits: no images"),
+        (["digits"], "digits: they have no captions"),
         (["photographs", "--sample", "0"], "--sample 0: expected"),
         (["photographs", "--seed", "-1"], "--seed -1: expected 0 to"),
         (["photographs", "--out", "a.jpg"], "--out a.jpg: expected a file that ends in .png"),

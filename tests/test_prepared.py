@@ -242,7 +242,7 @@ def test_unfinished_and_damaged_folders_are_refused(copy, tmp_path):
         (copy / "info.json").write_text(damaged)
         assert "info.json: damaged" in refused(copy)
     (copy / "info.json").unlink()
-    assert "not finished, 3 shards are done" in refused(copy)
+    assert "not finished, 3 of 3 shards are done" in refused(copy)
 
 
 def test_flipping_needs_twins(tmp_path):

@@ -34,7 +34,7 @@ def test_what_was_passed_over_is_summed(tmp_path):
     store, opening = Store(tmp_path / "x", prepared_files.plan()), Rejects()
     opening.add(Rejected("no caption", "a"), 3)
     opening.add(Rejected("too small", "b", asked_for=True))
-    store.finish(opening)
+    store.finish(opening, 1.0)
     info = read_info(tmp_path / "x")
     assert [entry["count"] for entry in info["shards"]] == [3, 0, 2]
     assert info["rejects"] == {
@@ -59,8 +59,8 @@ def test_the_identity_is_that_of_the_content(finished, copy, tmp_path):
     ("changes", "message"),
     [
         ({"resolution": 32}, "begun with resolution = 24, but now it is 32"),
-        ({"identity": "other"}, "begun with identity = 'a digest', but now it is 'other'"),
-        ({"crop": "random"}, "begun with crop = None, but now it is 'random'"),
+        ({"identity": "other"}, "begun with other examples or captions (10 then, 10 now)"),
+        ({"crop": "random"}, "begun with crop = 'center', but now it is 'random'"),
         ({"filters": {"min_size": 9}}, "begun with filters.min_size = 0, but now it is 9"),
         ({"dtype": "bfloat16"}, "begun with fields.moments.dtype = 'float16'"),
     ],

@@ -172,7 +172,6 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
 
 @pytest.mark.filterwarnings("default")  # of the library
 def test_shards_on_a_web_server(tmp_path):
-    pytest.importorskip("aiohttp")
     tar_files.write(
         tmp_path / "data", {f"{n}.tar": tar_files.tar(tar_files.good(2, n)) for n in range(2)}
     )

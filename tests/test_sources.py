@@ -66,13 +66,27 @@ def test_a_name_says_what_it_is(shards, folder):
         **{"gs://bucket/x-*.tar": "tar", "a.tar::b.tar": "tar", "https://host/0.tar": "tar"},
     }
     assert {source: kind_of(source) for source in kinds} == kinds
-    with pytest.raises(InputError, match="'nowhere': no such folder; expected a folder, a pattern"):
+    with pytest.raises(InputError, match="'nowhere': no such folder; expected a folder"):
         kind_of("nowhere")
+
+
+def test_a_name_may_be_long_or_of_nobodys_home(shards):
+    many = "::".join(f"{shards}/{i % 2}.tar" for i in range(300))
+    assert kind_of(many) == "tar"
+    with pytest.raises(InputError, match="0.tar is in it twice"):
+        open_examples(Data(source=many))
+    braces = f"{shards}/{{{','.join(['0'] * 300)}}}.tar"
+    with pytest.raises(InputError, match="0.tar is in it twice"):
+        open_examples(Data(source=braces))
+    with pytest.raises(InputError, match="~nobody-at-all/x.tar: no such tar shard"):
+        open_examples(Data(source="~nobody-at-all/x.tar"))
+    with pytest.raises(InputError, match="simplecache::...: chained URLs are not read"):
+        open_examples(Data(source="simplecache::file:///a.tar"))
 
 
 def test_sources_are_opened_with_their_options(shards, folder, tmp_path, capsys):
     index = str(tmp_path / "index")
-    data = Data(source=f"{shards}/*.tar", min_size=20, index=index)
+    data = Data(source=f"{shards}/*.tar", min_size=20, max_rejects=0.2, index=index)
     examples = open_examples(data)
     assert isinstance(examples, TarShards) and len(examples) == 4
     say_rejects(examples)
@@ -128,7 +142,7 @@ def test_an_option_that_a_source_does_not_read_is_refused(kind):
 @pytest.mark.parametrize("source", ["digits", "photographs"])
 def test_bundled_sources_have_images_or_not(source):
     if source == "digits":
-        with pytest.raises(InputError, match="digits: no images with captions"):
+        with pytest.raises(InputError, match="digits: they have no captions"):
             open_examples(Data(source=source))
     else:
         assert len(open_examples(Data(source=source))) == 15

@@ -99,6 +99,17 @@ jax.config.update("jax_num_cpu_devices", 3)  # an error once a backend has start
 """
 
 
+def test_other_data_are_refused_when_a_run_goes_on_and_nothing_is_changed(
+    teachers, finished, tmp_path
+):
+    record = (finished / "config.json").read_bytes()
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("black")
+    with pytest.raises(SystemExit, match=r"config.data: .*not the examples.*15 then, 1 now"):
+        launch(teachers["sd15"], finished, "--resume", f"--config.data.source={tmp_path}")
+    assert (finished / "config.json").read_bytes() == record
+
+
 @pytest.mark.slow
 def test_processes_that_read_start_no_backend(teachers, tmp_path):
     """On a GPU each of them would take a part of its memory."""
@@ -240,7 +251,7 @@ def test_a_teacher_takes_no_image(teachers, tmp_path):
         ("--config.teacher.path=/nowhere/sd", "/nowhere/sd"),
         ("--config.teacher.variant=fp16", "fp16"),
         ("--config.data.resolution=100", "config.data.resolution = 100"),
-        ("--config.data.source=laion", "config.data.source = 'laion': no such folder"),
+        ("--config.data.source=laion", "config.data: 'laion': no such folder"),
         ("--config.precision.vae=float16", "config.precision.vae = 'float16'"),
         ("--config.method.num_ddim_timesteps=30", "config.method.num_ddim_timesteps"),
         ("--config.training.batch_size=12", "config.training.batch_size = 12"),

@@ -90,8 +90,9 @@ def test_the_identity_tells_other_examples(data_dir, tmp_path):
         examples_of(data_dir, "train[4:]"),  # as many of another shard
         examples_of(data_dir, caption_key="title"),
         examples_of(data_dir, image_key="more/image"),
+        examples_of(data_dir, filters=Filters(min_size=23)),
     ]
-    assert len({one, *(other.identity for other in others)}) == 7
+    assert len({one, *(other.identity for other in others)}) == 8
     make(tmp_path, FEATURES, [example(i) for i in range(COUNT)])
     assert examples_of(tmp_path).identity == one  # a copy elsewhere
     make(tmp_path / "more", FEATURES, [example(i) for i in range(COUNT + 1)])
@@ -112,10 +113,12 @@ def test_caption_is_the_caption_among_several_texts(tmp_path):
 
 def test_small_images_are_filtered(data_dir):
     examples = examples_of(data_dir, filters=Filters(min_size=23))
-    assert examples[3].captions == ("ñ 3.0",)
-    with pytest.raises(Rejected, match="smaller than min_size = 23") as caught:
-        examples[2]
-    assert caught.value.asked_for and caught.value.name == "train/2"
+    assert len(examples) == COUNT - 3 and examples[0].captions == ("ñ 3.0",)
+    assert examples.rejects.counts == {"smaller than min_size = 23": 3}
+    assert examples.rejects.first == {"smaller than min_size = 23": "train/0"}
+    assert examples.rejects.damaged == 0
+    with pytest.raises(InputError, match=f"tfds:pics: no example can be used: {COUNT} smaller"):
+        examples_of(data_dir, filters=Filters(min_size=1000))
 
 
 def test_examples_that_cannot_be_used_are_rejected(tmp_path):
@@ -137,14 +140,17 @@ def test_examples_that_cannot_be_used_are_rejected(tmp_path):
     )
     found = examples_of(tmp_path, caption_key="captions")
     assert found[0].captions == ("fine",)
-    for index, reason in enumerate(
-        ["caption not UTF-8", "no caption", "empty caption", "not a JPEG, PNG or WebP image"], 1
-    ):
+    reasons = ["caption not UTF-8", "no caption", "empty caption"]
+    for index, reason in enumerate(reasons, 1):
         with pytest.raises(Rejected, match=reason) as caught:
             found[index]
         assert not caught.value.asked_for and caught.value.name == f"train/{index}"
     with pytest.raises(Rejected, match="no caption"):
         examples_of(tmp_path, caption_key="label")[0]  # -1: not labelled
+    looked_at = examples_of(tmp_path, caption_key="captions", filters=Filters(min_size=1))
+    reasons.append("not a JPEG, PNG or WebP image")
+    assert looked_at.rejects.counts == dict.fromkeys(reasons, 1) and len(looked_at) == 1
+    assert looked_at.rejects.damaged == 4
 
 
 def test_a_record_without_an_image(tmp_path):
@@ -262,7 +268,6 @@ def test_batches_of_a_set(data_dir, workers):
     iterator = batches.iterate(0)
     batch = next(iterator)
     iterator.close()
-    assert batch["images"].shape == (COUNT, 16, 16, 3)
+    assert len(examples) == COUNT - 2 and batch["images"].shape == (COUNT, 16, 16, 3)
     assert np.unique(batch["time_ids"][:, 0]).tolist() == [22, 23, 24, 25, 26]
     assert batch["tokens"].tolist() == [[5]] * COUNT
-    assert batches.rejects.counts["smaller than min_size = 22"] >= 2

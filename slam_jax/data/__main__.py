@@ -198,10 +198,7 @@ def describe_prepared(folder: Path, info: Mapping[str, Any]) -> Iterator[Fact]:
     yield "captions", f"up to {info['captions']} of an example"
     for i, (name, field) in enumerate(info["fields"].items()):
         yield "" if i else "fields", f"{name}: {field['dtype']} {field['shape']}"
-    rejects = info["rejects"]
-    yield from describe_rejects(
-        Rejects(rejects["counts"], rejects["first"], set(rejects["asked_for"])), "passed over"
-    )
+    yield from describe_rejects(Rejects.from_dict(info["rejects"]), "passed over")
 
 
 def check_options(arguments: argparse.Namespace) -> None:
@@ -243,7 +240,7 @@ def run(arguments: argparse.Namespace) -> None:
     if kind_of(data.source) == "prepared":
         show_prepared(arguments, data)
         return
-    examples = open_examples(data)
+    examples = open_examples(data, judged=False)  # what there is to see is shown first
     looks, rejects = look_at_some(examples, arguments.sample, arguments.seed)
     show(describe(examples, looks, rejects))
     if not looks:
@@ -253,6 +250,8 @@ def run(arguments: argparse.Namespace) -> None:
     out = arguments.out or SHEET_FILE
     pictures.save(draw_sheet(looks), out)
     print(f"wrote {out}")
+    examples.rejects.check(len(examples), data.max_rejects, data.source)
+    rejects.check(len(looks), data.max_rejects, f"{data.source} (sampled)")
 
 
 def main(argv: list[str] | None = None) -> None:

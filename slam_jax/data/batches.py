@@ -5,12 +5,13 @@ workers read it, nor on how many processes share it, nor on where the run began.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any, Protocol
 
 import grain
 import numpy as np
 
-from slam_jax.data.rejects import Rejects
+from slam_jax.data.rejects import FEW, Rejects
 from slam_jax.data.workers import elements, in_workers
 from slam_jax.errors import InputError
 
@@ -39,6 +40,9 @@ class Source(Protocol):
         Args:
           indices: which, [B].
           seeds: one for each, [B], for whatever is random in reading it, such as a crop.
+
+        Raises:
+          InputError: the source cannot be read any more, or nothing usable is found in it.
         """
 
 
@@ -54,7 +58,7 @@ class Batches:
       max_rejects: the share of damaged examples that is borne.
 
     Attributes:
-      rejects: what was passed over so far.
+      rejects: what was passed over so far, in the batches that were taken.
     """
 
     def __init__(
@@ -71,23 +75,25 @@ class Batches:
         self._workers, self._max_rejects = workers, max_rejects
         share = batch_size // processes
         self._rows = slice(process * share, (process + 1) * share)
-        self.rejects, self._read = Rejects(), 0
+        self.rejects = Rejects()
 
     def position(self, count: int) -> dict[str, Any]:
-        """What a checkpoint after `count` batches has to keep; JSON-serialisable."""
-        return {"batches": count, "source": self._source.identity}
+        """What a checkpoint has to keep when `count` batches were taken; JSON-serialisable."""
+        return {
+            "batches": count,
+            "source": self._source.identity,
+            "examples": len(self._source),
+            "rejects": self.rejects.to_dict(),
+        }
 
-    def find(self, position: dict[str, Any]) -> int:
-        """How many batches came before a `position`.
+    def restore(self, position: dict[str, Any]) -> int:
+        """How many batches were taken at a `position`; what was passed over before counts too.
 
         Raises:
           InputError: it is a position in another source.
         """
-        if position.get("source") != self._source.identity:
-            raise InputError(
-                f"{self._source.name}: not the examples, or not the order of them, that the run "
-                "began with; give it the same data, or choose another workdir"
-            )
+        check_position(self._source, position)
+        self.rejects = Rejects.from_dict(position["rejects"])
         return position["batches"]
 
     def iterate(self, start: int, put: Callable[[Batch], Any] = lambda batch: batch) -> Iterator:
@@ -109,14 +115,27 @@ class Batches:
         dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         if self._workers:
             dataset = in_workers(dataset, self._workers, READ_AHEAD)
-        dataset = dataset.map(lambda pair: put(self._count(*pair)))
+        dataset = dataset.map(lambda pair: (put(pair[0]), pair[1]))
         dataset = grain.experimental.ThreadPrefetchIterDataset(
             dataset, prefetch_buffer_size=READ_AHEAD
         )
-        yield from elements(dataset, source.name)
+        with closing(elements(dataset, source.name)) as pairs:
+            for taken, (batch, rejects) in enumerate(pairs, start + 1):
+                self.rejects.update(rejects)
+                read = taken * (rows.stop - rows.start)
+                self.rejects.check(read, self._max_rejects, source.name, FEW)
+                yield batch
 
-    def _count(self, batch: Batch, rejects: Rejects) -> Batch:
-        self.rejects.update(rejects)
-        self._read += self._rows.stop - self._rows.start
-        self.rejects.check(self._read, self._max_rejects, self._source.name)
-        return batch
+
+def check_position(source: Source, position: dict[str, Any]) -> None:
+    """Makes sure that a position is one in the source.
+
+    Raises:
+      InputError: it is not.
+    """
+    if position.get("source") != source.identity:
+        raise InputError(
+            f"{source.name}: not the examples, or not the order of them, that the run began with "
+            f"({position.get('examples')} then, {len(source)} now); give it the same data, or "
+            "choose another workdir"
+        )

@@ -1,9 +1,11 @@
 """Image files in a folder, with captions in metadata.jsonl or in text files beside them."""
 
+import errno
 import hashlib
 import json
 import os
 import stat
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,12 +35,14 @@ class Found(NamedTuple):
       captions: one or more.
       shape: height and width.
       version: size of the file in bytes, and when it changed.
+      crc: of the file's beginning.
     """
 
     path: str
     captions: tuple[str, ...]
     shape: tuple[int, int]
     version: tuple[int, int]
+    crc: int
 
 
 class ImageFolder:
@@ -76,7 +80,7 @@ class ImageFolder:
             raise InputError(f"{folder}: no example can be used: {reasons}")
         self._found = found
         self.sizes = np.array([one.shape for one in found], np.int32)
-        facts = [(one.path, one.version[0], one.captions) for one in found]
+        facts = [(one.path, one.version[0], one.crc, one.captions) for one in found]
         self.identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -209,12 +213,13 @@ class _Look:
                     file.seek(0)
                     return file.read(size)
 
+                crc = zlib.crc32(read(min(status.st_size, metadata.BEGINNING)))
                 shape = metadata.image_size(read, status.st_size, name)
             captions = self._captions(path, record, there)
             self.filters.check(name, *shape, metadata.watermark(record))
         except Rejected as rejected:
             return rejected
-        return Found(path, captions, shape, _version(status))
+        return Found(path, captions, shape, _version(status), crc)
 
     def _captions(self, path: str, record: dict[str, Any], there: set[str]) -> tuple[str, ...]:
         value = next((record[key] for key in self.keys if record.get(key) is not None), None)
@@ -233,7 +238,9 @@ class _Look:
         """
         try:
             status = (self.folder / path).stat()
-        except FileNotFoundError as error:
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP):
+                raise
             raise Rejected("link to nothing", printable(path)) from error
         if not stat.S_ISREG(status.st_mode):
             raise Rejected("not a file", printable(path))

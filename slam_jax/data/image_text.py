@@ -11,12 +11,10 @@ from PIL import Image
 from slam_jax.data import images
 from slam_jax.data.batches import Batch
 from slam_jax.data.examples import Example, Examples
-from slam_jax.data.rejects import Rejected, Rejects
-from slam_jax.errors import InputError
+from slam_jax.data.rejects import Rejects, first_usable
 
 CROPS = ("random", "center")
 CAPTIONS = ("random", "first")
-ATTEMPTS = 100  # damaged examples in a row
 
 
 class Crop(NamedTuple):
@@ -121,9 +119,12 @@ class ImageText:
         return len(self._examples)
 
     def read(self, indices: np.ndarray, seeds: np.ndarray) -> tuple[Batch, Rejects]:
+        def draw(index: int, rng: np.random.Generator) -> tuple[Crop, str]:
+            return self._transform.draw(self._examples[index], rng)
+
         rejects, crops, captions = Rejects(), [], []
         for index, seed in zip(indices, seeds, strict=True):
-            crop, caption = self._draw(int(index), int(seed), rejects)
+            crop, caption = first_usable(draw, int(index), int(seed), len(self), rejects, self.name)
             crops.append(crop)
             captions.append(caption)
         return {
@@ -131,17 +132,3 @@ class ImageText:
             "tokens": self._tokenize(captions),
             "time_ids": np.stack([crop.time_ids for crop in crops]),
         }, rejects
-
-    def _draw(self, index: int, seed: int, rejects: Rejects) -> tuple[Crop, str]:
-        """The example, or the first usable one of a sequence that its seed decides."""
-        for attempt in range(ATTEMPTS):
-            rng = np.random.default_rng((seed, attempt))
-            try:
-                return self._transform.draw(self._examples[index], rng)
-            except Rejected as rejected:
-                rejects.add(rejected)
-                index = int(rng.integers(len(self._examples)))
-        raise InputError(
-            f"{self.name}: {ATTEMPTS} examples in a row cannot be used: "
-            f"{'; '.join(rejects.lines())}"
-        )

@@ -13,7 +13,11 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from slam_jax.data.rejects import Rejected
 
-EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+# Files of other formats under these names are counted as such.
+EXTENSIONS = (
+    *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "heic", "heif"),
+    *("avif", "jp2", "jxl", "ico", "svg"),
+)
 MAX_PIXELS = 2**28 // 3  # 256 MiB as RGB; Pillow's own limit
 # Kinds of pixels that become RGB without a guess; CMYK would need a colour profile, and 16-bit
 # greys a choice of what is white.

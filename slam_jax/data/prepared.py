@@ -21,6 +21,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,17 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from slam_jax.data.batches import Batch
-from slam_jax.data.image_text import ATTEMPTS
-from slam_jax.data.rejects import Rejected, Rejects
+from slam_jax.data.rejects import Rejected, Rejects, first_usable
 from slam_jax.errors import InputError
 
 PLAN_FILE, INFO_FILE, EMPTY_FILE = "plan.json", "info.json", "empty.bin"
 FORMAT = 1
 OF_A_VIEW = ("moments", "time_ids")
 OF_A_CAPTION = ("tokens", "encoder_hidden_states", "text_embeds")
-KEYS = ("source", "identity", "filters", "model", "resolution", "counts", "rejects", "fields")
+KEYS = (
+    *("source", "identity", "filters", "model", "resolution", "crop", "flip", "captions"),
+    *("precision", "counts", "rejects", "fields", "shards", "empty"),
+)
 ENDS = 4096  # bytes at both ends of a shard that its digest is made of
 OPEN_SHARDS = 256
 OPENERS = 16  # threads that look at the shards
@@ -91,15 +94,26 @@ def read_info(folder: Path) -> dict[str, Any]:
     path = folder / INFO_FILE
     if not path.exists():
         if (folder / PLAN_FILE).exists():
-            done = len(list(folder.glob("shard-*.json")))
-            raise InputError(f"{folder}: not finished, {done} shards are done; {GO_ON}")
+            done, plan = len(list(folder.glob("shard-*.json"))), read_json(folder / PLAN_FILE)
+            wanted = -(-plan.get("examples", 0) // plan.get("shard_size", 1))
+            raise InputError(
+                f"{folder}: not finished, {done} of {wanted} shards are done; run the "
+                "slam_jax.prepare command that began it again, without --part or with every part"
+            )
         raise InputError(f"{path}: no such file; python -m slam_jax.prepare makes such a folder")
     info = read_json(path)
     if info.get("format") != FORMAT:
         found = info.get("format")
         raise InputError(f"{path}: format {found!r}, expected {FORMAT}; prepare the data anew")
-    if missing := [key for key in (*KEYS, "shards", "empty") if key not in info]:
-        raise InputError(f"{path}: damaged ({missing[0]} is missing); remove it, and {GO_ON}")
+    try:
+        if missing := [key for key in KEYS if key not in info]:
+            raise ValueError(f"{missing[0]} is missing")
+        if not row_dtype(info["fields"]).names or not info["shards"]:
+            raise ValueError("no fields or no shards")
+        for shard in info["shards"]:
+            _ = shard["count"], shard["size"], shard["digest"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({error}); remove it, and {GO_ON}") from error
     return info
 
 
@@ -195,7 +209,8 @@ class Prepared:
     def read(self, indices: np.ndarray, seeds: np.ndarray) -> tuple[Batch, Rejects]:
         rejects, batch = Rejects(), self._allocate(len(indices))
         for place, (index, seed) in enumerate(zip(indices, seeds, strict=True)):
-            self._draw(int(index), int(seed), place, batch, rejects)
+            put = partial(self._put, batch, place)
+            first_usable(put, int(index), int(seed), len(self), rejects, self.name)
         return batch, rejects
 
     def _allocate(self, count: int) -> Batch:
@@ -204,32 +219,19 @@ class Prepared:
             name: np.empty((count, *field.shape[1:]), field.base) for name, field in stored.items()
         }
 
-    def _draw(self, index: int, seed: int, place: int, batch: Batch, rejects: Rejects) -> None:
-        """Puts the example, or the first whole one of a sequence that its seed decides, into the
-        batch."""
-        for attempt in range(ATTEMPTS):
-            rng = np.random.default_rng((seed, attempt))
-            # The same draws as those of pictures that are encoded in training; the first of them
-            # places the crop there.
-            _, mirrored, choice, emptied = rng.random(4)
-            try:
-                row = self._row(index)
-            except Rejected as rejected:
-                rejects.add(rejected)
-                index = int(rng.integers(len(self)))
-                continue
-            twin = int(self._flip and mirrored < 0.5)
-            for name in OF_A_VIEW:
-                batch[name][place] = row[name][twin]
-            which = int(choice * row["caption_count"]) if self._captions == "random" else 0
-            is_empty = emptied < self._empty_prompts
-            for name in self._empty.dtype.names:
-                batch[name][place] = self._empty[name] if is_empty else row[name][which]
-            return
-        raise InputError(
-            f"{self.name}: {ATTEMPTS} examples in a row cannot be used: "
-            f"{'; '.join(rejects.lines())}"
-        )
+    def _put(self, batch: Batch, place: int, index: int, rng: np.random.Generator) -> None:
+        """Puts the example into the batch."""
+        # The same draws as those of pictures that are encoded in training; the first of them
+        # places the crop there.
+        _, mirrored, choice, emptied = rng.random(4)
+        row = self._row(index)
+        twin = int(self._flip and mirrored < 0.5)
+        for name in OF_A_VIEW:
+            batch[name][place] = row[name][twin]
+        which = int(choice * row["caption_count"]) if self._captions == "random" else 0
+        is_empty = emptied < self._empty_prompts
+        for name in self._empty.dtype.names:
+            batch[name][place] = self._empty[name] if is_empty else row[name][which]
 
     def _row(self, index: int) -> np.void:
         shard = int(np.searchsorted(self._ends, index, side="right"))

@@ -1,7 +1,6 @@
 """Writes the folder that `prepared` reads, piece by piece: several processes may share the work,
 and whenever one is killed the next one goes on."""
 
-import dataclasses
 import fcntl
 import hashlib
 import json
@@ -75,22 +74,36 @@ class Store:
         self._plan_digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         self.shard_size = plan["shard_size"]
         self.shards = -(-plan["examples"] // self.shard_size)
+        self._content = content
         with _one_line(folder):
-            self._begin(content)
+            check_folder(folder)
+            if (folder / PLAN_FILE).exists():
+                self._compare()
 
-    def _begin(self, content: dict[str, Any]) -> None:
+    def _begin(self) -> None:
+        """Writes the plan, before anything else; or finds that another process wrote one."""
         path = self.folder / PLAN_FILE
-        check_folder(self.folder)
-        if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(self._plan, indent=2))
-        began = _flat(read_json(path))
+        with _one_line(self.folder):
+            if not path.exists():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_whole(path, json.dumps(self._plan, indent=2))
+        self._compare()
+
+    def _compare(self) -> None:
+        content, began = self._content, _flat(read_json(self.folder / PLAN_FILE))
         for key in [*content, *began]:
-            if key not in NOTES and began.get(key) != content.get(key):
+            if key in NOTES or began.get(key) == content.get(key):
+                continue
+            if key == "identity":
                 raise InputError(
-                    f"{self.folder}: begun with {key} = {began.get(key)!r}, but now it is "
-                    f"{content.get(key)!r}; use the options it was begun with, or another folder"
+                    f"{self.folder}: begun with other examples or captions ("
+                    f"{began.get('examples')} then, {content.get('examples')} now); use the source "
+                    "and its options that it was begun with, or another folder"
                 )
+            raise InputError(
+                f"{self.folder}: begun with {key} = {began.get(key)!r}, but now it is "
+                f"{content.get(key)!r}; use the options it was begun with, or another folder"
+            )
 
     def count(self, shard: int) -> int:
         """How many of the source's examples a shard is made of."""
@@ -99,7 +112,7 @@ class Store:
     def done(self, shard: int) -> Rejects | None:
         """What was passed over in a finished shard; None: it is still to be made."""
         record = self._record(shard)
-        return None if record is None else _rejects_of(record["rejects"])
+        return None if record is None else Rejects.from_dict(record["rejects"])
 
     def _record(self, shard: int) -> dict[str, Any] | None:
         path = self.folder / shard_name(shard)
@@ -119,6 +132,7 @@ class Store:
         Raises:
           InputError: it cannot be written, or another process is making it.
         """
+        self._begin()
         path = self.folder / shard_name(shard)
         unfinished, note = path.with_name(f".{path.name}.tmp"), path.with_suffix(".json")
         with _locked(unfinished, path):
@@ -134,7 +148,7 @@ class Store:
                         "count": writer.count,
                         "size": size,
                         "digest": digest,
-                        "rejects": _as_json(writer.rejects),
+                        "rejects": writer.rejects.to_dict(),
                         "plan": self._plan_digest,
                     }
                     note.unlink(missing_ok=True)
@@ -157,23 +171,25 @@ class Store:
         Raises:
           InputError: it cannot be written.
         """
+        self._begin()
         with _one_line(self.folder / EMPTY_FILE):
             write_whole(self.folder / EMPTY_FILE, row.tobytes())
 
-    def finish(self, opening: Rejects) -> dict[str, Any] | None:
+    def finish(self, opening: Rejects, max_rejects: float) -> dict[str, Any] | None:
         """Writes info.json if every shard is there; returns it, or None.
 
         Args:
           opening: what was passed over when the source was opened.
+          max_rejects: the share of damaged examples that is borne.
 
         Raises:
-          InputError: it cannot be written, or there is no usable example.
+          InputError: it cannot be written, too much is damaged, or there is no usable example.
         """
         records = [self._record(shard) for shard in range(self.shards)]
         if None in records:
             return None
         rejects = Rejects()
-        for part in (opening, *(_rejects_of(record["rejects"]) for record in records)):
+        for part in (opening, *(Rejects.from_dict(record["rejects"]) for record in records)):
             rejects.update(part)
         counts = {
             "examples": sum(record["count"] for record in records),
@@ -183,6 +199,7 @@ class Store:
         if not counts["examples"]:
             why = "; ".join(rejects.lines())
             raise InputError(f"{self._plan['source']}: none of its examples can be used: {why}")
+        rejects.check(counts["examples"], max_rejects, self._plan["source"])
         with _one_line(self.folder):
             for leftover in self.folder.glob(".*.tmp"):  # of processes that were killed
                 if not leftover.name.startswith(f".{INFO_FILE}"):  # that one may still be alive
@@ -190,7 +207,7 @@ class Store:
             info = {
                 **self._plan,
                 "counts": counts,
-                "rejects": _as_json(rejects),
+                "rejects": rejects.to_dict(),
                 "empty": hashlib.sha256((self.folder / EMPTY_FILE).read_bytes()).hexdigest(),
                 "versions": {name: metadata.version(name) for name in PACKAGES},
                 "shards": [
@@ -251,15 +268,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         is_group = isinstance(value, Mapping)
         flat |= _flat(value, f"{prefix}{key}.") if is_group else {f"{prefix}{key}": value}
     return flat
-
-
-def _as_json(rejects: Rejects) -> dict[str, Any]:
-    return dataclasses.asdict(rejects) | {"asked_for": sorted(rejects.asked_for)}
-
-
-def _rejects_of(content: Mapping[str, Any]) -> Rejects:
-    counts, first = dict(content["counts"]), dict(content["first"])
-    return Rejects(counts, first, set(content["asked_for"]))
 
 
 @contextmanager

@@ -1,11 +1,16 @@
 """Examples that cannot be used are passed over, and counted by reason with the first one named."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
 
 from slam_jax.errors import InputError
 
-FEW = 100  # a share of fewer examples than this says little
+FEW = 100  # examples; while fewer are read, a share says little
+ATTEMPTS = 100  # damaged examples in a row
+T = TypeVar("T")
 
 
 class Rejected(Exception):
@@ -51,33 +56,74 @@ class Rejects:
 
     @property
     def total(self) -> int:
-        return sum(dict(self.counts).values())  # copied: a thread may be counting
+        return sum(self.counts.values())
 
     @property
     def damaged(self) -> int:
         """How many of them no filter asked for."""
-        counts = dict(self.counts)
-        return sum(n for reason, n in counts.items() if reason not in self.asked_for)
+        return sum(n for reason, n in self.counts.items() if reason not in self.asked_for)
 
     def lines(self) -> Iterator[str]:
         """For each reason, the most frequent first: how many, why, and the first one's name."""
-        counts = dict(self.counts)
-        for reason in sorted(counts, key=lambda reason: -counts[reason]):
-            yield f"{counts[reason]} {reason} (first: {self.first[reason]})"
+        for reason in sorted(self.counts, key=lambda reason: -self.counts[reason]):
+            yield f"{self.counts[reason]} {reason} (first: {self.first[reason]})"
 
-    def check(self, read: int, most: float, where: str) -> None:
+    def check(self, read: int, most: float, where: str, few: int = 0) -> None:
         """Refuses a source that is mostly damaged.
 
         Args:
           read: how many examples were read and used.
           most: the share of damaged ones that is borne.
           where: the source's name, for the message.
+          few: while fewer than this are read, as many damaged ones are borne as of this many.
 
         Raises:
           InputError: more than that share are damaged.
         """
-        if self.damaged > most * max(read + self.damaged, FEW):
+        if self.damaged > most * max(read + self.damaged, few):
             raise InputError(
                 f"{where}: {self.damaged} of {read + self.damaged} examples cannot be used, more "
                 f"than max_rejects = {most:g} allows: {'; '.join(self.lines())}"
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable."""
+        return asdict(self) | {"asked_for": sorted(self.asked_for)}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Rejects":
+        """What `to_dict` gave."""
+        return cls(dict(content["counts"]), dict(content["first"]), set(content["asked_for"]))
+
+
+def first_usable(
+    read: Callable[[int, np.random.Generator], T],
+    index: int,
+    seed: int,
+    count: int,
+    rejects: Rejects,
+    where: str,
+) -> T:
+    """Reads an example, or the first usable one of a sequence that its seed decides.
+
+    Args:
+      read: (index, random generator of this attempt) -> what is wanted; may raise Rejected.
+      index: of the example.
+      seed: its seed.
+      count: how many examples there are.
+      rejects: what is passed over is added to them.
+      where: the source's name, for the message.
+
+    Raises:
+      InputError: nothing usable is found.
+    """
+    for attempt in range(ATTEMPTS):
+        rng = np.random.default_rng((seed, attempt))
+        try:
+            return read(index, rng)
+        except Rejected as rejected:
+            rejects.add(rejected)
+            index = int(rng.integers(count))
+    raise InputError(
+        f"{where}: {ATTEMPTS} examples in a row cannot be used: {'; '.join(rejects.lines())}"
+    )

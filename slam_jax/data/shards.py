@@ -81,6 +81,10 @@ def _find(pattern: str) -> list[Shard]:
             f"{pattern}: the output of a command has no random access, which shuffling needs; give "
             "paths, or URLs that fsspec knows (https://, s3://, gs://)"
         )
+    if "/" not in pattern and pattern in fsspec.available_protocols():
+        raise InputError(
+            f"{pattern}::...: chained URLs are not read, as :: joins patterns here; give plain ones"
+        )
     pattern = pattern.removeprefix("file://")
     if "://" not in pattern:
         pattern = os.path.expanduser(pattern)  # noqa: PTH111 - Path would lose what * means
@@ -103,7 +107,7 @@ def _expand(pattern: str, matches) -> Iterator[str]:
     """Locations of all shards; `matches` gives those of a pattern without braces, or raises."""
     try:
         # A file may well have braces in its name.
-        expanded = [pattern] if Path(pattern).exists() else list(braceexpand(pattern))
+        expanded = [pattern] if _exists(pattern) else list(braceexpand(pattern))
     except ValueError as error:
         raise InputError(f"{pattern}: a brace is not closed") from error
     for one in expanded:
@@ -119,8 +123,12 @@ def _expand(pattern: str, matches) -> Iterator[str]:
             yield location
 
 
+def _exists(path: str) -> bool:
+    return os.path.exists(path)  # noqa: PTH110 - a long pattern is no path, which Path would say
+
+
 def _local_paths(pattern: str) -> list[str]:
-    if Path(pattern).exists():
+    if _exists(pattern):
         found = [pattern]
         if Path(pattern).is_dir():
             inside = os.path.join(glob.escape(pattern), "*.tar")  # noqa: PTH118

@@ -15,7 +15,7 @@ from slam_jax.data.tar_scan import ROW, Index, scan
 from slam_jax.errors import InputError
 from slam_jax.files import unfinished
 
-FORMAT = 1  # of the index files; also to be raised when other examples are rejected than before
+FORMAT = 2  # of the index files; also to be raised when other examples are rejected than before
 MANY = 4 * 2**30  # bytes to index from which on processes are worth their start
 THREADS = 16  # that wait for a store
 

@@ -5,6 +5,7 @@ facts only, so that it serves whatever options the shard is read with.
 """
 
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -30,6 +31,7 @@ ROW = np.dtype(
         ("reason", "<i4"),  # why the example cannot be used; 0: it can
         ("text_reason", "<i4"),  # why its text cannot
         ("kind", "<i4"),  # of its record
+        ("crc", "<u4"),  # of the image's beginning, the caption and the record
     ]
 )
 
@@ -134,6 +136,7 @@ class _Group:
     image_reason: str = ""
     text_reason: str = ""
     kind: int = -1
+    crc: int = 0
     copies: list[set[str]] = field(default_factory=list)  # what examples of the same key have
 
     def verdict(self) -> str:
@@ -186,6 +189,8 @@ class _Groups:
             file.seek(member.offset_data)
             return file.read(size)
 
+        beginning = read(min(member.size, metadata.BEGINNING))
+        group.crc = zlib.crc32(beginning, group.crc)
         if role == "image":
             group.suffix = suffix
             try:
@@ -213,7 +218,7 @@ class _Groups:
             none = (-1, 0)
             rows.append(
                 (*(p or none for p in places), group.shape, group.watermark, end, *codes)
-                + (group.kind,)
+                + (group.kind, group.crc)
             )
 
         for key, group in self.of.items():

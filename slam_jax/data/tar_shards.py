@@ -29,6 +29,7 @@ ROW = np.dtype(
         ("in_record", "?"),  # the caption is
         ("shape", "<i4", 2),
         ("key", "<i8", 2),  # where it begins and ends in the bytes of all keys
+        ("crc", "<u4"),
     ]
 )
 
@@ -120,7 +121,8 @@ class TarShards:
         rows = index.rows[kept]
         chosen = np.zeros(len(rows), ROW)
         chosen["shard"], chosen["in_record"] = number, in_record[kept]
-        chosen["image"], chosen["shape"] = rows["image"], rows["shape"]
+        for name in ("image", "shape", "crc"):
+            chosen[name] = rows[name]
         chosen["caption"] = np.where(in_record[kept, None], rows["record"], rows["text"])
         ends = np.append(index.rows["key"], 0)
         chosen["key"] = np.stack([ends[kept - 1], ends[kept]], axis=1)
@@ -130,7 +132,7 @@ class TarShards:
         """Of which shards, apart from where they are, and which rows of them."""
         shards = json.dumps([(shard.name, shard.size) for shard in self._shards])
         digest = hashlib.sha256(shards.encode())
-        for name in ("shard", "image", "caption", "in_record"):
+        for name in ("shard", "image", "caption", "in_record", "crc"):
             digest.update(self._rows[name].tobytes())
         return digest.hexdigest()
 

@@ -6,11 +6,14 @@ tf.train.Example, in which the feature "a" within the feature "b" is called "b/a
 
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from slam_jax.data import images, metadata
 from slam_jax.data.examples import Example, Filters
@@ -18,6 +21,7 @@ from slam_jax.data.rejects import Rejected, Rejects
 from slam_jax.errors import InputError
 
 FORMAT = "array_record"
+THREADS = 16  # that wait for the disk
 LISTED = 10  # sets that a message names
 
 
@@ -31,7 +35,7 @@ class TfdsExamples:
       image_key: the feature that is the image.
       caption_key: the feature that is the caption, such as "captions/text"; a sequence gives
         several captions, and a class label its class's name. Empty: "caption", or the only text.
-      filters: which examples are wanted; they are asked when an example is read.
+      filters: which examples are wanted; where they ask for anything, all are looked at now.
 
     Raises:
       InputError: there is no such set, split or feature, or it was prepared otherwise.
@@ -56,13 +60,40 @@ class TfdsExamples:
         caption = features[self._caption_key]
         self._classes = caption.names if isinstance(caption, tfds.features.ClassLabel) else None
         self._records, files = _open(tfds, self.name, builder, split)
-        what = [builder.info.full_name, files, self._image_key, self._caption_key]
+        self._kept = self._look_at_all() if filters != Filters() else range(len(self._records))
+        which = zlib.crc32(np.asarray(self._kept, np.int64).tobytes())
+        what = [builder.info.full_name, files, self._image_key, self._caption_key, which]
         self.identity = hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._kept)
 
     def __getitem__(self, index: int) -> Example:
+        return self._read(int(self._kept[index]))
+
+    def _look_at_all(self) -> np.ndarray:
+        """Which records are usable and wanted; the others are counted."""
+
+        def look(index: int) -> Rejected | None:
+            try:
+                example = self._read(index)
+                self._filters.check(example.name, *images.read_size(example.image, example.name))
+            except Rejected as rejected:
+                return rejected
+            return None
+
+        indices = range(len(self._records))
+        with ThreadPoolExecutor(THREADS) as pool:
+            looked = tqdm(pool.map(look, indices), "looking at images", len(indices), delay=2)
+            found = list(looked)
+        for rejected in filter(None, found):
+            self.rejects.add(rejected)
+        if not (kept := np.flatnonzero([rejected is None for rejected in found])).size:
+            why = "; ".join(self.rejects.lines())
+            raise InputError(f"{self.name}: no example can be used: {why}")
+        return kept
+
+    def _read(self, index: int) -> Example:
         from tensorflow_datasets.proto import tf_example_pb2
 
         name = f"{self._split}/{index}"
@@ -78,7 +109,6 @@ class TfdsExamples:
         found = features[self._image_key].bytes_list.value
         if not found:
             raise Rejected("no image", name)
-        self._filters.check(name, *images.read_size(found[0], name))
         return Example(name, found[0], self._captions(features[self._caption_key], name))
 
     def _captions(self, feature: Any, name: str) -> tuple[str, ...]:

@@ -1,11 +1,18 @@
 """Processes that read, and what they read, by grain."""
 
 import gc
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import grain
+import jax
+import numpy as np
 from absl import flags
 
 from slam_jax.errors import InputError
@@ -21,7 +28,26 @@ def in_workers(dataset: grain.IterDataset, workers: int, ready: int) -> grain.It
     """
     if not flags.FLAGS.is_parsed():  # where no absl program runs, grain's own have their defaults
         flags.FLAGS(["slam_jax"])
-    return dataset.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=ready))
+    options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=ready)
+    read = dataset.mp_prefetch(options, worker_init_fn=lambda *_: _begin())
+    # Out of the memory shared with a worker, which would stay behind if it was in use at the end.
+    return read.map(partial(jax.tree.map, _own))
+
+
+def _own(leaf: Any) -> Any:
+    return np.array(leaf) if isinstance(leaf, np.ndarray) else leaf
+
+
+def _begin() -> None:
+    """Leaves Ctrl-C, which a terminal sends to all processes, to the one that trains; and ends with
+    it, however that ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def follow():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def elements(dataset: grain.IterDataset, name: str) -> Iterator[Any]:
@@ -34,6 +60,7 @@ def elements(dataset: grain.IterDataset, name: str) -> Iterator[Any]:
     Raises:
       InputError: a worker was killed.
     """
+    iterator = None
     try:
         with closing(iter(dataset)) as iterator:
             yield from iterator

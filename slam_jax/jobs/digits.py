@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from slam_jax.config import Config
 from slam_jax.data import digits
 from slam_jax.draw import Sampler
-from slam_jax.errors import InputError, options_of, value_of
+from slam_jax.errors import InputError, options_of, prefixed
 from slam_jax.evaluate import Ladder
 from slam_jax.jobs.digits_teacher import check_teacher, train_teacher
 from slam_jax.jobs.job import Job
@@ -28,7 +28,7 @@ class DigitsJob(Job):
 
     def __init__(self, config: Config, workdir: Path, mesh: Mesh):
         self._config, self._folder = config, Path(config.teacher.path or workdir / "teacher")
-        with value_of("config.data.source"):
+        with prefixed("config.data: "):
             check_used(config.data, "digits")
         with options_of("config.digits"):
             self.pipeline = digits_pipeline(config.digits.unet, config.digits.prediction_type)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from slam_jax.config import Config, Data
 from slam_jax.data.batches import Source
 from slam_jax.data.prepared import Prepared, check_fits
-from slam_jax.errors import InputError, value_of
+from slam_jax.errors import InputError, prefixed
 from slam_jax.evaluate import Ladder
 from slam_jax.export import TEACHER_FILE, other_part, teacher_info, write_folder
 from slam_jax.files import write_whole
@@ -31,7 +31,7 @@ class TextToImageJob(Job):
     def __init__(self, config: Config, workdir: Path, mesh: Mesh):
         self._config, self._workdir = config, workdir
         options, size = config.teacher, config.data.resolution
-        with value_of("config.teacher.path"):
+        with prefixed("config.teacher.path = "):
             self._folder = resolve(options.path, options.revision, options.variant)
         self.pipeline = read_pipeline(self._folder, size, size)
         if is_student(self.pipeline):
@@ -41,7 +41,7 @@ class TextToImageJob(Job):
             )
         self._identity = teacher_info(self._folder)
         self._check_teacher()
-        with value_of("config.data.source"):
+        with prefixed("config.data: "):
             self._source = self._open_source(config.data)
         precision = config.precision
         self._weights = {

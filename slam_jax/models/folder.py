@@ -96,7 +96,9 @@ def resolve(path: str, revision: str = "", variant: str = "") -> Folder:
     local = Path(path).expanduser()
     if path and local.is_dir():
         if revision:
-            raise InputError(f'{path}: a local folder has no revision {revision!r}; set it to ""')
+            raise InputError(
+                f"{path}: a local folder has no revision {revision!r}; leave the revision empty"
+            )
         return Folder(local, path, "", variant)
     if path and local.is_file():
         raise InputError(

@@ -272,6 +272,15 @@ def read_unet(folder: Folder, unet: UNetConfig, dtype: str) -> Params:
     return read_params(folder, "unet", UNet2DConditionModel, unet, dtype)
 
 
+def read_vae(folder: Folder, pipeline: StableDiffusionPipeline, dtype: str) -> Params:
+    """The VAE's weights, numpy arrays.
+
+    Raises:
+      InputError: a missing, damaged or foreign file.
+    """
+    return read_params(folder, "vae", AutoencoderKL, pipeline.vae, dtype)
+
+
 def read_surroundings(
     folder: Folder, pipeline: StableDiffusionPipeline, text_dtype: str, vae_dtype: str
 ) -> Frozen:
@@ -280,7 +289,7 @@ def read_surroundings(
     Raises:
       InputError: a missing, damaged or foreign file.
     """
-    frozen = {"vae": read_params(folder, "vae", AutoencoderKL, pipeline.vae, vae_dtype)}
+    frozen = {"vae": read_vae(folder, pipeline, vae_dtype)}
     for name, config in zip(TEXT_ENCODERS, pipeline.text_encoders, strict=False):
         frozen[name] = read_params(folder, name, CLIPTextModel, config, text_dtype)
     return frozen
