@@ -153,6 +153,7 @@ def fit(
     """
     frozen = jax.device_put(frozen, replicated(mesh))
     checkpoints = Checkpoints(folder / "checkpoints", training.keep_checkpoints)
+    stopped = f"stopped at step {{}} of {training.steps} ({name}), and saved"
     with checkpoints, StopRequest() as stop:
         if checkpoints.latest_step is None:
             state = init(params)
@@ -174,12 +175,10 @@ def fit(
                     batch = next(batches)
                 except Exception:
                     # The data ended it, or a stop that their processes heard of first.
-                    if step > first + 1:
+                    if stop.asked or step > first + 1:
                         checkpoints.save(step - 1, state, data.position(step - 1))
                     if stop.asked:
-                        raise Interrupted(
-                            f"stopped at step {step - 1} of {training.steps} ({name}), and saved"
-                        ) from None
+                        raise Interrupted(stopped.format(step - 1)) from None
                     raise
                 state, metrics = step_fn(state, frozen, batch)
                 # No more than two steps are in flight, so that a stop does not wait for more.
@@ -204,9 +203,7 @@ def fit(
                 if step % training.checkpoint_every == 0 or last or stopping:
                     checkpoints.save(step, state, data.position(step))
                 if stopping:
-                    raise Interrupted(
-                        f"stopped at step {step} of {training.steps} ({name}), and saved"
-                    )
+                    raise Interrupted(stopped.format(step))
                 if draw_samples and training.sample_every and step % training.sample_every == 0:
                     with log.clock_stopped():
                         draw_samples(state, step)

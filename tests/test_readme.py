@@ -116,6 +116,7 @@ def test_loading_benchmark(tmp_path):
 @pytest.mark.slow
 def test_data_benchmark(tmp_path):
     assert "PYTHONPATH=. python benchmarks/data.py" in COMMANDS
+    assert (ROOT / "benchmarks/results/data.md").read_text() in README
     small = ["--small", "--minutes", "0.05", "--folder", tmp_path, "--out", tmp_path / "results"]
     start([sys.executable, "benchmarks/data.py", *small], ROOT)
     report = json.loads((tmp_path / "results/data.json").read_text())

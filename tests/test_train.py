@@ -11,7 +11,7 @@ import pytest
 from helpers import interrupt_in_step
 
 from slam_jax import loop
-from slam_jax.checkpoint import Checkpoints
+from slam_jax.checkpoint import Checkpoints, steps_in
 from slam_jax.config import Optimizer, Training
 from slam_jax.data.batches import Batches
 from slam_jax.data.rejects import Rejected, Rejects
@@ -231,4 +231,13 @@ def test_a_source_that_is_mostly_damaged_stops_the_run(tmp_path):
     with pytest.raises(
         InputError, match=r"points: \d+ of \d+ examples cannot be used.*max_rejects"
     ):
-        run_loop(tmp_path, steps=40, source=Points(damaged=range(0, 256, 4)), max_rejects=0.2)
+        run_loop(tmp_path, steps=40, source=Points(damaged=range(0, 256, 3)), max_rejects=0.24)
+    # What was trained until then is saved: it goes on where more is borne.
+    (saved,) = steps_in(tmp_path / "checkpoints")[-1:]
+    assert 4 < saved < 40 and saved % 4
+    source = Points(damaged=range(0, 256, 3))
+    whole = run_loop(tmp_path / "whole", steps=saved + 2, source=source, max_rejects=1)
+    parts = run_loop(tmp_path, steps=saved + 2, source=source, max_rejects=1)
+    jax.tree.map(np.testing.assert_array_equal, parts, whole)
+    rows = read_metrics(tmp_path / "whole")[-1], read_metrics(tmp_path)[-1]
+    assert rows[0]["rejected_examples"] == rows[1]["rejected_examples"] > 0

@@ -121,9 +121,11 @@ class Batches:
         )
         with closing(elements(dataset, source.name)) as pairs:
             for taken, (batch, rejects) in enumerate(pairs, start + 1):
-                self.rejects.update(rejects)
+                counted = Rejects.from_dict(self.rejects.to_dict())
+                counted.update(rejects)
                 read = taken * (rows.stop - rows.start)
-                self.rejects.check(read, self._max_rejects, source.name, FEW)
+                counted.check(read, self._max_rejects, source.name, FEW)
+                self.rejects = counted  # not of a batch that nobody gets
                 yield batch
 
 
