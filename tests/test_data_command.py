@@ -234,6 +234,8 @@ def test_nothing_usable_is_an_error(tmp_path, capsys):
 def test_options_of_latents_are_those_they_were_made_with(prepared):
     with pytest.raises(SystemExit, match="min_size = 9 was decided when it was made"):
         command.main([str(prepared[0]), "--min-size", "9"])
+    with pytest.raises(SystemExit, match="--sample 3: nothing is sampled of latents"):
+        command.main([str(prepared[0]), "--sample", "3"])
 
 
 def test_unfinished_latents_are_refused(prepared):

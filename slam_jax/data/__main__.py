@@ -30,6 +30,7 @@ from slam_jax.sources import add_source_options, check_used, data_of, kind_of, o
 
 RESOLUTIONS = (256, 512, 768, 1024)  # that models are trained at
 TILE, LINE, COLUMNS = 192, 18, 8  # of the contact sheet: pixels of a picture and of its caption
+SAMPLE = 256  # examples
 SHEET = 48  # pictures
 SHEET_FILE = Path("contact_sheet.png")
 CAPTIONS, LETTERS = 8, 120  # that are printed, and of each
@@ -223,6 +224,9 @@ def show(facts: Iterator[Fact]) -> None:
 def show_prepared(arguments: argparse.Namespace, data: Data) -> None:
     """Prints what a folder of latents holds."""
     check_used(data, "prepared")
+    for name, default in (("sample", SAMPLE), ("seed", 0)):
+        if (given := getattr(arguments, name)) != default:
+            raise InputError(f"--{name} {given}: nothing is sampled of latents; leave it out")
     folder = Path(data.source).expanduser()
     show(describe_prepared(folder, read_info(folder)))
     if arguments.out is not None:
@@ -263,7 +267,7 @@ def main(argv: list[str] | None = None) -> None:
         "source", help="shards, folder, tfds:NAME, photographs, or prepared latents"
     )
     parser.add_argument("--out", type=Path, help=f"contact sheet; default: {SHEET_FILE}")
-    parser.add_argument("--sample", type=int, default=256, help="examples to read")
+    parser.add_argument("--sample", type=int, default=SAMPLE, help="examples to read")
     parser.add_argument("--seed", type=int, default=0, help="decides which")
     add_source_options(parser)
     try:
