@@ -7,7 +7,7 @@
 
 The first command stores what the VAE makes of the images. `--config.data.source` may be the shards
 themselves too, which are then read and encoded in every step, with another crop each time; add
-`--config.data.workers=8` or so then, as decoding takes about 10 ms of a core for each image.
+`--config.data.workers=8` or so then, as each image takes about 12 ms of a core.
 
 What the digits job measured to be better (README) is a matter of options:
 

@@ -217,7 +217,8 @@ def test_numbers_that_cannot_be_stored_are_refused(teachers, error_of, run, tmp_
         (["--captions", "0"], "--captions 0: expected 1 or more"),
         (["--shard-size", "0"], "--shard-size 0: expected 1 or more"),
         (["--batch", "-1"], "--batch -1: expected 1 or more"),
-        (["--seed", "-1"], "--seed -1: expected 0 to"),
+        (["--seed", "-1", "--crop", "random"], "--seed -1: expected 0 to"),
+        (["--seed", "7"], "--seed: decides random crops only"),
         (["--resolution", "20"], "--resolution 20: expected a positive multiple of 8"),
         (["--resolution", "0"], "--resolution 0: expected a positive multiple of 8"),
         (["--workers", "-1"], "--workers = -1, expected 0 or more"),
@@ -226,6 +227,12 @@ def test_numbers_that_cannot_be_stored_are_refused(teachers, error_of, run, tmp_
 )
 def test_impossible_options_are_refused(error_of, tmp_path, options, message):
     assert message in error_of(tmp_path / "x", *options)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_model_that_cannot_be_read_leaves_no_folder(error_of, changeable, tmp_path):
+    (changeable / VAE).write_bytes(b"")
+    assert VAE in error_of(tmp_path / "x", teacher=changeable)
     assert not (tmp_path / "x").exists()
 
 

@@ -238,7 +238,8 @@ def test_unfinished_and_damaged_folders_are_refused(copy, tmp_path):
     assert "format 2, expected 1" in refused(copy)
     (copy / "info.json").write_text(json.dumps({k: v for k, v in info.items() if k != "fields"}))
     assert "damaged (fields is missing)" in refused(copy)
-    for damaged in ('{"format": 1, "sour', "[]"):
+    hollow = (json.dumps({**info, key: value}) for key, value in (("shards", [{}]), ("fields", {})))
+    for damaged in ('{"format": 1, "sour', "[]", *hollow):
         (copy / "info.json").write_text(damaged)
         assert "info.json: damaged" in refused(copy)
     (copy / "info.json").unlink()

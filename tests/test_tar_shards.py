@@ -196,6 +196,22 @@ def test_identity_is_of_the_examples_and_not_of_where_they_are(tmp_path, opened)
     assert len(others | {identity}) == 4
 
 
+@pytest.mark.parametrize("suffix", ["png", "txt", "json"])
+def test_identity_is_of_what_the_files_say_and_not_only_of_where_they_are(tmp_path, opened, suffix):
+    """Another content of the same size, at the same places."""
+    good, identities = tar_files.good(2), []
+    keys = {name.partition(".")[0] for name in good}
+    members = {**good, **{f"{key}.json": b'{"caption": "a"}' for key in keys}}
+    name = next(name for name in members if name.endswith(suffix))
+    other = members[name][:-1] + bytes([members[name][-1] ^ 1])
+    for content in (members[name], other):
+        path = tar_files.write(
+            tmp_path / str(len(identities)), {"0.tar": tar_files.tar({**members, name: content})}
+        )
+        identities.append(opened(path).identity)
+    assert identities[0] != identities[1]
+
+
 def test_identity_changes_with_what_filters_and_caption_key_leave(tmp_path, opened):
     members = {**tar_files.good(3), "9.png": tar_files.image(1, 9, 9), "9.txt": b"small"}
     members["9.json"] = b'{"alt": "small"}'

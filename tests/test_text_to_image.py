@@ -2,13 +2,11 @@
 
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import cloudpickle
 import jax
 import numpy as np
 import pytest
@@ -16,11 +14,8 @@ from helpers import interrupt_in_step
 from PIL import Image
 
 from slam_jax import main, sample
-from slam_jax.freeze import freeze
-from slam_jax.jobs.text_to_image import TextToImageJob
 from slam_jax.models import weights
 from slam_jax.models.saved import load_model
-from slam_jax.sharding import make_mesh
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -87,18 +82,6 @@ def test_ctrl_c_saves_and_resume_ends_in_the_same_bits(teachers, finished, tmp_p
     jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
 
 
-NO_BACKEND = """
-import sys
-import cloudpickle
-import jax
-with open(sys.argv[1], "rb") as file:
-    source = cloudpickle.load(file)
-batch, _ = source.read([0], [0])
-assert batch["images"].shape == (1, 64, 64, 3) and batch["tokens"].shape == (1, 1, 77)
-jax.config.update("jax_num_cpu_devices", 3)  # an error once a backend has started
-"""
-
-
 def test_other_data_are_refused_when_a_run_goes_on_and_nothing_is_changed(
     teachers, finished, tmp_path
 ):
@@ -108,19 +91,6 @@ def test_other_data_are_refused_when_a_run_goes_on_and_nothing_is_changed(
     with pytest.raises(SystemExit, match=r"config.data: .*not the examples.*15 then, 1 now"):
         launch(teachers["sd15"], finished, "--resume", f"--config.data.source={tmp_path}")
     assert (finished / "config.json").read_bytes() == record
-
-
-@pytest.mark.slow
-def test_processes_that_read_start_no_backend(teachers, tmp_path):
-    """On a GPU each of them would take a part of its memory."""
-    config = runpy.run_path(f"{ROOT}/configs/sd.py")["get_config"]("tiny")
-    config.teacher.path = str(teachers["sd15"])
-    job = TextToImageJob(freeze(config), tmp_path, make_mesh())
-    (tmp_path / "source").write_bytes(cloudpickle.dumps(job.source()))
-    command = [sys.executable, "-c", NO_BACKEND, str(tmp_path / "source")]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def test_another_teacher_is_refused_when_a_run_goes_on(teachers, finished, tmp_path):

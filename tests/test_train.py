@@ -1,6 +1,8 @@
 """The step: one trace, stable placement, the EMA, the optimiser; the checkpoint; the loop."""
 
 import json
+import os
+import signal
 from contextlib import closing
 from functools import partial
 
@@ -197,6 +199,26 @@ def test_interrupted_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, parts, whole)
     steps = [row["step"] for row in read_metrics(tmp_path / "parts")]
     assert steps == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_stop_that_ends_the_data_first_saves_too(tmp_path, monkeypatch):
+    """As when a scheduler sends SIGTERM to the processes that read, too."""
+    whole, original = run_loop(tmp_path / "whole", steps=12), Batches.iterate
+
+    def ended(*arguments):
+        with closing(original(*arguments)) as batches:
+            for _ in range(6):
+                yield next(batches)
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise InputError("points: a process that reads it was killed")
+
+    monkeypatch.setattr(Batches, "iterate", ended)
+    with pytest.raises(Interrupted, match="stopped at step 6 of 12"):
+        run_loop(tmp_path / "parts", steps=12)
+    monkeypatch.undo()
+    assert steps_in(tmp_path / "parts/checkpoints")[-1] == 6
+    parts = run_loop(tmp_path / "parts", steps=12)
+    jax.tree.map(np.testing.assert_array_equal, parts, whole)
 
 
 def test_metrics_of_a_run_killed_after_its_checkpoint_are_written_once(tmp_path):

@@ -1,13 +1,20 @@
-"""Processes that read: a Ctrl-C is not for them, and they end with the process that trains."""
+"""Processes that read: a Ctrl-C is not for them, they end with the process that trains, and they
+touch no device."""
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import cloudpickle
 import pytest
+
+from slam_jax.freeze import freeze
+from slam_jax.jobs.text_to_image import TextToImageJob
+from slam_jax.sharding import make_mesh
 
 ROOT = Path(__file__).parents[1]
 READER = """
@@ -32,6 +39,17 @@ for _ in range(50):
     next(batches)
 batches.close()
 print("has read on", flush=True)
+"""
+
+NO_BACKEND = """
+import sys
+import cloudpickle
+import jax
+with open(sys.argv[1], "rb") as file:
+    source = cloudpickle.load(file)
+batch, _ = source.read([0], [0])
+assert batch["images"].shape == (1, 64, 64, 3) and batch["tokens"].shape == (1, 1, 77)
+jax.config.update("jax_num_cpu_devices", 3)  # an error once a backend has started
 """
 
 
@@ -78,3 +96,16 @@ def test_workers_end_with_a_process_that_is_killed(reader):
     while any(map(is_alive, workers)) and time.monotonic() < end:
         time.sleep(0.1)
     assert not any(map(is_alive, workers))
+
+
+@pytest.mark.slow
+def test_processes_that_read_start_no_backend(teachers, tmp_path):
+    """On a GPU each of them would take a part of its memory."""
+    config = runpy.run_path(f"{ROOT}/configs/sd.py")["get_config"]("tiny")
+    config.teacher.path = str(teachers["sd15"])
+    job = TextToImageJob(freeze(config), tmp_path, make_mesh())
+    (tmp_path / "source").write_bytes(cloudpickle.dumps(job.source()))
+    command = [sys.executable, "-c", NO_BACKEND, str(tmp_path / "source")]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -64,8 +64,7 @@ class Transform:
         else:
             height, width = example.image.shape[:2]
             picture = Image.fromarray(example.image)
-        scale = size / min(height, width)
-        resized = [max(round(side * scale), size) for side in (height, width)]
+        resized = self._resized(height, width)
         top, left = (int(place * (side - size + 1)) for side in resized)
         # Only what the crop shows is resized.
         down, across = (side / new for side, new in zip(picture.size[::-1], resized, strict=True))
@@ -77,9 +76,14 @@ class Transform:
     def mirror(self, crop: Crop) -> Crop:
         """The same crop of the mirrored picture."""
         height, width, top, left, *size = crop.time_ids
-        longer = max(round(width * self.resolution / min(height, width)), self.resolution)
-        ids = np.array([height, width, top, longer - self.resolution - left, *size], np.float32)
+        across = self._resized(int(height), int(width))[1]
+        ids = np.array([height, width, top, across - self.resolution - left, *size], np.float32)
         return Crop(crop.image[:, ::-1], ids)
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the whole picture, of which a crop is cut."""
+        scale = self.resolution / min(height, width)
+        return tuple(max(round(side * scale), self.resolution) for side in (height, width))
 
     def draw(self, example: Example, rng: np.random.Generator) -> tuple[Crop, str]:
         """A crop and a caption, as `rng` decides.
