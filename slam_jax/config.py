@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from slam_jax.data.image_text import CAPTIONS, CROPS
 from slam_jax.loss import Method
+from slam_jax.models.remat import REMAT
 from slam_jax.models.unet import UNetConfig
 from slam_jax.schedule import PREDICTION_TYPES
 
@@ -59,17 +60,43 @@ class Training:
 
     steps: int = 1000
     batch_size: int = 12  # over all devices
+    accumulation: int = 1  # parts of its rows that a device goes through one after the other
+    remat: str = "none"  # or "minimal", "full": what the gradient computes again, not keeps
     ema: float = 0.95
     optimizer: Optimizer = field(default_factory=Optimizer)
     log_every: int = 50
     sample_every: int = 0  # a step-ladder picture; 0: only at the end
     checkpoint_every: int = 500
-    keep_checkpoints: int = 2
+    checkpoint_minutes: float = 0.0  # one more when the last is so old; 0: by steps only
+    keep_checkpoints: int = 2  # the newest ones
+    keep_best: int = 0  # besides, those with the lowest best_metric
+    best_metric: str = "loss"  # or "rmse_to_teacher_4": of the ladder, in 4 steps
+    max_skipped: int = 10  # steps whose loss or gradient is not finite; at so many a run stops
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in (
+            "steps",
+            "batch_size",
+            "accumulation",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "max_skipped",
+        ):
             check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        check(self.sample_every >= 0, "sample_every", self.sample_every, "0 or more")
+        for name in ("sample_every", "checkpoint_minutes", "keep_best"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        check(self.remat in REMAT, "remat", self.remat, f"one of {', '.join(REMAT)}")
+        if self.keep_best:
+            # Only what is measured in the step of a checkpoint can be that checkpoint's.
+            measured = "log_every" if self.best_metric == "loss" else "sample_every"
+            every = getattr(self, measured)
+            check(
+                every > 0 and self.checkpoint_every % every == 0,
+                "checkpoint_every",
+                self.checkpoint_every,
+                f"a multiple of {measured} (of {every}), where best_metric is measured",
+            )
         check(0 <= self.ema < 1, "ema", self.ema, "a number in [0, 1)")
         check(
             self.optimizer.warmup_steps < self.steps,
@@ -117,6 +144,8 @@ class DigitsTeacher:
             check(given is None, f"unet.{name}", given, "None: the digits have no such input")
         shown = self.training.sample_every
         check(shown == 0, "training.sample_every", shown, "0: a teacher has no step ladder")
+        remat = self.training.remat
+        check(remat == "none", "training.remat", remat, "none: only a student's can be changed")
 
 
 @dataclass(frozen=True)
@@ -184,12 +213,12 @@ class Precision:
 class Mesh:
     """Devices: their number must be data * fsdp; data = -1 takes all that fsdp leaves."""
 
-    data: int = -1
-    fsdp: int = 1
+    data: int = -1  # the batch is split over data and fsdp
+    fsdp: int = 1  # weights, EMA, optimiser and the frozen networks are split over fsdp
 
     def __post_init__(self):
         check(self.data == -1 or self.data >= 1, "data", self.data, "-1 or at least 1")
-        check(self.fsdp == 1, "fsdp", self.fsdp, "1 (parameters are replicated)")
+        check(self.fsdp >= 1, "fsdp", self.fsdp, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -258,6 +287,11 @@ class Config:
                 given,
                 "nothing with data.source = 'digits': its teacher is trained here",
             )
+        metrics = ["loss", *(f"rmse_to_teacher_{n}" for n in self.evaluation.student_steps)]
+        best = self.training.best_metric
+        check(best in metrics, "training.best_metric", best, f"one of {', '.join(metrics)}")
+        best = self.digits.training.best_metric
+        check(best == "loss", "digits.training.best_metric", best, "loss")
         grid = self.method.num_ddim_timesteps
         for steps in self.evaluation.student_steps:
             check(

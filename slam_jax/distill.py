@@ -3,19 +3,17 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from slam_jax.config import Config, Precision
+from slam_jax.config import Config
 from slam_jax.data.batches import Batches, Source
 from slam_jax.keys import keys_of
 from slam_jax.loop import fit
 from slam_jax.loss import Method, draw, slam_loss
-from slam_jax.models.functional import cast
 from slam_jax.models.pipeline import (
     Frozen,
     Pipeline,
@@ -24,32 +22,43 @@ from slam_jax.models.pipeline import (
     teacher_network,
 )
 from slam_jax.models.saved import SavedModel
+from slam_jax.runtime import versions
+from slam_jax.sharding import whole
 from slam_jax.train import (
     Batch,
+    Init,
     Loss,
     Params,
+    Step,
     init_state,
     make_optimizer,
     make_train_step,
-    mean_by_bin,
+    sums_by_bin,
 )
 
 BINS = 4
 ENCODE = 2**32 - 1  # folded into a step's key for the VAE; no example has this index
 
 
-def distillation_loss(pipeline: Pipeline, method: Method, precision: Precision) -> Loss:
-    """The SLAM loss of each example, and its mean by position in time and on the sub-path."""
+def distillation_loss(pipeline: Pipeline, method: Method, remat: str = "none") -> Loss:
+    """The SLAM loss of each example, and its mean by position in time and on the sub-path.
+
+    Args:
+      pipeline: the teacher's surroundings.
+      method: what the loss is.
+      remat: of the student's gradient, a name in `models.remat`.
+    """
+    unet = student_config(pipeline.unet, method.conditioning)
     teacher = teacher_network(pipeline.unet)
-    student = student_network(student_config(pipeline.unet, method.conditioning))
+    student, target = student_network(unet, remat), student_network(unet)
 
     def loss(params: Params, ema: Params, frozen: Frozen, batch: Batch, examples, key):
         latents = pipeline.latents(frozen, batch, jax.random.fold_in(key, ENCODE), examples)
         context, null_context = pipeline.contexts(frozen, batch, method.w)
         draws = draw(key, examples, pipeline.latent_shape, method)
         losses = slam_loss(
-            student(cast(params, precision.student)),
-            student(cast(ema, precision.target)),
+            student(params),
+            target(ema),
             teacher(frozen["unet"]),
             pipeline.schedule,
             latents,
@@ -61,11 +70,34 @@ def distillation_loss(pipeline: Pipeline, method: Method, precision: Precision) 
         t_bins = draws.index * BINS // method.num_ddim_timesteps
         gamma_bins = (draws.gamma * BINS).astype(int).clip(0, BINS - 1)
         return losses.mean(axis=1), {
-            **mean_by_bin(losses.mean(axis=1), t_bins, BINS, "loss_t"),
-            **mean_by_bin(losses.reshape(-1), gamma_bins.reshape(-1), BINS, "loss_gamma"),
+            **sums_by_bin(losses.mean(axis=1), t_bins, BINS, "loss_t"),
+            **sums_by_bin(losses.reshape(-1), gamma_bins.reshape(-1), BINS, "loss_gamma"),
         }
 
     return loss
+
+
+def student_step(config: Config, pipeline: Pipeline, mesh: Mesh) -> tuple[Step, Init]:
+    """The training step of a student, and what makes the state before the first one.
+
+    Args:
+      config: the run.
+      pipeline: the teacher's surroundings.
+      mesh: devices.
+    """
+    training, precision = config.training, config.precision
+    tx = make_optimizer(training.optimizer, training.steps)
+    step = make_train_step(
+        distillation_loss(pipeline, config.method, training.remat),
+        tx,
+        training.ema,
+        keys_of(config.seed).student,
+        training.batch_size,
+        mesh,
+        training.accumulation,
+        (precision.student, precision.target),
+    )
+    return step, partial(init_state, tx=tx, mesh=mesh)
 
 
 def distill(
@@ -73,22 +105,25 @@ def distill(
     pipeline: Pipeline,
     student: Params,
     frozen: Frozen,
+    teacher: dict[str, str],
     source: Source,
     workdir: Path,
     mesh: Mesh,
-    draw_samples: Callable[[Params, int], None],
+    draw_samples: Callable[[Params, int], dict[str, float]],
 ) -> SavedModel:
     """Trains the student, from the newest checkpoint of the workdir where there is one.
 
     Args:
       config: the run.
       pipeline: the teacher's surroundings.
-      student: its weights before the first step.
-      frozen: the teacher ("unet") and the networks around it.
+      student: its weights before the first step, in the host's memory.
+      frozen: the teacher ("unet") and the networks around it, on the mesh.
+      teacher: fingerprints of the teacher's parts.
       source: examples.
       workdir: for checkpoints and metrics.
       mesh: devices.
-      draw_samples: called with (EMA weights, step) every `config.training.sample_every` steps.
+      draw_samples: called with (EMA weights, step) every `config.training.sample_every` steps; what
+        it returns joins the metrics.
 
     Returns:
       The student with its EMA weights; its info lacks the teacher.
@@ -97,15 +132,11 @@ def distill(
       InputError: the checkpoint is of another model.
       Interrupted: Ctrl-C; the state is saved.
     """
-    training, method, precision = config.training, config.method, config.precision
-    unet = student_config(pipeline.unet, method.conditioning)
-    tx = make_optimizer(training.optimizer, training.steps)
-    loss = distillation_loss(pipeline, method, precision)
-    key = keys_of(config.seed).student
-    step = make_train_step(loss, tx, training.ema, key, training.batch_size, mesh)
+    training = config.training
+    step, init = student_step(config, pipeline, mesh)
     state = fit(
         step,
-        partial(init_state, tx=tx, mesh=mesh),
+        init,
         student,
         frozen,
         Batches(
@@ -121,9 +152,12 @@ def distill(
         training,
         workdir,
         "student",
+        {"config": dataclasses.asdict(config), "versions": versions(), "teacher": teacher},
         lambda state, number: draw_samples(state.ema, number),
     )
-    return SavedModel(unet, jax.device_get(state.ema), pipeline.scheduler, info_of(config))
+    unet = student_config(pipeline.unet, config.method.conditioning)
+    ema = jax.device_get(whole(state.ema, mesh))
+    return SavedModel(unet, ema, pipeline.scheduler, info_of(config))
 
 
 def info_of(config: Config) -> dict[str, Any]:
@@ -131,5 +165,5 @@ def info_of(config: Config) -> dict[str, Any]:
     parts = {name: getattr(config, name) for name in ("method", "training", "data", "precision")}
     return {
         **{name: dataclasses.asdict(options) for name, options in parts.items()},
-        "versions": {name: version(name) for name in ("jax", "flax", "optax")},
+        "versions": versions(),
     }

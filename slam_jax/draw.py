@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from slam_jax.keys import keys_of
@@ -26,6 +27,7 @@ from slam_jax.sampler import (
     sample_ddim,
 )
 from slam_jax.schedule import add_noise
+from slam_jax.sharding import whole
 
 # (frozen, params, batch of prompts, seed, first, steps) -> images [B, H, W, C] in [-1, 1]. Row i
 # draws the noise of (seed, first + i), whatever else is in the batch.
@@ -87,5 +89,14 @@ def teacher_sampler(pipeline: Pipeline, w: float, dtype: str = "float32") -> Sam
         return pipeline.decode(
             frozen, sample_ddim(teacher, schedule, noise, *contexts, timesteps, w)
         )
+
+    return draw
+
+
+def on_whole(sampler: Sampler, mesh: Mesh) -> Sampler:
+    """The sampler for weights that are split over a mesh: every device draws everything."""
+
+    def draw(frozen: Frozen, params: Params, *arguments, **options):
+        return sampler(whole(frozen, mesh), whole(params, mesh), *arguments, **options)
 
     return draw

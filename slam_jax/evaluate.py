@@ -11,6 +11,7 @@ from slam_jax.config import Evaluation
 from slam_jax.draw import Sampler
 from slam_jax.files import write_whole
 from slam_jax.models.pipeline import Batch, Frozen, Params
+from slam_jax.processes import is_main
 
 TITLES = {
     "model": "model",
@@ -66,13 +67,24 @@ class Ladder:
         images = self.draw_teacher(self._frozen, teacher, self._prompts, self._seed, 0, steps=steps)
         return np.asarray(images)
 
-    def save(self, path: Path, student: Params, columns: int, scale: int) -> None:
+    def save(self, path: Path, student: Params, columns: int, scale: int) -> dict[str, float]:
         """Writes the picture: a row for each step count, its first `columns` images, each pixel
-        `scale` pixels wide."""
-        rows = {
-            f"{model}, {steps}": x[:columns] for (model, steps), x in self.draw(student).items()
-        }
-        pictures.save(pictures.grid(rows, scale), path)
+        `scale` pixels wide.
+
+        Returns:
+          "rmse_to_teacher_4" and so on: the student's distance to the teacher, in so many steps.
+        """
+        drawn = self.draw(student)
+        rows = {f"{model}, {steps}": x[:columns] for (model, steps), x in drawn.items()}
+        if is_main():
+            pictures.save(pictures.grid(rows, scale), path)
+        (_, reference), *others = drawn.items()
+        return {f"rmse_to_teacher_{steps}": rmse(x, reference) for (_, steps), x in others}
+
+
+def rmse(x: np.ndarray, y: np.ndarray) -> float:
+    """Root of the mean squared difference."""
+    return float(np.sqrt(np.mean((x - y) ** 2)))
 
 
 def to_markdown(rows: list[dict[str, Any]]) -> str:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from slam_jax import runtime, torch_check
-from slam_jax.checkpoint import read_part, steps_in
+from slam_jax.checkpoint_files import read_part, steps_in
 from slam_jax.config import Config
 from slam_jax.distill import info_of
 from slam_jax.errors import BackendError, InputError

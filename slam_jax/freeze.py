@@ -24,7 +24,18 @@ FREE = (
     *(
         f"config.{training}.{option}"
         for training in ("training", "digits.training")
-        for option in ("log_every", "sample_every", "checkpoint_every", "keep_checkpoints")
+        for option in (
+            "accumulation",
+            "remat",
+            "log_every",
+            "sample_every",
+            "checkpoint_every",
+            "checkpoint_minutes",
+            "keep_checkpoints",
+            "keep_best",
+            "best_metric",
+            "max_skipped",
+        )
     ),
 )
 

@@ -1,103 +1,37 @@
-"""The loop around the step: batches, metrics, checkpoints, pictures, and a stop on Ctrl-C."""
+"""The loop around the step: batches, metrics, checkpoints, pictures, and all that may end a run."""
 
-import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from functools import partial
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from slam_jax.checkpoint import Checkpoints
 from slam_jax.config import Training
 from slam_jax.data.batches import Batches
-from slam_jax.data.rejects import Rejects
 from slam_jax.errors import InputError
-from slam_jax.sharding import put_batch, replicated
-from slam_jax.train import Params, TrainState
+from slam_jax.metric_log import MetricLog
+from slam_jax.models.weights import save_arrays
+from slam_jax.processes import Votes, is_main, wait
+from slam_jax.sharding import put, put_batch, rows_here, shardings_of
+from slam_jax.train import Init, Params, Step, TrainState
+
+# (state, step) -> what was measured.
+DrawSamples = Callable[[TrainState, int], dict[str, float]]
+
+REPLAY = "replay"  # folder of the batches whose loss or gradient was not finite
 
 
 class Interrupted(Exception):
     """The run was asked to stop; everything up to the step named is saved."""
-
-
-class MetricLog:
-    """Means of the metrics since the last row, into metrics.jsonl and TensorBoard.
-
-    Rows after `step`, which a run wrote that was killed after its last checkpoint, are dropped.
-    """
-
-    def __init__(self, folder: Path, step: int, batch_size: int):
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.jsonl"
-        rows = path.read_text().splitlines() if path.exists() else []
-        path.write_text("".join(row + "\n" for row in rows if _step_of(row) <= step))
-        self._file = path.open("a")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-        self._batch_size, self._rows, self._known = batch_size, [], set()
-        self.start_clock()
-
-    def start_clock(self) -> None:
-        """Steps added so far do not count as training time; the first one was compiled."""
-        self._started, self._untimed = time.perf_counter(), len(self._rows)
-
-    def add(self, metrics: dict[str, jax.Array]) -> None:
-        """Keeps a step's metrics on the device; nothing waits for them."""
-        self._rows.append(metrics)
-
-    def write(self, step: int, rejects: Rejects) -> dict[str, float]:
-        """Writes and returns the means; a bin that stayed empty has none. Says which kinds of
-        examples were passed over for the first time."""
-        rows = jax.device_get(self._rows)
-        seconds = time.perf_counter() - self._started
-        values = {}
-        if timed := len(rows) - self._untimed:
-            values["samples_per_second"] = timed * self._batch_size / seconds
-        for name in rows[0]:
-            column = np.array([row[name] for row in rows], np.float64)
-            if "loss_" in name:  # the mean of a bin; NaN where it was empty
-                column = column[~np.isnan(column)]
-            if len(column):
-                values[name] = float(column.mean())
-        if rejects.total:
-            values["rejected_examples"] = rejects.total
-        for reason, name in rejects.first.items():
-            if reason not in self._known:
-                tqdm.write(f"note: passed over {name}: {reason}", file=sys.stderr)
-        self._known = set(rejects.first)
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-        self._rows = []
-        self.start_clock()
-        return values
-
-    @contextmanager
-    def clock_stopped(self) -> Iterator[None]:
-        """What happens inside does not count as training time."""
-        stopped = time.perf_counter()
-        yield
-        self._started += time.perf_counter() - stopped
-
-    def close(self) -> None:
-        self._file.close()
-        self._board.close()
-
-
-def _step_of(row: str) -> float:
-    try:
-        return json.loads(row)["step"]
-    except (json.JSONDecodeError, KeyError):
-        return np.inf  # the last line of a run that was killed while writing it
 
 
 class StopRequest:
@@ -119,9 +53,141 @@ class StopRequest:
             signal.signal(number, handler)
 
 
+class Events:
+    """What happens beside the steps: metrics, pictures, checkpoints, and what ends the run.
+
+    All processes decide the same at the same step: by the step's number, by numbers that all have,
+    or by vote.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        stop: StopRequest,
+        data: Batches,
+        training: Training,
+        folder: Path,
+        name: str,
+        state: TrainState,
+        draw_samples: DrawSamples | None,
+    ):
+        self._checkpoints, self._stop, self._data = checkpoints, stop, data
+        self._training, self._folder, self._name = training, folder, name
+        self._draw_samples = draw_samples
+        self._first, self._skipped = int(state.step), int(state.skipped)
+        self._votes, self._saved = Votes(2), time.monotonic()
+        self._previous: tuple[int, dict[str, jax.Array], dict[str, jax.Array]] | None = None
+        self._log = MetricLog(folder, self._first, training.batch_size)
+        self._bar = tqdm(
+            desc=name,
+            total=training.steps,
+            initial=self._first,
+            unit="step",
+            mininterval=1,
+            disable=not is_main(),
+        )
+        if self._first < training.steps:
+            self._bar.set_postfix_str("compiling the first step")
+
+    def after(self, step: int, state: TrainState, metrics: dict, batch: dict) -> None:
+        """Looks after everything, when the step is on its way to the devices."""
+        training, last = self._training, step == self._training.steps
+        # No more than two steps are in flight, so that a stop does not wait for more.
+        self._look_at_previous()
+        self._previous = step, metrics, batch
+        self._log.add(metrics)
+        if step == self._first + 1:  # compiling says nothing about the time to come
+            self._log.start_clock()
+            self._bar.unpause()
+            self._bar.set_postfix_str("")
+        self._bar.update()
+        stopping, saving = self._votes(self._stop.asked, self._is_save_due())
+        if last:
+            self._look_at_previous()
+        values = self._measure(step, state, last, stopping)
+        too_many = self._skipped >= training.max_skipped
+        if step % training.checkpoint_every == 0 or last or stopping or saving or too_many:
+            self.save(step, state, values)
+        if too_many:
+            raise InputError(
+                f"{self._skipped} steps of the {self._name} were not finite, the last of them at "
+                f"or before step {step}, and changed nothing; their batches are in {self._folder}/"
+                f"{REPLAY}; lower training.optimizer.learning_rate, or raise training.max_skipped "
+                "to go on"
+            )
+        if stopping:
+            raise Interrupted(self._stopped_at(step))
+
+    def data_ended(self, step: int, state: TrainState) -> None:
+        """Saves, where that is possible, when no batch came after `step`; the data ended it, or a
+        stop that their processes heard of first."""
+        if jax.process_count() > 1:
+            return  # the others do not know of it, and a checkpoint takes all
+        if self._stop.asked or step > self._first:
+            self.save(step, state)
+        if self._stop.asked:
+            raise Interrupted(self._stopped_at(step))
+
+    def save(self, step: int, state: TrainState, metrics: dict[str, float] | None = None) -> None:
+        """Saves the state, where the data are, and what was measured in this very step."""
+        self._checkpoints.save(step, state, self._data.position(step), metrics)
+        self._saved = time.monotonic()
+
+    def close(self) -> None:
+        """Ends bar and log."""
+        self._bar.close()
+        self._log.close()
+
+    def _stopped_at(self, step: int) -> str:
+        return f"stopped at step {step} of {self._training.steps} ({self._name}), and saved"
+
+    def _is_save_due(self) -> bool:
+        """Whether the newest checkpoint is older than it may get; true once for each."""
+        due = time.monotonic() - self._saved >= 60 * self._training.checkpoint_minutes > 0
+        if due:
+            self._saved = time.monotonic()
+        return due
+
+    def _look_at_previous(self) -> None:
+        """Waits for the step before; says so where it was skipped, and keeps its batch."""
+        if self._previous is None:
+            return
+        step, metrics, batch = self._previous
+        self._previous, skipped = None, int(metrics["skipped"])
+        if skipped > self._skipped:
+            self._skipped = skipped
+            process = jax.process_index()
+            path = self._folder / REPLAY / f"step_{step:06d}.process_{process}.safetensors"
+            path.parent.mkdir(exist_ok=True)
+            save_arrays(path, rows_here(batch))
+            tqdm.write(
+                f"note: step {step} of the {self._name} changed nothing: loss "
+                f"{metrics['loss']:.4g}, gradient norm {metrics['grad_norm']:.4g}; its batch is "
+                f"in {path}",
+                file=sys.stderr,
+            )
+
+    def _measure(
+        self, step: int, state: TrainState, last: bool, stopping: bool
+    ) -> dict[str, float]:
+        """What is known of this very step: drawn, logged, shown."""
+        training, drawn = self._training, {}
+        every = training.sample_every
+        if self._draw_samples and every and step % every == 0 and not stopping:
+            with self._log.clock_stopped():
+                drawn = self._draw_samples(state, step)
+                wait("the pictures are drawn")
+        if not (drawn or step % training.log_every == 0 or last):
+            return {}
+        values = self._log.write(step, self._data.rejects, drawn)
+        rate, loss = values.get("samples_per_second", nan), values.get("loss", nan)
+        self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} samples/s", False)
+        return values
+
+
 def fit(
-    step_fn: Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]],
-    init: Callable[[Params], TrainState],
+    step_fn: Step,
+    init: Init,
     params: Params,
     frozen: Any,
     data: Batches,
@@ -129,84 +195,65 @@ def fit(
     training: Training,
     folder: Path,
     name: str,
-    draw_samples: Callable[[TrainState, int], None] | None = None,
+    record: dict[str, Any],
+    draw_samples: DrawSamples | None = None,
 ) -> TrainState:
     """Trains until `training.steps`, from the newest checkpoint in `folder` where there is one.
 
     Args:
       step_fn: from `make_train_step`.
-      init: weights -> the state before the first step.
-      params: these weights; best left in the host's memory, where a run that goes on has no other
-        use for them.
-      frozen: weights that the loss reads.
+      init: weights on the mesh -> the state before the first step.
+      params: these weights in the host's memory.
+      frozen: weights on the mesh that the loss reads.
       data: endless batches.
       mesh: devices.
       training: how long and how often.
-      folder: for checkpoints/, metrics.jsonl and tensorboard/.
+      folder: for checkpoints/, replay/, metrics.jsonl and tensorboard/.
       name: of the progress bar.
-      draw_samples: called with (state, step) every `training.sample_every` steps.
+      record: what a checkpoint says of the run, see `Checkpoints`.
+      draw_samples: called with (state, step) every `training.sample_every` steps; what it returns
+        joins the metrics.
 
     Raises:
-      InputError: the newest checkpoint is of another model or other data, the loss is not finite,
-        or too many examples are damaged.
-      Interrupted: Ctrl-C or SIGTERM came; the state is saved.
+      InputError: the newest checkpoint is of another model, another teacher or other data, it
+        cannot be saved, too many steps were not finite, or too many examples are damaged.
+      Interrupted: Ctrl-C or SIGTERM came, to any process; the state is saved.
     """
-    frozen = jax.device_put(frozen, replicated(mesh))
-    checkpoints = Checkpoints(folder / "checkpoints", training.keep_checkpoints)
-    stopped = f"stopped at step {{}} of {training.steps} ({name}), and saved"
-    with checkpoints, StopRequest() as stop:
-        if checkpoints.latest_step is None:
-            state = init(params)
-        else:
-            state, position = checkpoints.restore(jax.eval_shape(init, params), replicated(mesh))
+    like = jax.eval_shape(init, params)
+    with (
+        Checkpoints(
+            folder / "checkpoints",
+            training.keep_checkpoints,
+            record,
+            training.keep_best,
+            training.best_metric,
+        ) as checkpoints,
+        StopRequest() as stop,
+    ):
+        if found := checkpoints.restore(like, shardings_of(like, mesh)):
+            state, position = found
             data.restore(position)
+        else:
+            state = init(put(params, mesh))
         first = int(state.step)
         with (
-            closing(MetricLog(folder, first, training.batch_size)) as log,
+            closing(
+                Events(checkpoints, stop, data, training, folder, name, state, draw_samples)
+            ) as events,
             closing(data.iterate(first, partial(put_batch, mesh=mesh))) as batches,
-            tqdm(desc=name, total=training.steps, initial=first, unit="step", mininterval=1) as bar,
         ):
-            if first < training.steps:
-                bar.set_postfix_str("compiling the first step")
-            metrics: dict[str, jax.Array] = {}
             for step in range(first + 1, training.steps + 1):
-                previous = metrics
                 try:
                     batch = next(batches)
                 except Exception:
-                    # The data ended it, or a stop that their processes heard of first.
-                    if stop.asked or step > first + 1:
-                        checkpoints.save(step - 1, state, data.position(step - 1))
-                    if stop.asked:
-                        raise Interrupted(stopped.format(step - 1)) from None
+                    events.data_ended(step - 1, state)
                     raise
+                if step == first + 1:
+                    step_fn = step_fn.lower(state, frozen, batch).compile()
+                    # Who compiled first would wait for the others' answers, and not for long.
+                    wait("the step is compiled")
                 state, metrics = step_fn(state, frozen, batch)
-                # No more than two steps are in flight, so that a stop does not wait for more.
-                jax.block_until_ready(previous)
-                stopping = stop.asked  # read once: a signal may come at any time
-                log.add(metrics)
-                if step == first + 1:  # compiling says nothing about the time to come
-                    log.start_clock()
-                    bar.unpause()
-                    bar.set_postfix_str("")
-                bar.update()
-                last = step == training.steps
-                if step % training.log_every == 0 or last:
-                    values = log.write(step, data.rejects)
-                    if not np.isfinite(values["loss"]):
-                        raise InputError(
-                            f"the loss of the {name} is {values['loss']} at step {step}; lower "
-                            "training.optimizer.learning_rate; older checkpoints are kept"
-                        )
-                    rate = values.get("samples_per_second", np.nan)
-                    bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.0f} samples/s", False)
-                if step % training.checkpoint_every == 0 or last or stopping:
-                    checkpoints.save(step, state, data.position(step))
-                if stopping:
-                    raise Interrupted(stopped.format(step))
-                if draw_samples and training.sample_every and step % training.sample_every == 0:
-                    with log.clock_stopped():
-                        draw_samples(state, step)
+                events.after(step, state, metrics, batch)
     for line in data.rejects.lines():
         print(f"note: passed over {line}", file=sys.stderr)
     return state

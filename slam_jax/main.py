@@ -1,9 +1,10 @@
 """The command line: teacher, distillation, evaluation, export.
 
 python -m slam_jax.main --config configs/digits.py [--config.method.gamma=one] [--workdir runs/lcm]
-[--resume]
+[--resume] [--distributed]
 """
 
+import dataclasses
 import json
 import re
 import resource
@@ -12,6 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 from absl import flags
@@ -19,30 +21,46 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from slam_jax import runtime
-from slam_jax.checkpoint import read_position, steps_in
+from slam_jax.checkpoint_files import read_position
 from slam_jax.config import Config
 from slam_jax.data.batches import check_position
 from slam_jax.distill import distill
-from slam_jax.draw import student_sampler, teacher_sampler
+from slam_jax.draw import on_whole, student_sampler, teacher_sampler
 from slam_jax.errors import BackendError, InputError, options_of, prefixed
 from slam_jax.evaluate import Ladder, to_markdown, write_report
-from slam_jax.files import write_whole
-from slam_jax.freeze import first_change, freeze, to_json
+from slam_jax.freeze import freeze
 from slam_jax.jobs.digits import DigitsJob
 from slam_jax.jobs.job import Job
 from slam_jax.jobs.text_to_image import TextToImageJob
 from slam_jax.loop import Interrupted
 from slam_jax.models.functional import cast
 from slam_jax.models.pipeline import student_config, student_params
+from slam_jax.processes import compare, is_main, join, together, wait
 from slam_jax.sampler import ddim_timesteps
 from slam_jax.schedule import distillation_grid
-from slam_jax.sharding import make_mesh, replicated
+from slam_jax.sharding import make_mesh, put
+from slam_jax.train import check_batch_size
+from slam_jax.workdir import claimed
 
-CONFIG_FILE = "config.json"
+
+class Command(NamedTuple):
+    """A command line.
+
+    Attributes:
+      config: the run.
+      workdir: its folder.
+      resume: whether it may go on with a run that is there.
+      distributed: whether this is one of several processes of the run.
+    """
+
+    config: Config
+    workdir: Path
+    resume: bool
+    distributed: bool
 
 
-def parse(argv: list[str]) -> tuple[Config, Path, bool]:
-    """Reads the command line into (config, workdir, resume).
+def parse(argv: list[str]) -> Command:
+    """Reads the command line.
 
     Raises:
       InputError: an unknown flag, an unreadable config file, an unknown key, a wrong value.
@@ -56,6 +74,13 @@ def parse(argv: list[str]) -> tuple[Config, Path, bool]:
     )
     flags.DEFINE_bool(
         "resume", False, "go on with the run in the workdir, if there is one", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "this is one of several processes, which SLURM, GKE or a TPU pod tell of one another, or "
+        "else JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID",
+        flag_values=values,
     )
     flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
     try:
@@ -79,34 +104,8 @@ def parse(argv: list[str]) -> tuple[Config, Path, bool]:
         text = " ".join(text.split())
         text = re.sub(r"^\w+Error: |.*Failed loading config file config_config ", "", text)
         raise InputError(text) from error
-    return config, Path(values.workdir or Path("runs") / config.name), values.resume
-
-
-def claim_workdir(workdir: Path, config: Config, resume: bool) -> None:
-    """Makes the workdir and records the config in it.
-
-    Raises:
-      InputError: it holds a run and `resume` is not asked for, or another config's run, or
-        something that is no run.
-    """
-    record, text = workdir / CONFIG_FILE, to_json(config)
-    if record.exists():
-        try:
-            recorded = json.loads(record.read_text())
-        except json.JSONDecodeError as error:
-            raise InputError(f"{record}: damaged ({error}); choose another --workdir") from error
-        if change := first_change(recorded, json.loads(text)):
-            raise InputError(
-                f"{workdir}: holds another config's run: {change}; choose another --workdir"
-            )
-        if not resume:
-            raise InputError(
-                f"{workdir}: holds a run; add --resume to go on, or choose another --workdir"
-            )
-    elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-        raise InputError(f"{workdir}: holds no run, but is not empty; choose another --workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_whole(record, text)
+    workdir = Path(values.workdir or Path("runs") / config.name)
+    return Command(config, workdir, values.resume, values.distributed)
 
 
 def build(config: Config, workdir: Path) -> tuple[Mesh, Job]:
@@ -117,11 +116,8 @@ def build(config: Config, workdir: Path) -> tuple[Mesh, Job]:
     """
     with options_of("config"):
         mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    if config.training.batch_size % mesh.size:
-        raise InputError(
-            f"config.training.batch_size = {config.training.batch_size} must be divisible by the "
-            f"{mesh.size} devices"
-        )
+    with options_of("config.training"):
+        check_batch_size(config.training, mesh)
     kind = DigitsJob if config.data.source == "digits" else TextToImageJob
     job = kind(config, workdir, mesh)
     timesteps = job.pipeline.schedule.num_train_timesteps
@@ -147,62 +143,91 @@ def run(config: Config, workdir: Path, resume: bool = False) -> list[dict]:
     """
     started = time.perf_counter()
     runtime.probe()
+    same = {"workdir": str(workdir), "resume": resume, "versions": runtime.versions()}
+    compare(json.dumps({"config": dataclasses.asdict(config), **same}))
     mesh, job = build(config, workdir)
-    source = job.source()
-    if resume and (steps := steps_in(workdir / "checkpoints")):
+    if resume and (position := read_position(workdir / "checkpoints")):
         with prefixed("config.data: "):
-            check_position(source, read_position(workdir / "checkpoints", steps[-1]))
-    claim_workdir(workdir, config, resume)
+            check_position(job.source(), position)
+    with claimed(workdir, config, resume):
+        rows, facts = _run(config, workdir, mesh, job)
+        if is_main():
+            seconds = time.perf_counter() - started
+            write_report(workdir, rows, {"seconds": seconds, **facts})
+    return rows
+
+
+def _run(
+    config: Config, workdir: Path, mesh: Mesh, job: Job
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What `run` does in a workdir of its own: (rows, facts) of the report."""
     pipeline, method, precision = job.pipeline, config.method, config.precision
     unet = student_config(pipeline.unet, method.conditioning)
     weights = job.weights(mesh)
     initial = student_params(weights["unet"], unet)
-    frozen = {**weights, "unet": cast(weights["unet"], precision.teacher)}
-    frozen = jax.device_put(frozen, replicated(mesh))
+    frozen = put({**weights, "unet": cast(weights["unet"], precision.teacher)}, mesh)
+    draw_student = student_sampler(pipeline, unet, method.num_ddim_timesteps, precision.student)
     ladder = Ladder(
-        teacher_sampler(pipeline, method.w, precision.teacher),
-        student_sampler(pipeline, unet, method.num_ddim_timesteps, precision.student),
+        on_whole(teacher_sampler(pipeline, method.w, precision.teacher), mesh),
+        on_whole(draw_student, mesh),
         frozen,
         job.ladder_prompts(),
         config.evaluation,
         config.seed,
     )
+    samples = workdir / "samples"
 
     def draw_samples(params, step):
-        job.save_ladder(ladder, params, workdir / "samples" / f"step_{step:06d}.png")
+        return job.save_ladder(ladder, params, samples / f"step_{step:06d}.png")
 
-    student = distill(config, pipeline, initial, frozen, source, workdir, mesh, draw_samples)
+    student = distill(
+        config,
+        pipeline,
+        initial,
+        frozen,
+        job.teacher_info()["fingerprints"],
+        job.source(),
+        workdir,
+        mesh,
+        draw_samples,
+    )
     student = replace(student, info={"teacher": job.teacher_info(), **student.info})
-    job.export(student, workdir / "export")
-    params = jax.device_put(student.params, replicated(mesh))
-    job.save_ladder(ladder, params, workdir / "samples" / "ladder.png")
+    if is_main():
+        job.export(student, workdir / "export")
+    params = put(student.params, mesh)
+    job.save_ladder(ladder, params, samples / "ladder.png")
     rows = job.measure(ladder, frozen, params)
-    facts = {
-        "seconds": time.perf_counter() - started,
+    return rows, {
         "peak_memory_gb": peak_memory_gb(),
         "devices": [str(device) for device in jax.devices()],
         **student.info,
     }
-    write_report(workdir, rows, facts)
-    return rows
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     runtime.configure()
-    argv = sys.argv[1:] if argv is None else argv
+    argv, speaks = sys.argv[1:] if argv is None else argv, True
     try:
-        config, workdir, resume = parse(argv)
-        rows = run(config, workdir, resume)
+        command = parse(argv)
+        if command.distributed:
+            join()
+        speaks = is_main()  # asked now: afterwards every process is alone
+        with together(agreed=(Interrupted,)):
+            rows = run(command.config, command.workdir, command.resume)
     except (InputError, BackendError) as error:
         sys.exit(f"error: {error}")
     except (Interrupted, KeyboardInterrupt) as stop:
         resume = [] if "--resume" in argv else ["--resume"]
         again = shlex.join([sys.executable, "-m", "slam_jax.main", *argv, *resume])
+        again = "start all processes again with --resume" if command.distributed else again
         what = str(stop) or "interrupted; its checkpoints, if it had come to one, are kept"
-        print(f"\n{what}. To go on:\n  {again}", file=sys.stderr)
+        if speaks:
+            print(f"\n{what}. To go on:\n  {again}", file=sys.stderr)
         sys.exit(130)
-    print(f"\n{to_markdown(rows)}\npictures: {workdir / 'samples'}\nstudent:  {workdir / 'export'}")
+    if speaks:
+        samples, export = (command.workdir / name for name in ("samples", "export"))
+        print(f"\n{to_markdown(rows)}\npictures: {samples}\nstudent:  {export}")
 
 
 if __name__ == "__main__":

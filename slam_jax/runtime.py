@@ -10,12 +10,14 @@ import importlib.util
 import mmap
 import os
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from slam_jax import __version__
 from slam_jax.errors import BackendError
 
 CPU_FLAG = "xla_cpu_experimental_ynn_fusion_type"
@@ -27,6 +29,12 @@ def configure() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if CPU_FLAG not in flags and _runs_on_cpu() and jaxlib_knows(CPU_FLAG):
         os.environ["XLA_FLAGS"] = f"{flags} --{CPU_FLAG}=".strip()
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers of a run."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {"slam_jax": __version__, **{name: metadata.version(name) for name in packages}}
 
 
 def probe(run: Callable = jax.jit) -> None:

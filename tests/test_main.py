@@ -61,8 +61,13 @@ def test_run_leaves_pictures_report_export_and_metrics(finished):
     assert summary["method"]["conditioning"] == "snr" and summary["peak_memory_gb"] > 0
     assert (finished / "summary.md").read_text().count("| student |") == 2
     metrics = [json.loads(row) for row in (finished / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in metrics] == [2, 4, 6]
+    assert [row["step"] for row in metrics] == [2, 3, 4, 6]
     assert {"loss", "grad_norm", "samples_per_second", "loss_gamma3"} <= set(metrics[0])
+    assert [row["step"] for row in metrics if "rmse_to_teacher_2" in row] == [3, 6]
+    for row in summary["results"][1:]:
+        # The report measures other samples than the picture.
+        measured = metrics[-1][f"rmse_to_teacher_{row['steps']}"]
+        assert measured == pytest.approx(row["rmse_to_teacher"], rel=0.5)
 
 
 def test_exported_student_loads_with_one_call_and_draws(finished, tmp_path):

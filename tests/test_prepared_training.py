@@ -11,7 +11,6 @@ import torch
 from helpers import assert_close, jit
 
 from slam_jax import prepare
-from slam_jax.config import Precision
 from slam_jax.data import prepared
 from slam_jax.data.image_text import ImageText, Transform
 from slam_jax.distill import distillation_loss
@@ -179,7 +178,7 @@ class Given:
 def test_losses_are_those_of_encoding_in_every_step(sdxl):
     method, unet = Method(w=7.0), sdxl.pipeline.unet
     student = student_params(sdxl.unet, student_config(unet, method.conditioning))
-    loss = jit(distillation_loss(Given(sdxl.pipeline), method, Precision()))
+    loss = jit(distillation_loss(Given(sdxl.pipeline), method))
     losses = [
         loss(student, student, {"unet": sdxl.unet}, inputs, np.arange(4), jax.random.key(key))[0]
         for inputs in inputs_of(sdxl)

@@ -1,6 +1,7 @@
 """What surrounds Stable Diffusion's UNet, against the stock pipelines of diffusers; and folders
 whose parts do not fit each other."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,8 +11,8 @@ import pytest
 import tiny_students
 from helpers import assert_close, jit
 
-from slam_jax.config import Precision
-from slam_jax.distill import distillation_loss
+from slam_jax.config import Config, Data, Precision, Teacher, Training
+from slam_jax.distill import student_step
 from slam_jax.draw import student_sampler
 from slam_jax.errors import InputError
 from slam_jax.export import write_folder
@@ -20,6 +21,7 @@ from slam_jax.loss import Method
 from slam_jax.models.folder import resolve
 from slam_jax.models.load import load, read_pipeline, read_surroundings, read_unet
 from slam_jax.sampler import gaussian
+from slam_jax.sharding import make_mesh
 
 PROMPTS = ["a small dog", "", "two cats " * 60]
 
@@ -210,21 +212,30 @@ def test_image_to_image_is_lcm_from_the_noised_image(teachers, tmp_path, monkeyp
     assert np.abs(np.asarray(ours) - expected).max() * 127.5 <= 0.05
 
 
-@pytest.mark.parametrize("network", ["student", "target"])
-def test_each_precision_decides_what_its_network_computes_in(teachers, network):
+def test_each_precision_decides_what_its_network_computes_in(teachers):
     pipeline, frozen = ours(teachers["sd15"])
     frozen["unet"] = read_unet(resolve(str(teachers["sd15"])), pipeline.unet, "float32")
-    method = Method(conditioning="snr", w=0.0)
     batch = {**pipeline.prompts(["a"]), "images": np.zeros((1, 64, 64, 3), np.uint8)}
+    config = Config(
+        teacher=Teacher(path="any"),
+        data=Data(source="photographs", resolution=64),
+        method=Method(conditioning="snr", w=0.0),
+        training=Training(batch_size=1),
+    )
+    mesh = make_mesh(devices=jax.devices()[:1])
 
-    def convolutions(precision):
-        loss = distillation_loss(pipeline, method, precision)
-        arguments = (frozen["unet"], frozen["unet"], frozen, batch, np.arange(1))
-        jaxpr = str(jax.make_jaxpr(loss)(*arguments, jax.random.key(0)))
-        made = [line for line in jaxpr.splitlines() if "conv_general_dilated[" in line]
+    def convolutions(**precision):
+        options = dataclasses.replace(config, precision=Precision(**precision))
+        step, init = student_step(options, pipeline, mesh)
+        state = jax.eval_shape(init, frozen["unet"])
+        made = str(jax.make_jaxpr(step)(state, frozen, batch)).splitlines()
+        made = [line for line in made if "conv_general_dilated[" in line]
         return len(made), sum("bf16[" in line for line in made)
 
-    total, none = convolutions(Precision())
-    again, some = convolutions(Precision(**{network: "bfloat16"}))
-    both, twice = convolutions(Precision(student="bfloat16", target="bfloat16"))
-    assert total == again == both and none == 0 and some > 10 and twice == 2 * some
+    total, none = convolutions()
+    of_student, of_target = ({name: "bfloat16"} for name in ("student", "target"))
+    (_, student), (_, target) = convolutions(**of_student), convolutions(**of_target)
+    assert none == 0 and target > 10
+    # Two more for each: the gradient with respect to the input, but the first's, and to the kernel.
+    assert student == 3 * target - 1
+    assert convolutions(**of_student, **of_target) == (total, student + target)

@@ -19,7 +19,7 @@ import torch
 from helpers import assert_close, jit
 from torch_slam import TorchSlam
 
-from slam_jax.config import Optimizer, Precision
+from slam_jax.config import Optimizer
 from slam_jax.distill import ENCODE, distillation_loss
 from slam_jax.loss import Method, draw
 from slam_jax.models.convert import to_torch
@@ -27,7 +27,7 @@ from slam_jax.models.folder import resolve
 from slam_jax.models.load import read_pipeline, read_surroundings, read_unet
 from slam_jax.models.pipeline import student_config, student_network, student_params
 from slam_jax.sampler import gaussian
-from slam_jax.sharding import make_mesh, put_batch, replicated
+from slam_jax.sharding import make_mesh, put, put_batch
 from slam_jax.train import init_state, make_optimizer, make_train_step
 
 CAPTIONS = (
@@ -190,7 +190,7 @@ def test_losses_and_gradients_are_those_of_torch(model, case):
     batch, prompts = make_batch(model, 4)
     examples = jnp.arange(4)
     key = key_with_both_ends(examples, method)
-    loss = distillation_loss(model.pipeline, method, Precision())
+    loss = distillation_loss(model.pipeline, method)
 
     def mean_loss(params, ema, teacher, frozen, batch, key):
         losses, _ = loss(params, ema, {**frozen, "unet": teacher}, batch, examples, key)
@@ -222,11 +222,9 @@ def test_two_training_steps_are_those_of_torch(model):
     mesh, tx, key = make_mesh(), make_optimizer(options, 2), jax.random.key(3)
     batch, prompts = make_batch(model, count)
     params, ema = student_and_ema(model, method.conditioning)
-    loss = distillation_loss(model.pipeline, method, Precision())
+    loss = distillation_loss(model.pipeline, method)
     step = make_train_step(loss, tx, decay, key, count, mesh)
-    state = dataclasses.replace(
-        init_state(params, tx, mesh), ema=jax.device_put(ema, replicated(mesh))
-    )
+    state = dataclasses.replace(init_state(put(params, mesh), tx, mesh), ema=put(ema, mesh))
 
     reference = model.torch.student(to_torch(params))
     target = model.torch.student(to_torch(ema))

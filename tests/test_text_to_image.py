@@ -50,7 +50,7 @@ def test_run_leaves_checkpoints_pictures_report_and_a_diffusers_folder(finished)
     names = {path.name for path in finished.iterdir()}
     assert names == {
         *("config.json", "teacher.json", "checkpoints", "metrics.jsonl", "tensorboard"),
-        *("samples", "summary.json", "summary.md", "export"),
+        *("samples", "summary.json", "summary.md", "export", ".lock"),
     }
     ladders = {path.name for path in (finished / "samples").iterdir()}
     assert ladders == {"ladder.png", "step_000002.png", "step_000004.png"}

@@ -54,7 +54,8 @@ class Batches:
       batch_size: examples a batch, over all processes.
       seed: of the shuffle and of the examples' seeds.
       workers: processes that read; 0: a thread of this process does.
-      process, processes: which part of each batch is this process's.
+      process, processes: which part of each batch is this process's: the parts are equal, and one
+        behind the other.
       max_rejects: the share of damaged examples that is borne.
 
     Attributes:

@@ -9,15 +9,17 @@ from jax.sharding import Mesh
 from slam_jax.config import Config
 from slam_jax.data import digits
 from slam_jax.draw import Sampler
-from slam_jax.errors import InputError, options_of, prefixed
-from slam_jax.evaluate import Ladder
+from slam_jax.errors import options_of, prefixed
+from slam_jax.evaluate import Ladder, rmse
 from slam_jax.jobs.digits_teacher import check_teacher, train_teacher
 from slam_jax.jobs.job import Job
 from slam_jax.metrics import Classifier, frechet_distance
+from slam_jax.models import weight_files
 from slam_jax.models.digits_pipeline import digits_pipeline
 from slam_jax.models.pipeline import Batch, Frozen, Params
-from slam_jax.models.saved import SavedModel, save_model
+from slam_jax.models.saved import PARAMS_FILE, SavedModel, save_model
 from slam_jax.sources import check_used
+from slam_jax.train import check_batch_size
 
 BATCH = 100  # every picture is drawn in batches of this size: one compilation per step count
 LADDER_COLUMNS = 20
@@ -32,17 +34,14 @@ class DigitsJob(Job):
             check_used(config.data, "digits")
         with options_of("config.digits"):
             self.pipeline = digits_pipeline(config.digits.unet, config.digits.prediction_type)
-        batch_size = config.digits.training.batch_size
-        if batch_size % mesh.size:
-            raise InputError(
-                f"config.digits.training.batch_size = {batch_size} must be divisible by the "
-                f"{mesh.size} devices"
-            )
+        with options_of("config.digits.training"):
+            check_batch_size(config.digits.training, mesh)
         check_teacher(config.digits, self._folder)
 
     def weights(self, mesh: Mesh) -> Frozen:
         teacher = train_teacher(self.pipeline, self._config.digits, self._folder, mesh)
-        self._info = teacher.info
+        prints = {"unet": weight_files.fingerprint(self._folder / PARAMS_FILE)}
+        self._info = {**teacher.info, "fingerprints": prints}
         return {"unet": teacher.params}
 
     def source(self) -> digits.Source:
@@ -51,8 +50,8 @@ class DigitsJob(Job):
     def ladder_prompts(self) -> Batch:
         return {"tokens": digits.tokenize(np.arange(BATCH) % LADDER_COLUMNS // 2)}
 
-    def save_ladder(self, ladder: Ladder, student: Params, path: Path) -> None:
-        ladder.save(path, student, columns=LADDER_COLUMNS, scale=5)
+    def save_ladder(self, ladder: Ladder, student: Params, path: Path) -> dict[str, float]:
+        return ladder.save(path, student, columns=LADDER_COLUMNS, scale=5)
 
     def measure(self, ladder: Ladder, frozen: Frozen, student: Params) -> list[dict[str, Any]]:
         """Frechet distances to the real digits, label accuracy, distances to the teacher."""
@@ -80,7 +79,7 @@ class DigitsJob(Job):
                 ),
                 "label_accuracy": classifier.label_accuracy(x, wanted),
                 "fd_to_teacher": frechet_distance(_flat(x), _flat(reference)),
-                "rmse_to_teacher": float(np.sqrt(np.mean((x - reference) ** 2))),
+                "rmse_to_teacher": rmse(x, reference),
             }
             for (model, steps), x in drawn.items()
         ]

@@ -22,7 +22,10 @@ from slam_jax.models.digits_pipeline import DigitsPipeline
 from slam_jax.models.pipeline import teacher_network
 from slam_jax.models.saved import CONFIG_FILE, SavedModel, load_model, save_model
 from slam_jax.models.unet import UNet2DConditionModel
+from slam_jax.processes import is_main, wait
+from slam_jax.runtime import versions
 from slam_jax.schedule import add_noise
+from slam_jax.sharding import whole
 from slam_jax.train import (
     Batch,
     Loss,
@@ -30,7 +33,7 @@ from slam_jax.train import (
     init_state,
     make_optimizer,
     make_train_step,
-    mean_by_bin,
+    sums_by_bin,
 )
 
 TIME_BINS = 4
@@ -68,7 +71,7 @@ def denoising_loss(pipeline: DigitsPipeline, label_dropout: float) -> Loss:
         output = network(params)(add_noise(x0, eps, *scales), t, pipeline.embed(tokens))
         losses = ((output - wanted) ** 2).mean(axis=(1, 2, 3))
         bins = t * TIME_BINS // schedule.num_train_timesteps
-        return losses, mean_by_bin(losses, bins, TIME_BINS, "loss_t")
+        return losses, sums_by_bin(losses, bins, TIME_BINS, "loss_t")
 
     return loss
 
@@ -104,18 +107,37 @@ def train_teacher(
     check_teacher(options, folder)
     if (folder / CONFIG_FILE).exists():
         return load_model(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / OPTIONS_FILE, to_json(options))
+    if is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / OPTIONS_FILE, to_json(options))
     training = options.training
     tx = make_optimizer(training.optimizer, training.steps)
     keys = keys_of(options.seed)
     params = functional.init(UNet2DConditionModel, pipeline.unet, keys.init)
     loss = denoising_loss(pipeline, options.label_dropout)
-    step = make_train_step(loss, tx, training.ema, keys.teacher, training.batch_size, mesh)
-    data = Batches(digits.Source(), training.batch_size, options.seed)
-    init = partial(init_state, tx=tx, mesh=mesh)
-    state = fit(step, init, params, {}, data, mesh, training, folder, "teacher")
+    step = make_train_step(
+        loss,
+        tx,
+        training.ema,
+        keys.teacher,
+        training.batch_size,
+        mesh,
+        training.accumulation,
+    )
+    data = Batches(
+        digits.Source(),
+        training.batch_size,
+        options.seed,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )
     info = {"teacher": json.loads(to_json(options))}
-    model = SavedModel(pipeline.unet, jax.device_get(state.ema), pipeline.scheduler, info)
-    save_model(folder, model)
+    record = {"config": info["teacher"], "versions": versions(), "teacher": None}
+    init = partial(init_state, tx=tx, mesh=mesh)
+    state = fit(step, init, params, {}, data, mesh, training, folder, "teacher", record)
+    ema = jax.device_get(whole(state.ema, mesh))
+    model = SavedModel(pipeline.unet, ema, pipeline.scheduler, info)
+    if is_main():
+        save_model(folder, model)
+    wait("the teacher is saved")
     return model

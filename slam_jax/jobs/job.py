@@ -39,8 +39,8 @@ class Job(ABC):
         """The prompts of the step ladder."""
 
     @abstractmethod
-    def save_ladder(self, ladder: Ladder, student: Params, path: Path) -> None:
-        """Draws the step ladder into a picture."""
+    def save_ladder(self, ladder: Ladder, student: Params, path: Path) -> dict[str, float]:
+        """Draws the step ladder into a picture, and returns what `Ladder.save` does."""
 
     @abstractmethod
     def measure(self, ladder: Ladder, frozen: Frozen, student: Params) -> list[dict[str, Any]]:
@@ -48,7 +48,8 @@ class Job(ABC):
 
     @abstractmethod
     def teacher_info(self) -> dict[str, Any]:
-        """Which teacher it was, for the student's record; after `weights`."""
+        """Which teacher it was, for the student's record; "fingerprints" has one for each of its
+        parts. After `weights`."""
 
     @abstractmethod
     def export(self, student: SavedModel, folder: Path) -> None:

@@ -6,14 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jax.sharding import Mesh
 
 from slam_jax.config import Config, Data
 from slam_jax.data.batches import Source
 from slam_jax.data.prepared import Prepared, check_fits
 from slam_jax.errors import InputError, prefixed
-from slam_jax.evaluate import Ladder
+from slam_jax.evaluate import Ladder, rmse
 from slam_jax.export import TEACHER_FILE, other_part, teacher_info, write_folder
 from slam_jax.files import write_whole
 from slam_jax.jobs.job import Job
@@ -22,6 +21,7 @@ from slam_jax.models.load import is_student, read_pipeline, read_surroundings, r
 from slam_jax.models.pipeline import Batch, Frozen, Params
 from slam_jax.models.saved import SavedModel
 from slam_jax.models.tokenizer import tokenize
+from slam_jax.processes import is_main
 from slam_jax.sources import open_source
 
 
@@ -73,7 +73,8 @@ class TextToImageJob(Job):
             )
 
     def weights(self, mesh: Mesh) -> Frozen:
-        write_whole(self._workdir / TEACHER_FILE, json.dumps(self._identity, indent=2))
+        if is_main():
+            write_whole(self._workdir / TEACHER_FILE, json.dumps(self._identity, indent=2))
         weights, self._weights = self._weights, {}
         return weights
 
@@ -87,8 +88,8 @@ class TextToImageJob(Job):
                 print(f"note: config.evaluation.prompts: cut off: {cut!r}", file=sys.stderr)
         return self.pipeline.prompts(prompts)
 
-    def save_ladder(self, ladder: Ladder, student: Params, path: Path) -> None:
-        ladder.save(path, student, columns=len(self._config.evaluation.prompts), scale=1)
+    def save_ladder(self, ladder: Ladder, student: Params, path: Path) -> dict[str, float]:
+        return ladder.save(path, student, columns=len(self._config.evaluation.prompts), scale=1)
 
     def measure(self, ladder: Ladder, frozen: Frozen, student: Params) -> list[dict[str, Any]]:
         """Distance of the ladder's pictures to the teacher's of the same prompt and noise."""
@@ -100,7 +101,7 @@ class TextToImageJob(Job):
             {
                 "model": model,
                 "steps": steps,
-                "rmse_to_teacher": float(np.sqrt(np.mean((x - reference) ** 2))),
+                "rmse_to_teacher": rmse(x, reference),
             }
             for (model, steps), x in drawn.items()
         ]

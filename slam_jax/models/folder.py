@@ -80,13 +80,14 @@ class Folder:
     variant: str = ""
 
 
-def resolve(path: str, revision: str = "", variant: str = "") -> Folder:
+def resolve(path: str, revision: str = "", variant: str = "", weights: bool = True) -> Folder:
     """Finds a model; fetches it if it is a hub id and no folder here has that name.
 
     Args:
         path: a folder, or "owner/name" of a model on the hub.
         revision: a hub model's branch, tag or commit; "" is its main branch.
         variant: of the weights, such as "fp16"; "" is none.
+        weights: whether they are to be fetched from the hub too.
 
     Raises:
         InputError: neither a folder nor an id, or the hub does not give it.
@@ -107,11 +108,11 @@ def resolve(path: str, revision: str = "", variant: str = "") -> Folder:
         )
     if not HUB_ID.fullmatch(path):
         raise InputError(f"{path!r}: no such folder, and not a hub id of the form owner/name")
-    snapshot = hub.fetch(path, revision, _patterns(variant))
+    snapshot = hub.fetch(path, revision, _patterns(variant, weights))
     return Folder(snapshot, path, snapshot.name, variant)
 
 
-def _patterns(variant: str) -> list[str]:
+def _patterns(variant: str, weights: bool) -> list[str]:
     """What to fetch of a repository: configurations, tokenizers, safetensors of the variant."""
     patterns = ["model_index.json", "slam.json", "scheduler/scheduler_config.json"]
     for tokenizer in ("tokenizer", "tokenizer_2"):
@@ -121,7 +122,8 @@ def _patterns(variant: str) -> list[str]:
     endings += [f".safetensors.index{dot}.json", f".safetensors{dot}.index.json"]
     for component, stem in STEMS.items():
         patterns.append(f"{component}/config.json")
-        patterns += [f"{component}/{stem}{ending}" for ending in dict.fromkeys(endings)]
+        if weights:
+            patterns += [f"{component}/{stem}{ending}" for ending in dict.fromkeys(endings)]
     return patterns
 
 

@@ -224,12 +224,16 @@ class Transformer2DModel(nnx.Module):
         )
         self.proj_out = projection()
 
-    def __call__(self, x, context):
-        batch, height, width, channels = x.shape
-        h = self.proj_in(self.norm(x)).reshape(batch, height * width, channels)
+    def __call__(self, x, context, remat):
+        """With `remat` from `models.remat` around each part."""
+        h = remat(self._tokens)(x)
         for block in self.transformer_blocks:
-            h = block(h, context)
+            h = remat(block)(h, context)
         return x + self.proj_out(h.reshape(x.shape))
+
+    def _tokens(self, x):
+        batch, height, width, channels = x.shape
+        return self.proj_in(self.norm(x)).reshape(batch, height * width, channels)
 
 
 class Downsample2D(nnx.Module):

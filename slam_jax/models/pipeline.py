@@ -63,15 +63,24 @@ def teacher_network(config: UNetConfig) -> Callable[[Params], Denoiser]:
     return lambda params: lambda x, t, context: apply(params, x, t.astype(jnp.float32), **context)
 
 
-def student_network(config: UNetConfig) -> Callable[[Params], Student]:
-    """params -> the student as a function of (x, t, context, gamma)."""
+def student_network(config: UNetConfig, remat: str = "none") -> Callable[[Params], Student]:
+    """params -> the student as a function of (x, t, context, gamma).
+
+    Args:
+      config: its UNet's.
+      remat: what its backward pass computes again, a name in `models.remat`.
+
+    Raises:
+      ValueError: from the student, for another name.
+    """
     apply = functional.apply_fn(UNet2DConditionModel, config)
 
     def bind(params):
         def student(x, t, context, gamma):
             dim = config.time_cond_proj_dim
             condition = None if dim is None else gamma_embedding(gamma, dim)
-            return apply(params, x, t.astype(jnp.float32), **context, timestep_cond=condition)
+            t = t.astype(jnp.float32)
+            return apply(params, x, t, **context, timestep_cond=condition, remat=remat)
 
         return student
 

@@ -9,6 +9,7 @@ Shape letters: B batch, H height, W width, C channels, L tokens, D features.
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from jaxtyping import Array, Float
 
 from slam_jax.models import layers
 from slam_jax.models.published_config import PublishedConfig
+from slam_jax.models.remat import remat_named
 
 # Keys of diffusers' config that have one supported value, which is the default there too.
 # fmt: off
@@ -130,13 +132,13 @@ class DownBlock2D(nnx.Module):
         is_coarsest = level == len(channels) - 1
         self.downsamplers = nnx.List([] if is_coarsest else [layers.Downsample2D(out, rngs=rngs)])
 
-    def __call__(self, x, temb, context):
+    def __call__(self, x, temb, context, remat):
         """Returns the new map and all maps made on the way, which the up blocks will take."""
         skips = []
         for i, resnet in enumerate(self.resnets):
-            x = resnet(x, temb)
+            x = remat(resnet)(x, temb)
             if self.cross_attention:
-                x = self.attentions[i](x, context)
+                x = self.attentions[i](x, context, remat)
             skips.append(x)
         for downsample in self.downsamplers:
             x = downsample(x)
@@ -158,10 +160,14 @@ class UNetMidBlock2DCrossAttn(nnx.Module):
         self.resnets = nnx.List([_resnet(config, channels, channels, rngs) for _ in range(2)])
         self.attentions = nnx.List([_transformer(config, -1, rngs)])
 
-    def __call__(self, x, temb, context):
-        x = self.resnets[0](x, temb)
-        x = self.attentions[0](x, context)
-        return self.resnets[1](x, temb)
+    def __call__(self, x, temb, context, remat):
+        x = remat(self.resnets[0])(x, temb)
+        x = self.attentions[0](x, context, remat)
+        return remat(self.resnets[1])(x, temb)
+
+
+def _join(resnet, x, skip, temb):
+    return resnet(jnp.concatenate([x, skip], axis=-1), temb)
 
 
 class UpBlock2D(nnx.Module):
@@ -180,12 +186,13 @@ class UpBlock2D(nnx.Module):
             self.attentions = nnx.List([_transformer(config, level, rngs) for _ in range(n)])
         self.upsamplers = nnx.List([] if level == 0 else [layers.Upsample2D(out, rngs=rngs)])
 
-    def __call__(self, x, skips, temb, context):
+    def __call__(self, x, skips, temb, context, remat):
         """Returns the new map; pops the maps it joins off the end of `skips`."""
         for i, resnet in enumerate(self.resnets):
-            x = resnet(jnp.concatenate([x, skips.pop()], axis=-1), temb)
+            # Joined inside: what is kept are two maps that others keep too, and not a third.
+            x = remat(partial(_join, resnet))(x, skips.pop(), temb)
             if self.cross_attention:
-                x = self.attentions[i](x, context)
+                x = self.attentions[i](x, context, remat)
         for upsample in self.upsamplers:
             x = upsample(x, size=skips[-1].shape[1:3])
         return x
@@ -228,6 +235,7 @@ class UNet2DConditionModel(nnx.Module):
         encoder_hidden_states: Float[Array, "B L D"],
         timestep_cond: Float[Array, "B D_cond"] | None = None,
         added_cond: Mapping[str, Array] | None = None,
+        remat: str = "none",
     ) -> Float[Array, "B H W C_out"]:
         """Predicts from noisy latents; computes in the parameters' dtype, returns float32.
 
@@ -237,24 +245,26 @@ class UNet2DConditionModel(nnx.Module):
             encoder_hidden_states: context tokens [B, L, cross_attention_dim].
             timestep_cond: joins the time features [B, time_cond_proj_dim], or None.
             added_cond: SDXL's "text_embeds" [B, D_pooled] and "time_ids" [B, 6], or None.
+            remat: what the backward pass computes again, a name in `models.remat`.
 
         Returns:
             Prediction [B, H, W, out_channels], float32.
 
         Raises:
-            ValueError: an input that this configuration needs and lacks, or does not take.
+            ValueError: an input that this configuration needs and lacks, or does not take; or
+                another name for remat.
         """
-        dtype = self.conv_in.kernel.dtype
+        dtype, remat = self.conv_in.kernel.dtype, remat_named(remat)
         context = encoder_hidden_states.astype(dtype)
         temb = self._embed_time(timesteps, timestep_cond, added_cond, dtype)
         x = self.conv_in(sample.astype(dtype))
         skips = [x]
         for block in self.down_blocks:
-            x, new_skips = block(x, temb, context)
+            x, new_skips = block(x, temb, context, remat)
             skips += new_skips
-        x = self.mid_block(x, temb, context)
+        x = self.mid_block(x, temb, context, remat)
         for block in self.up_blocks:
-            x = block(x, skips, temb, context)
+            x = block(x, skips, temb, context, remat)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x))).astype(jnp.float32)
 
     def _embed_time(self, timesteps, timestep_cond, added_cond, dtype):

@@ -1,0 +1,93 @@
+"""The folder of a run: one run at a time, always with the same config."""
+
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from slam_jax.config import Config
+from slam_jax.errors import InputError
+from slam_jax.files import write_whole
+from slam_jax.freeze import first_change, to_json
+from slam_jax.processes import is_main, wait
+
+CONFIG_FILE, LOCK_FILE = "config.json", ".lock"
+
+
+@contextmanager
+def claimed(workdir: Path, config: Config, resume: bool) -> Iterator[None]:
+    """Makes the workdir, records the config in it, and keeps other runs out until the end.
+
+    The first process does; the others wait for it.
+
+    Raises:
+      InputError: it cannot be written, another run is using it, or it holds a run and `resume` is
+        not asked for, or another config's run, or something that is no run.
+    """
+    if not is_main():
+        wait("workdir")
+        if not (workdir / CONFIG_FILE).exists():
+            raise InputError(
+                f"{workdir}: not the folder that the first process made; give a --workdir on a "
+                "file system that all processes share"
+            )
+        yield
+        return
+    record = workdir / CONFIG_FILE
+    if workdir.exists() and not record.exists() and not _is_empty(workdir):
+        raise InputError(f"{workdir}: holds no run, but is not empty; choose another --workdir")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / LOCK_FILE).open("a+")
+    except OSError as error:
+        raise InputError(
+            f"{workdir}: cannot be written ({error.strerror}); choose another --workdir"
+        ) from error
+    with lock:
+        _lock(lock, workdir)
+        _record(record, config, resume)
+        wait("workdir")
+        yield
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK_FILE}
+
+
+def _lock(lock, workdir: Path) -> None:
+    """Takes the lock, which the system frees however the process ends."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.seek(0)
+        raise InputError(
+            f"{workdir}: another run is using it ({lock.read().strip() or 'just begun'}); let it "
+            "end, or choose another --workdir"
+        ) from error
+    except OSError as error:
+        print(f"note: {workdir}: cannot be locked ({error.strerror})", file=sys.stderr)
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    lock.flush()
+
+
+def _record(record: Path, config: Config, resume: bool) -> None:
+    workdir, text = record.parent, to_json(config)
+    if record.exists():
+        try:
+            recorded = json.loads(record.read_text())
+        except json.JSONDecodeError as error:
+            raise InputError(f"{record}: damaged ({error}); choose another --workdir") from error
+        if change := first_change(recorded, json.loads(text)):
+            raise InputError(
+                f"{workdir}: holds another config's run: {change}; choose another --workdir"
+            )
+        if not resume:
+            raise InputError(
+                f"{workdir}: holds a run; add --resume to go on, or choose another --workdir"
+            )
+    write_whole(record, text)
