@@ -1,6 +1,6 @@
 """Exports a student: a folder that the stock pipelines of diffusers run, and that loads here.
 
-python -m slam_jax.export --workdir runs/sd --out sd-student [--step 4000] [--verify]
+python -m slam_jax.export --workdir runs/sd --out sd-student [--step 4000|best] [--verify]
 
     model_index.json   scheduler/ (LCMScheduler)   unet/ (the student's EMA weights, float32)
     vae/   text_encoder/   tokenizer/              the teacher's; SDXL has a second pair
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from slam_jax import runtime, torch_check
-from slam_jax.checkpoint_files import read_part, steps_in
+from slam_jax.checkpoint_files import best_step, read_part, steps_in
 from slam_jax.config import Config
 from slam_jax.distill import info_of
 from slam_jax.errors import BackendError, InputError
@@ -143,13 +143,14 @@ def _is_export(folder: Path) -> bool:
 
 
 def from_checkpoint(
-    workdir: Path, step: int | None = None, teacher_path: str = ""
+    workdir: Path, step: int | str | None = None, teacher_path: str = ""
 ) -> tuple[SavedModel, Folder | None]:
     """The student of a run, finished or not.
 
     Args:
       workdir: of the run.
-      step: of the checkpoint; None: the newest one.
+      step: of the checkpoint; "best": the one with the lowest config.training.best_metric; None:
+        the newest one.
       teacher_path: where the teacher is now; "": where the config says.
 
     Returns:
@@ -159,7 +160,7 @@ def from_checkpoint(
       InputError: no run, no such checkpoint, or not the run's teacher.
     """
     config = freeze(_read_json(workdir / RUN_FILE, "the workdir of a run has it"))
-    step = _choose_step(workdir / "checkpoints", step)
+    step = _choose_step(workdir / "checkpoints", step, config.training.best_metric)
     teacher = None
     if config.data.source == "digits":
         unet = config.digits.unet
@@ -176,8 +177,14 @@ def from_checkpoint(
     return SavedModel(unet, params, scheduler, info), teacher
 
 
-def _choose_step(checkpoints: Path, step: int | None) -> int:
+def _choose_step(checkpoints: Path, step: int | str | None, metric: str) -> int:
     steps = steps_in(checkpoints)
+    if steps and step == "best":
+        if (best := best_step(checkpoints, metric)) is None:
+            raise InputError(
+                f"--step best: no checkpoint in {checkpoints} was made with a {metric}"
+            )
+        return best
     if not steps:
         raise InputError(f"{checkpoints}: no checkpoint in it yet; let the run reach its first")
     if step is not None and step not in steps:
@@ -267,7 +274,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--workdir", type=Path, required=True, help="of the run")
     parser.add_argument("--out", type=Path, help="folder to make; default: export/ in the workdir")
-    parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
+    parser.add_argument(
+        "--step",
+        type=lambda text: text if text == "best" else int(text),
+        metavar="N|best",
+        help="of the checkpoint; best: by config.training.best_metric; default: the newest",
+    )
     parser.add_argument("--teacher", default="", help="where it is now, if it was moved")
     parser.add_argument(
         "--verify",

@@ -35,7 +35,7 @@ from slam_jax.jobs.text_to_image import TextToImageJob
 from slam_jax.loop import Interrupted
 from slam_jax.models.functional import cast
 from slam_jax.models.pipeline import student_config, student_params
-from slam_jax.processes import compare, is_main, join, together, wait
+from slam_jax.processes import compare, is_main, join, together
 from slam_jax.sampler import ddim_timesteps
 from slam_jax.schedule import distillation_grid
 from slam_jax.sharding import make_mesh, put

@@ -236,7 +236,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> bool:
     check_batch(config)
     compiling = not arguments.no_compile
     if compiling:
-        print("compiling: about a minute for SD 1.5 on two cores", file=sys.stderr)
+        print("compiling: up to five minutes for SD 1.5 on two cores", file=sys.stderr)
     need = need_of(config, pipeline, compiling)
     print(table(config, need))
     print(f"{flops_per_sample(config, pipeline) / 1e12:.4g} TFLOP per sample (XLA's count)")

@@ -1,9 +1,9 @@
-"""Start-up: a flag that keeps XLA correct on CPU, and a probe of whatever backend there is.
+"""Start-up: XLA's flags for the platform, and a probe of whatever backend there is.
 
 jaxlib 0.10.2 and 0.11.0 miscompile some small reductions on CPU through the "ynn" fusions (jax
 issue 39103). An empty `--xla_cpu_experimental_ynn_fusion_type=` turns these off. An unknown XLA
-flag aborts the process, so it is set only where the installed jaxlib knows it, and only where the
-CPU will compute.
+flag aborts the process, so one is set only where the installed jaxlib knows it, and only on the
+platform that it is for.
 """
 
 import importlib.util
@@ -21,14 +21,28 @@ from slam_jax import __version__
 from slam_jax.errors import BackendError
 
 CPU_FLAG = "xla_cpu_experimental_ynn_fusion_type"
-ACCELERATOR_PACKAGES = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "libtpu")
+FLAGS = {
+    "cpu": {CPU_FLAG: ""},
+    # Arrays are gathered, and gradients summed, while others are being computed; a TPU does so
+    # without being asked.
+    "gpu": {"xla_gpu_enable_latency_hiding_scheduler": "true"},
+    "tpu": {},
+}
+ACCELERATOR_PACKAGES = {
+    "jax_cuda12_plugin": "gpu",
+    "jax_cuda13_plugin": "gpu",
+    "jax_rocm7_plugin": "gpu",
+    "libtpu": "tpu",
+}
 
 
 def configure() -> None:
-    """Sets the CPU flag in XLA_FLAGS where it applies. Call it before the first JAX computation."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    if CPU_FLAG not in flags and _runs_on_cpu() and jaxlib_knows(CPU_FLAG):
-        os.environ["XLA_FLAGS"] = f"{flags} --{CPU_FLAG}=".strip()
+    """Sets the platform's FLAGS in XLA_FLAGS, but for those that are there. Call it before the
+    first JAX computation."""
+    for name, value in FLAGS[_platform()].items():
+        flags = os.environ.get("XLA_FLAGS", "")
+        if name not in flags and jaxlib_knows(name):
+            os.environ["XLA_FLAGS"] = f"{flags} --{name}={value}".strip()
 
 
 def versions() -> dict[str, str]:
@@ -86,11 +100,13 @@ def _convolution(x, kernel):
     )
 
 
-def _runs_on_cpu() -> bool:
-    asked = os.environ.get("JAX_PLATFORMS", "")
+def _platform() -> str:
+    """What will compute, a key of FLAGS: what the user asks for, or else what is installed."""
+    asked = os.environ.get("JAX_PLATFORMS", "").split(",")[0]
     if asked:
-        return asked.split(",")[0] == "cpu"
-    return not any(importlib.util.find_spec(name) for name in ACCELERATOR_PACKAGES)
+        return asked if asked in FLAGS else "gpu"  # named cuda or rocm, too
+    installed = (k for name, k in ACCELERATOR_PACKAGES.items() if importlib.util.find_spec(name))
+    return next(installed, "cpu")
 
 
 def jaxlib_knows(flag: str) -> bool:

@@ -1,5 +1,6 @@
 """The folder of a run: one run at a time, always with the same config."""
 
+import errno
 import fcntl
 import json
 import os
@@ -16,6 +17,8 @@ from slam_jax.freeze import first_change, to_json
 from slam_jax.processes import is_main, wait
 
 CONFIG_FILE, LOCK_FILE = "config.json", ".lock"
+# The disk, the quota, a file's size; or a file system that became read-only after an error.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @contextmanager
@@ -25,18 +28,34 @@ def claimed(workdir: Path, config: Config, resume: bool) -> Iterator[None]:
     The first process does; the others wait for it.
 
     Raises:
-      InputError: it cannot be written, another run is using it, or it holds a run and `resume` is
-        not asked for, or another config's run, or something that is no run.
+      InputError: it cannot be written, now or later; another run is using it; or it holds a run and
+        `resume` is not asked for, or another config's run, or something that is no run.
     """
-    if not is_main():
-        wait("workdir")
-        if not (workdir / CONFIG_FILE).exists():
+    with _claim(workdir, config, resume) if is_main() else _join(workdir):
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
             raise InputError(
-                f"{workdir}: not the folder that the first process made; give a --workdir on a "
-                "file system that all processes share"
-            )
-        yield
-        return
+                f"{error.filename or workdir}: cannot be written ({error.strerror}); checkpoints "
+                "are kept; make room, then go on with --resume"
+            ) from error
+
+
+@contextmanager
+def _join(workdir: Path) -> Iterator[None]:
+    wait("workdir")
+    if not (workdir / CONFIG_FILE).exists():
+        raise InputError(
+            f"{workdir}: not the folder that the first process made; give a --workdir on a file "
+            "system that all processes share"
+        )
+    yield
+
+
+@contextmanager
+def _claim(workdir: Path, config: Config, resume: bool) -> Iterator[None]:
     record = workdir / CONFIG_FILE
     if workdir.exists() and not record.exists() and not _is_empty(workdir):
         raise InputError(f"{workdir}: holds no run, but is not empty; choose another --workdir")

@@ -40,10 +40,11 @@ def make_run(workdir, folder, steps=(1, 2)):
 
 def save_checkpoints(workdir, emas):
     """The raw weights and the optimiser's are not the EMA."""
-    with Checkpoints(workdir / "checkpoints", keep=len(emas)) as checkpoints:
+    with Checkpoints(workdir / "checkpoints", len(emas), {}) as checkpoints:
         for step, ema in emas.items():
             zeros = jax.tree.map(np.zeros_like, ema)
-            checkpoints.save(step, TrainState(np.int32(step), zeros, ema, {"mu": zeros}), {})
+            state = TrainState(np.int32(step), np.int32(0), zeros, ema, {"mu": zeros})
+            checkpoints.save(step, state, {}, {"loss": float(step)})
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,9 @@ def error_of(*arguments):
     return stop.value.code
 
 
-@pytest.mark.parametrize(("arguments", "step"), [([], 2), (["--step", "1"], 1)])
+@pytest.mark.parametrize(
+    ("arguments", "step"), [([], 2), (["--step", "1"], 1), (["--step", "best"], 1)]
+)
 def test_export_of_a_checkpoint(interrupted, teachers, tmp_path, capsys, arguments, step):
     before, out = files_in(interrupted), tmp_path / "out"
     export.main(["--workdir", str(interrupted), "--out", str(out), *arguments])
@@ -95,8 +98,12 @@ def test_export_refuses_what_it_cannot_find(interrupted, teachers, tmp_path):
     shutil.copy(interrupted / "teacher.json", workdir)
     message = error_of("--workdir", workdir, *out, "--teacher", teachers["sd21"])
     assert "its unet is not the one that the run" in message
+    config = json.loads((interrupted / "config.json").read_text())
+    config["training"]["best_metric"] = "rmse_to_teacher_4"
+    (workdir / "config.json").write_text(json.dumps(config))
+    assert "--step best: no checkpoint" in error_of("--workdir", workdir, *out, "--step", "best")
     shutil.rmtree(workdir / "checkpoints" / "2" / "state")
-    assert "checkpoints/2/state: damaged" in error_of("--workdir", workdir, *out)
+    assert "checkpoints/2: damaged" in error_of("--workdir", workdir, *out)
     shutil.rmtree(workdir / "checkpoints")
     assert "no checkpoint in it yet" in error_of("--workdir", workdir, *out)
     assert not (tmp_path / "out").exists()

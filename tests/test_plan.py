@@ -125,6 +125,7 @@ def test_images_are_encoded_where_they_are_the_data(command):
     }
 
 
+@pytest.mark.slow
 def test_what_is_offered_fits(command, capsys):
     """The flags, given to another plan, make the run fit."""
     command = [*command, "--config.training.batch_size=8"]
@@ -164,6 +165,7 @@ def test_easier_configs_come_in_the_order_of_their_price():
     assert steps({1: 90, 2: 80, 4: 70, 8: 60}, 100)[0] == (8, "none", 1)
 
 
+@pytest.mark.slow
 def test_activations_are_counted_for_each_example(command):
     """Twice the examples, twice the activations; weights in bfloat16 are copies beside them."""
     config, pipeline = read(command)

@@ -7,17 +7,23 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from helpers import interrupt_in_step
 from test_main import launch
 
 from slam_jax import replay
 from slam_jax.data import digits
 from slam_jax.data.batches import Batches
 from slam_jax.jobs.digits import DigitsJob
-from slam_jax.models.weights import load_arrays, save_arrays
+from slam_jax.models.weights import save_arrays
 
-STEP, ROW, BATCH, TEACHER_STEPS = 3, 5, 16, 6
-OPTIONS = ["--config.training.log_every=1", "--config.training.sample_every=0"]
+STEP, ROW, BATCH = 3, 5, 16
+HALVES = slice(0, BATCH // 2), slice(BATCH // 2, BATCH)
+OPTIONS = [
+    "--config.training.max_skipped=1",
+    "--config.training.log_every=1",
+    "--config.training.sample_every=0",
+    "--config.training.checkpoint_every=1",
+    "--config.training.keep_checkpoints=9",
+]
 
 
 class Recording(digits.Source):
@@ -45,30 +51,23 @@ class Holed(digits.Source):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """(workdir of a run that skipped STEP, the loss that STEP has without the NaN, its batch)."""
-    folder, source = tmp_path_factory.mktemp("runs"), Recording()
+def stopped(tmp_path_factory):
+    """(workdir of a run that skipped STEP and stopped, the batch of the step before)."""
+    workdir, source = tmp_path_factory.mktemp("runs") / "digits", Recording()
     with closing(Batches(source, BATCH, seed=0).iterate(0)) as batches:
-        clean = [next(batches) for _ in range(STEP)][-1]
-    with pytest.MonkeyPatch.context() as patch:
-        interrupt_in_step(patch, TEACHER_STEPS + STEP)
-        with pytest.raises(SystemExit):
-            launch(folder / "clean", *OPTIONS)
-    rows = [json.loads(row) for row in (folder / "clean/metrics.jsonl").read_text().splitlines()]
-    assert rows[-1]["step"] == STEP
+        taken = [next(batches) for _ in range(STEP)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Holed, "bad", source.read_indices[STEP - 1][ROW])
         patch.setattr(DigitsJob, "source", lambda job: Holed())
-        teacher = f"--config.teacher.path={folder / 'clean/teacher'}"
         with pytest.raises(SystemExit, match="1 steps of the student were not finite"):
-            launch(folder / "holed", *OPTIONS, teacher, "--config.training.max_skipped=1")
-    return folder / "holed", rows[-1]["loss"], clean
+            launch(workdir, *OPTIONS)
+    return workdir, taken[STEP - 2]
 
 
 @pytest.fixture
-def workdir(runs, tmp_path):
+def workdir(stopped, tmp_path):
     """A copy of the run that a test may change."""
-    return shutil.copytree(runs[0], tmp_path / "run")
+    return shutil.copytree(stopped[0], tmp_path / "run")
 
 
 def kept(workdir, step=STEP, process=0):
@@ -91,11 +90,11 @@ def files_of(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_it_names_the_example_and_writes_nothing(runs, capsys):
-    workdir, _, _ = runs
+def test_it_names_the_example_and_writes_nothing(stopped, capsys):
+    workdir, _ = stopped
     before = files_of(workdir)
     first, examples, rest = found(workdir, capsys)
-    assert f"step {STEP} of" in first and f"weights of that step (checkpoint {STEP - 1})" in first
+    assert f"step {STEP} of" in first and f"weights of that step (checkpoint {STEP})" in first
     assert list(examples) == list(range(BATCH))
     assert [index for index, (_, finite) in examples.items() if not finite] == [ROW]
     assert np.isnan(examples[ROW][0])
@@ -103,29 +102,28 @@ def test_it_names_the_example_and_writes_nothing(runs, capsys):
     assert files_of(workdir) == before
 
 
-def test_losses_are_those_of_the_step(runs, workdir, capsys):
-    """With the NaN mended their mean is what a run logged that never had it."""
-    _, logged, clean = runs
-    assert np.isnan(load_arrays(kept(workdir))["latents"][ROW]).any()
-    save_arrays(kept(workdir), clean)
-    _, examples, rest = found(workdir, capsys, "--step", str(STEP))
+def test_losses_are_those_that_the_run_logged(stopped, workdir, capsys):
+    """Of the step before, which was finite: as if its batch had been kept, and before its end."""
+    batch, step = stopped[1], STEP - 1
+    shutil.rmtree(workdir / "checkpoints" / str(step))
+    save_arrays(kept(workdir, step), batch)
+    first, examples, rest = found(workdir, capsys, "--step", str(step))
+    assert f"weights of that step (checkpoint {step - 1})" in first
     losses = [loss for loss, _ in examples.values()]
+    rows = [json.loads(row) for row in (workdir / "metrics.jsonl").read_text().splitlines()]
+    (logged,) = (row["loss"] for row in rows if row["step"] == step)
     assert np.mean(losses) == pytest.approx(logged, rel=1e-4)
     assert all(finite for _, finite in examples.values())
     assert rest == ["the gradient of each example is finite"]
-
-
-def test_rows_of_several_processes_follow_one_another(runs, workdir, capsys):
-    clean = runs[2]
-    save_arrays(kept(workdir), clean)
-    _, whole, _ = found(workdir, capsys)
-    halves = [{k: v[half] for k, v in clean.items()} for half in (slice(8), slice(8, 16))]
-    save_arrays(kept(workdir), halves[0])
-    save_arrays(kept(workdir, process=1), halves[1])
-    assert found(workdir, capsys)[1] == whole
-    kept(workdir).unlink()
-    _, second, rest = found(workdir, capsys)
-    assert second == {index: whole[index] for index in range(8, 16)}
+    # The second half of the rows, as the second of two processes keeps them.
+    halves = ({k: v[half] for k, v in batch.items()} for half in HALVES)
+    for process, half in enumerate(halves):
+        save_arrays(kept(workdir, step, process), half)
+    assert sorted(replay.read_kept(workdir / "replay", step, BATCH)[1]) == [0, BATCH // 2]
+    kept(workdir, step).unlink()
+    _, of_second, rest = found(workdir, capsys, "--step", str(step))
+    assert list(of_second) == list(range(BATCH // 2, BATCH))
+    assert [loss for loss, _ in of_second.values()] == losses[BATCH // 2 :]
     assert rest[0].startswith("8 more examples")
 
 
@@ -170,7 +168,7 @@ def of_a_larger_batch(workdir):
         (of_another_run, [], "the batch of step 3 is not one of this run"),
         (of_a_larger_batch, [], "not this process's rows of a batch of 16"),
         (lambda w: shutil.rmtree(w / "checkpoints"), [], "checkpoints: no checkpoint in it"),
-        (lambda w: (w / "checkpoints/2/checksums.json").unlink(), [], "checkpoints/2: damaged"),
+        (lambda w: (w / "checkpoints/3/checksums.json").unlink(), [], "checkpoints/3: damaged"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(workdir, change, arguments, message):

@@ -14,6 +14,7 @@ from slam_jax import runtime
 from slam_jax.errors import BackendError
 
 FLAG = f"--{runtime.CPU_FLAG}="
+HIDING = "--xla_gpu_enable_latency_hiding_scheduler=true"
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def environment(monkeypatch):
     """A machine with a CPU only, whose jaxlib knows the flag, and an empty environment."""
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    monkeypatch.setattr(runtime, "ACCELERATOR_PACKAGES", ())
+    monkeypatch.setattr(runtime, "ACCELERATOR_PACKAGES", {})
     monkeypatch.setattr(runtime, "jaxlib_knows", lambda flag: True)
     return monkeypatch
 
@@ -47,19 +48,22 @@ def test_flag_keeps_other_flags_and_the_users_own_choice(environment):
 
 
 @pytest.mark.parametrize(
-    ("platforms", "is_set"),
-    [("cpu", True), ("cpu,cuda", True), ("cuda,cpu", False), ("tpu", False)],
+    ("platforms", "expected"),
+    [("cpu", FLAG), ("cpu,cuda", FLAG), ("cuda,cpu", HIDING), ("rocm", HIDING), ("tpu", None)],
 )
-def test_flag_follows_the_platform_that_the_user_asks_for(environment, platforms, is_set):
+def test_flag_follows_the_platform_that_the_user_asks_for(environment, platforms, expected):
     environment.setenv("JAX_PLATFORMS", platforms)
     runtime.configure()
-    assert (flags() is not None) == is_set
+    assert flags() == expected
 
 
 def test_flag_is_not_set_beside_an_accelerator(environment):
-    environment.setattr(runtime, "ACCELERATOR_PACKAGES", ("no_such_package", "jax"))
+    environment.setattr(runtime, "ACCELERATOR_PACKAGES", {"no_such_package": "gpu", "jax": "tpu"})
     runtime.configure()
     assert flags() is None
+    environment.setattr(runtime, "ACCELERATOR_PACKAGES", {"jax": "gpu"})
+    runtime.configure()
+    assert flags() == HIDING
 
 
 def test_flag_is_not_set_where_jaxlib_would_abort_on_it(environment):
