@@ -42,7 +42,7 @@ from slam_jax.models.weights import load_arrays
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("jax", "jaxlib", "orbax-checkpoint", "tensorstore", "grain", "numpy")
 AIMS = {"start": 6, "compile": 4, "step": 6, "save": 9}  # and twice at the end
-STEPS, EVERY = 150, 3  # more than the kills let pass: 6 times 6 steps, 9 times 5, with much luck
+STEPS, EVERY = 150, 3  # so many that the run is not over before its last kills
 TIMEOUT = 900  # seconds for one start
 OPTIONS = (
     "--config.digits.unet.block_out_channels=(8,)",

@@ -21,9 +21,9 @@ from slam_jax.sharding import make_mesh, put, put_batch, shardings_of
 
 UNET = UNetConfig(
     sample_size=4,
-    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    block_out_channels=(16, 32),
+    down_block_types=("DownBlock2D",),
+    up_block_types=("UpBlock2D",),
+    block_out_channels=(16,),
     layers_per_block=1,
     cross_attention_dim=12,
     attention_head_dim=2,
@@ -36,7 +36,7 @@ CONFIG = Config(
 )
 PIPELINE = digits_pipeline(UNET, "epsilon")
 # (devices, fsdp, accumulation)
-LAYOUTS = [(1, 1, 1), (8, 1, 1), (1, 1, 4), (8, 4, 1), (8, 8, 2)]
+LAYOUTS = [(1, 1, 1), (8, 1, 1), (1, 1, 4), (8, 4, 2)]
 
 
 class Run:
@@ -114,7 +114,8 @@ def collectives(compiled):
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_gradients_are_summed_over_the_devices_once_a_step_and_little_else(accumulation):
     run = Run(8, 1, accumulation)
-    size = 4 * functional.count(run.params)
+    size = 4 * functional.count_params(run.params)
     (((kind, in_loop), sent),) = collectives(run.compiled()).items()
     assert (kind, in_loop) == ("all-reduce", False)
-    assert size < sent <= 1.05 * size
+    # XLA sums equal gradients once: those of a convolution's bias and of the time that is added.
+    assert 0.95 * size < sent <= 1.05 * size
