@@ -279,11 +279,16 @@ def cpu_name() -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--aims", nargs="+", choices=AIMS, help="of the kills; default: 25 and two")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--cache", type=Path, help="of compiled programs; default: a new one")
     parser.add_argument("--folder", type=Path, help="for the runs; default: a temporary one")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results")
     options = parser.parse_args(argv)
-    aims = [aim for aim, count in AIMS.items() for _ in range(count)]
-    random.Random(options.seed).shuffle(aims)
+    aims = options.aims or [aim for aim, count in AIMS.items() for _ in range(count)]
+    if not options.aims:
+        random.Random(options.seed).shuffle(aims)
+        aims += ["end", "end"]
     arguments = " ".join(["", *(argv if argv is not None else sys.argv[1:])])
     report = {
         "command": f"PYTHONPATH=. python benchmarks/kill.py{arguments}",
@@ -293,8 +298,8 @@ def main(argv: list[str] | None = None) -> None:
     }
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="kill-") as folder:
         path = Path(folder)
-        aims = [*aims, "end", "end"]
-        report |= kill_and_compare(path, aims, STEPS, EVERY, path / "cache", options.seed)
+        cache = options.cache or path / "cache"
+        report |= kill_and_compare(path, aims, options.steps, EVERY, cache, options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report, indent=2)
     (options.out / "kill.json").write_text(text + "\n")

@@ -19,6 +19,12 @@ def unfinished(path: Path) -> Iterator[Path]:
             beside.unlink(missing_ok=True)
 
 
+def names_in(folder: Path) -> set[str]:
+    """Names of what is in a folder, without what a killed process left `unfinished`."""
+    names = {path.name for path in folder.iterdir()}
+    return {name for name in names if not (name.startswith(".") and name.endswith(".tmp"))}
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file; a text gets a line end."""
     with unfinished(path) as beside:

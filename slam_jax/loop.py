@@ -102,13 +102,14 @@ class Events:
             self._bar.set_postfix_str("")
         self._bar.update()
         stopping, saving = self._votes(self._stop.asked, self._is_save_due())
-        if last:
+        too_many = self._skipped >= training.max_skipped
+        saving |= step % training.checkpoint_every == 0 or last or stopping or too_many
+        if saving:  # which waits for this step; and a run that goes on would not look at it
             self._look_at_previous()
         values = self._measure(step, state, last, stopping)
-        too_many = self._skipped >= training.max_skipped
-        if step % training.checkpoint_every == 0 or last or stopping or saving or too_many:
+        if saving:
             self.save(step, state, values)
-        if too_many:
+        if self._skipped >= training.max_skipped:
             raise InputError(
                 f"{self._skipped} steps of the {self._name} were not finite, the last of them at "
                 f"or before step {step}, and changed nothing; their batches are in {self._folder}/"
@@ -124,6 +125,7 @@ class Events:
         if jax.process_count() > 1:
             return  # the others do not know of it, and a checkpoint takes all
         if self._stop.asked or step > self._first:
+            self._look_at_previous()
             self.save(step, state)
         if self._stop.asked:
             raise Interrupted(self._stopped_at(step))

@@ -13,6 +13,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from slam_jax.data.rejects import Rejects
+from slam_jax.files import write_whole
 from slam_jax.processes import is_main
 
 
@@ -28,7 +29,8 @@ class MetricLog:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / "metrics.jsonl"
             rows = path.read_text().splitlines() if path.exists() else []
-            path.write_text("".join(row + "\n" for row in rows if _step_of(row) <= step))
+            kept = "".join(row + "\n" for row in rows if _step_of(row) <= step)
+            write_whole(path, kept.encode())
             self._file = path.open("a")
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self._batch_size, self._rows, self._known = batch_size, [], set()

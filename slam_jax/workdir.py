@@ -12,7 +12,7 @@ from pathlib import Path
 
 from slam_jax.config import Config
 from slam_jax.errors import InputError
-from slam_jax.files import write_whole
+from slam_jax.files import names_in, write_whole
 from slam_jax.freeze import first_change, to_json
 from slam_jax.processes import is_main, wait
 
@@ -74,7 +74,7 @@ def _claim(workdir: Path, config: Config, resume: bool) -> Iterator[None]:
 
 
 def _is_empty(folder: Path) -> bool:
-    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK_FILE}
+    return folder.is_dir() and names_in(folder) <= {LOCK_FILE}
 
 
 def _lock(lock, workdir: Path) -> None:

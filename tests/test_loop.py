@@ -138,6 +138,16 @@ def test_a_step_that_is_not_finite_changes_nothing_and_leaves_its_batch(tmp_path
     assert f"note: step {steps[0]} of the test changed nothing: loss nan" in capsys.readouterr().err
 
 
+def test_a_stop_at_such_a_step_leaves_its_batch_too(tmp_path, monkeypatch):
+    _, (first, *_) = holes()
+    interrupt_in_step(monkeypatch, first)
+    with pytest.raises(Interrupted, match=f"step {first} of 16"):
+        run_loop(tmp_path, steps=16, source=Holed())
+    assert [path.name for path in (tmp_path / "replay").iterdir()] == [
+        f"step_{first:06d}.process_0.safetensors"
+    ]
+
+
 def test_too_many_steps_that_are_not_finite_stop_the_run_where_it_can_go_on(tmp_path):
     _, (first, *_) = holes()
     with pytest.raises(InputError, match=r"1 steps of the test were not finite.*max_skipped"):

@@ -105,6 +105,15 @@ def test_launcher_and_benchmark(tmp_path):
 
 
 @pytest.mark.slow
+def test_checkpoint_benchmark(tmp_path):
+    assert "PYTHONPATH=. python benchmarks/checkpoint.py" in COMMANDS
+    small = ["--megabytes", "1", "--turns", "2", "--out", tmp_path]
+    start([sys.executable, "benchmarks/checkpoint.py", *small], ROOT)
+    (state,) = json.loads((tmp_path / "checkpoint.json").read_text())["states"]
+    assert state["arrays"] == 701 and state["median_seconds"]["save_returns"] > 0
+
+
+@pytest.mark.slow
 def test_loading_benchmark(tmp_path):
     assert "PYTHONPATH=. python benchmarks/load_sd15.py" in COMMANDS
     small = ["--small", "--folder", tmp_path / "sd15", "--out", tmp_path / "results"]

@@ -46,6 +46,13 @@ def test_a_second_run_in_the_same_workdir_is_refused_until_the_first_is_killed(t
         pass
 
 
+def test_what_a_run_that_was_killed_at_once_left_is_no_obstacle(tmp_path):
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".config.json.0123.tmp").write_text("{")
+    with claimed(tmp_path, CONFIG, False):
+        pass
+
+
 def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with (

@@ -13,7 +13,7 @@ from slam_jax.config import DigitsTeacher
 from slam_jax.data import digits
 from slam_jax.data.batches import Batches
 from slam_jax.errors import InputError
-from slam_jax.files import write_whole
+from slam_jax.files import names_in, write_whole
 from slam_jax.freeze import first_change, to_json
 from slam_jax.keys import keys_of
 from slam_jax.loop import fit
@@ -84,7 +84,7 @@ def check_teacher(options: DigitsTeacher, folder: Path) -> None:
     """
     record = folder / OPTIONS_FILE
     if not record.exists():
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and names_in(folder):
             raise InputError(f"{folder}: holds no teacher, but is not empty; change teacher.path")
         return
     try:
