@@ -11,13 +11,9 @@ saving reads the state where it is, and that step has to take new memory: what t
 """
 
 import argparse
-import importlib.metadata
-import json
 import os
-import platform
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,6 +22,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from result import FOLDER, made_by, write
 
 from slam_jax import runtime
 from slam_jax.checkpoint import Checkpoints
@@ -95,34 +92,18 @@ def measure(folder: Path, megabytes: float, turns: int) -> dict:
     }
 
 
-def cpu_name() -> str:
-    """The processor's name as Linux says it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, help="on the disk to measure; default: a new one")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--megabytes", type=float, nargs="+", default=[25, 1000])
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results")
+    parser.add_argument("--out", type=Path, default=FOLDER)
     options = parser.parse_args(argv)
     runtime.configure()
-    arguments = " ".join(["", *(argv if argv is not None else sys.argv[1:])])
-    report = {
-        "command": f"PYTHONPATH=. python benchmarks/checkpoint.py{arguments}",
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "device": str(jax.devices()[0]),
-        "load_average": os.getloadavg()[0],  # of the machine, before the measurement
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-    }
+    report = made_by("checkpoint.py", argv, PACKAGES)
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="checkpoint-") as folder:
         report["states"] = [measure(Path(folder), mb, options.turns) for mb in options.megabytes]
-    options.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(report, indent=2)
-    (options.out / "checkpoint.json").write_text(text + "\n")
-    print(text)
+    write(report, options.out / "checkpoint.json")
 
 
 if __name__ == "__main__":

@@ -18,10 +18,8 @@ benchmarks/results/ (or --out).
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import random
 import signal
 import subprocess
@@ -35,6 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from result import FOLDER, made_by, write
 
 from slam_jax.checkpoint_files import steps_in
 from slam_jax.models.weights import load_arrays
@@ -270,12 +269,6 @@ def kill_and_compare(
     }
 
 
-def cpu_name() -> str:
-    """The processor's name as Linux says it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
@@ -283,27 +276,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--cache", type=Path, help="of compiled programs; default: a new one")
     parser.add_argument("--folder", type=Path, help="for the runs; default: a temporary one")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results")
+    parser.add_argument("--out", type=Path, default=FOLDER)
     options = parser.parse_args(argv)
     aims = options.aims or [aim for aim, count in AIMS.items() for _ in range(count)]
     if not options.aims:
         random.Random(options.seed).shuffle(aims)
         aims += ["end", "end"]
-    arguments = " ".join(["", *(argv if argv is not None else sys.argv[1:])])
-    report = {
-        "command": f"PYTHONPATH=. python benchmarks/kill.py{arguments}",
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "load_average": os.getloadavg()[0],  # of the machine, before the runs
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-    }
+    report = made_by("kill.py", argv, PACKAGES)
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="kill-") as folder:
         path = Path(folder)
         cache = options.cache or path / "cache"
         report |= kill_and_compare(path, aims, options.steps, EVERY, cache, options.seed)
-    options.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(report, indent=2)
-    (options.out / "kill.json").write_text(text + "\n")
-    print(text)
+    write(report, options.out / "kill.json")
     sys.exit(0 if report["arrays_equal"] and report["metrics_equal"] else 1)
 
 

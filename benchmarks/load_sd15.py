@@ -10,10 +10,8 @@ includes Python, JAX and the loaded parameters.
 
 import argparse
 import dataclasses
-import importlib.metadata
 import json
 import os
-import platform
 import resource
 import shutil
 import subprocess
@@ -24,6 +22,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from result import FOLDER, made_by, write
 
 from slam_jax import runtime
 from slam_jax.models import convert, functional
@@ -142,16 +141,10 @@ def measure(path: Path, cached: bool) -> dict:
     return {**report, "file_size_gb": round(size, 3), "peak_memory_to_file_size": ratio}
 
 
-def cpu_name() -> str:
-    """The processor's name as Linux says it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, help="to be made, and removed; needs 4.3 GB")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results")
+    parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--small", action="store_true", help="a folder of a few MB instead")
     parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)  # what the new process does
     options = parser.parse_args(argv)
@@ -165,21 +158,13 @@ def main(argv: list[str] | None = None) -> None:
         for name in COMPONENTS:
             write_component(folder, name, np.random.default_rng(0), options.small)
         report = {
-            "command": " ".join(
-                ["PYTHONPATH=. python benchmarks/load_sd15.py", *(argv or sys.argv[1:])]
-            ),
-            "machine": f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-            "load_average": os.getloadavg()[0],  # of the machine, before the measurement
-            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            **made_by("load_sd15.py", argv, PACKAGES),
             "from_disk": measure(folder, cached=False),
             "from_page_cache": measure(folder, cached=True),
         }
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(report, indent=2)
-    (options.out / "load_sd15.json").write_text(text + "\n")
-    print(text)
+    write(report, options.out / "load_sd15.json")
 
 
 if __name__ == "__main__":
