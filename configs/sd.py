@@ -44,6 +44,7 @@ def get_config(size="full"):
         ema=0.95,
         sample_every=1000,
         checkpoint_every=1000,
+        remat="minimal",  # without it a step needs more than 80 GB for 12 pictures
         optimizer=dict(learning_rate=8e-6, weight_decay=0.0, clip_norm=1.0),
     )
     config.precision.update(
@@ -60,7 +61,7 @@ def shrink(config, family):
     config.name = f"tiny_{config.name}"
     config.teacher.update(path=f"runs/tiny_teachers/{family}", revision="", variant="")
     config.data.update(source="photographs", resolution=64)
-    config.training.update(steps=30, batch_size=4, log_every=10, sample_every=15)
+    config.training.update(steps=30, batch_size=4, log_every=10, sample_every=15, remat="none")
     config.training.update(checkpoint_every=15, optimizer=dict(learning_rate=3e-4))
     for network in config.precision:
         config.precision[network] = "float32"

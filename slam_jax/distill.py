@@ -23,7 +23,7 @@ from slam_jax.models.pipeline import (
 )
 from slam_jax.models.saved import SavedModel
 from slam_jax.runtime import versions
-from slam_jax.sharding import whole
+from slam_jax.sharding import to_host
 from slam_jax.train import (
     Batch,
     Init,
@@ -156,7 +156,7 @@ def distill(
         lambda state, number: draw_samples(state.ema, number),
     )
     unet = student_config(pipeline.unet, config.method.conditioning)
-    ema = jax.device_get(whole(state.ema, mesh))
+    ema = to_host(state.ema, mesh)
     return SavedModel(unet, ema, pipeline.scheduler, info_of(config))
 
 

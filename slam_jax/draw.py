@@ -93,10 +93,17 @@ def teacher_sampler(pipeline: Pipeline, w: float, dtype: str = "float32") -> Sam
     return draw
 
 
-def on_whole(sampler: Sampler, mesh: Mesh) -> Sampler:
-    """The sampler for weights that are split over a mesh: every device draws everything."""
+def on_whole(sampler: Sampler, mesh: Mesh, dtype: str) -> Sampler:
+    """The sampler for weights that are split over a mesh: every device draws everything.
+
+    Args:
+      sampler: for weights that are not split.
+      mesh: devices.
+      dtype: what the sampler's UNet computes in, and its weights travel in.
+    """
 
     def draw(frozen: Frozen, params: Params, *arguments, **options):
+        params = functional.cast(params, dtype)
         return sampler(whole(frozen, mesh), whole(params, mesh), *arguments, **options)
 
     return draw

@@ -119,6 +119,12 @@ class Events:
         if stopping:
             raise Interrupted(self._stopped_at(step))
 
+    def end(self, step: int) -> None:
+        """Hears, after the last step, who asked for a stop since the vote before."""
+        stopping, _ = self._votes(self._stop.asked, False)
+        if stopping:
+            raise Interrupted(self._stopped_at(step))
+
     def data_ended(self, step: int, state: TrainState) -> None:
         """Saves, where that is possible, when no batch came after `step`; the data ended it, or a
         stop that their processes heard of first."""
@@ -158,8 +164,8 @@ class Events:
         self._previous, skipped = None, int(metrics["skipped"])
         if skipped > self._skipped:
             self._skipped = skipped
-            process = jax.process_index()
-            path = self._folder / REPLAY / f"step_{step:06d}.process_{process}.safetensors"
+            part = f"{jax.process_index()}_of_{jax.process_count()}"
+            path = self._folder / REPLAY / f"step_{step:06d}.process_{part}.safetensors"
             path.parent.mkdir(exist_ok=True)
             save_arrays(path, rows_here(batch))
             tqdm.write(
@@ -256,6 +262,7 @@ def fit(
                     wait("the step is compiled")
                 state, metrics = step_fn(state, frozen, batch)
                 events.after(step, state, metrics, batch)
+            events.end(training.steps)
     for line in data.rejects.lines():
         print(f"note: passed over {line}", file=sys.stderr)
     return state

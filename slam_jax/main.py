@@ -166,10 +166,11 @@ def _run(
     weights = job.weights(mesh)
     initial = student_params(weights["unet"], unet)
     frozen = put({**weights, "unet": cast(weights["unet"], precision.teacher)}, mesh)
+    draw_teacher = teacher_sampler(pipeline, method.w, precision.teacher)
     draw_student = student_sampler(pipeline, unet, method.num_ddim_timesteps, precision.student)
     ladder = Ladder(
-        on_whole(teacher_sampler(pipeline, method.w, precision.teacher), mesh),
-        on_whole(draw_student, mesh),
+        on_whole(draw_teacher, mesh, precision.teacher),
+        on_whole(draw_student, mesh, precision.student),
         frozen,
         job.ladder_prompts(),
         config.evaluation,

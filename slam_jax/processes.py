@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax._src.distributed import global_state  # the key-value store has no public name
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from slam_jax.errors import BackendError, InputError
@@ -83,6 +84,11 @@ def wait(name: str) -> None:
     """
     if _lookout:
         _lookout.barrier(name, _DAY)
+
+
+def as_first(flag: bool) -> bool:
+    """The first process's answer, in every process; all ask at the same place."""
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(flag))) if _lookout else flag
 
 
 def compare(record: str) -> None:

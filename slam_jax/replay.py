@@ -89,9 +89,15 @@ def read_kept(folder: Path, step: int | None, batch_size: int) -> tuple[int, dic
       InputError: there is no such step, or a file is damaged.
     """
     found: dict[int, dict[int, Path]] = {}
-    for path in folder.glob("step_*.safetensors"):
-        if match := re.fullmatch(r"step_(\d+)\.process_(\d+)\.safetensors", path.name):
-            found.setdefault(int(match[1]), {})[int(match[2])] = path
+    groups: dict[int, str] = {}
+    # The newest last: a step that was skipped again by more or fewer processes is theirs.
+    for path in sorted(folder.glob("step_*.safetensors"), key=lambda path: path.stat().st_mtime):
+        if match := re.fullmatch(r"step_(\d+)\.process_(\d+)_of_(\d+)\.safetensors", path.name):
+            number = int(match[1])
+            if groups.setdefault(number, match[3]) != match[3]:
+                groups[number] = match[3]
+                del found[number]
+            found.setdefault(number, {})[int(match[2])] = path
     if not found:
         raise InputError(f"{folder}: no batch in it; no step of this run was skipped")
     step = max(found) if step is None else step

@@ -2,7 +2,8 @@
 
 Nothing else in the project knows of devices. A batch is split over both axes of the mesh. The
 state and the frozen networks are split over "fsdp" and repeated along "data" (fully sharded data
-parallelism: Rajbhandari et al. 2020, ZeRO stage 3); an array is whole only while it is used.
+parallelism: Rajbhandari et al. 2020, ZeRO stage 3). Arrays are made whole for a step: the student's
+stay so from its forward to its backward pass.
 """
 
 import re
@@ -108,6 +109,11 @@ def put(tree: Any, mesh: Mesh) -> Any:
 def whole(tree: Any, mesh: Mesh) -> Any:
     """Global arrays, however they are split, with every device holding all of them."""
     return jax.device_put(tree, replicated(mesh))
+
+
+def to_host(tree: Any, mesh: Mesh) -> Any:
+    """The same as numpy arrays in every process; one array at a time is whole on the devices."""
+    return jax.tree.map(lambda array: np.asarray(whole(array, mesh)), tree)
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

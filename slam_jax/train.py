@@ -2,8 +2,9 @@
 loss handed in.
 
 A step is compiled once for all devices (jit). In it each device computes loss and gradient for its
-rows of the batch (shard_map), gathering the arrays that are split; the gradients are summed over
-the devices once, and then each device updates its part of the state.
+rows of the batch (shard_map), gathering the arrays that are split. Gradients are summed over "data"
+once, and over "fsdp" for each part of an accumulation; then each device updates its part of the
+state.
 """
 
 from collections.abc import Callable

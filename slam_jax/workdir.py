@@ -1,22 +1,18 @@
 """The folder of a run: one run at a time, always with the same config."""
 
 import errno
-import fcntl
 import json
-import os
-import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from slam_jax.config import Config
 from slam_jax.errors import InputError
-from slam_jax.files import names_in, write_whole
+from slam_jax.files import is_empty, locked, write_whole
 from slam_jax.freeze import first_change, to_json
 from slam_jax.processes import is_main, wait
 
-CONFIG_FILE, LOCK_FILE = "config.json", ".lock"
+CONFIG_FILE = "config.json"
 # The disk, the quota, a file's size; or a file system that became read-only after an error.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -57,41 +53,12 @@ def _join(workdir: Path) -> Iterator[None]:
 @contextmanager
 def _claim(workdir: Path, config: Config, resume: bool) -> Iterator[None]:
     record = workdir / CONFIG_FILE
-    if workdir.exists() and not record.exists() and not _is_empty(workdir):
+    if workdir.exists() and not record.exists() and not is_empty(workdir):
         raise InputError(f"{workdir}: holds no run, but is not empty; choose another --workdir")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / LOCK_FILE).open("a+")
-    except OSError as error:
-        raise InputError(
-            f"{workdir}: cannot be written ({error.strerror}); choose another --workdir"
-        ) from error
-    with lock:
-        _lock(lock, workdir)
+    with locked(workdir):
         _record(record, config, resume)
         wait("workdir")
         yield
-
-
-def _is_empty(folder: Path) -> bool:
-    return folder.is_dir() and names_in(folder) <= {LOCK_FILE}
-
-
-def _lock(lock, workdir: Path) -> None:
-    """Takes the lock, which the system frees however the process ends."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.seek(0)
-        raise InputError(
-            f"{workdir}: another run is using it ({lock.read().strip() or 'just begun'}); let it "
-            "end, or choose another --workdir"
-        ) from error
-    except OSError as error:
-        print(f"note: {workdir}: cannot be locked ({error.strerror})", file=sys.stderr)
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    lock.flush()
 
 
 def _record(record: Path, config: Config, resume: bool) -> None:

@@ -152,6 +152,24 @@ def test_more_than_the_borne_share_of_damage_stops(most, stops):
         assert len(take(batches, 3)) == 3
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1)])
+def test_damage_is_judged_by_what_was_read_on_however_many_processes(before, after):
+    """A tenth is damaged: neither counted against less that was read, nor against more."""
+    source, share = Numbers(4000, damaged=10), dict(max_rejects=0.12)
+    first = Batches(source, 400, 0, process=0, processes=before)
+    take(first, 8)
+    position = json.loads(json.dumps(first.position(8)))
+    assert position["read"] == 8 * 400 // before
+    for process in range(after):
+        batches = Batches(source, 400, 0, process=process, processes=after, **share)
+        batches.restore(position)
+        assert len(take(batches, 3, start=8)) == 3
+    batches = Batches(source, 400, 0, processes=after, max_rejects=0.08)
+    batches.restore(position)
+    with pytest.raises(InputError, match="cannot be used"):
+        take(batches, 1, start=8)
+
+
 def test_a_few_examples_are_not_judged_by_their_share():
     rejects = Rejects()
     rejects.add(Rejected("damaged", "a"), count=9)

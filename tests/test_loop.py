@@ -93,6 +93,20 @@ def test_a_stop_that_ends_the_data_first_saves_too(tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, parts, whole)
 
 
+def test_a_stop_that_comes_after_the_last_step_is_heard(tmp_path, monkeypatch):
+    original = Checkpoints.save
+
+    def save(checkpoints, step, *arguments):
+        original(checkpoints, step, *arguments)
+        if step == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    with pytest.raises(Interrupted, match="stopped at step 12 of 12"):
+        run_loop(tmp_path, steps=12)
+    assert int(run_loop(tmp_path, steps=12).step) == 12
+
+
 def test_metrics_of_a_run_killed_after_its_checkpoint_are_written_once(tmp_path):
     run_loop(tmp_path, steps=4)
     with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -127,7 +141,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_leaves_its_batch(tmp_path
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
     assert int(state.opt_state[1][0].count) == 16 - len(steps)  # Adam's
     for step in steps:
-        kept = load_arrays(tmp_path / f"replay/step_{step:06d}.process_0.safetensors")
+        kept = load_arrays(tmp_path / f"replay/step_{step:06d}.process_0_of_1.safetensors")
         np.testing.assert_array_equal(kept["x"], taken[step - 1])
     assert len(list((tmp_path / "replay").iterdir())) == len(steps)
     rows = read_metrics(tmp_path)
@@ -144,7 +158,7 @@ def test_a_stop_at_such_a_step_leaves_its_batch_too(tmp_path, monkeypatch):
     with pytest.raises(Interrupted, match=f"step {first} of 16"):
         run_loop(tmp_path, steps=16, source=Holed())
     assert [path.name for path in (tmp_path / "replay").iterdir()] == [
-        f"step_{first:06d}.process_0.safetensors"
+        f"step_{first:06d}.process_0_of_1.safetensors"
     ]
 
 

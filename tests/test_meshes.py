@@ -95,10 +95,11 @@ COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permut
 
 def collectives(compiled):
     """{(kind, whether it is in a loop): bytes of the results} of a compiled program."""
-    found, in_loop = {}, False
-    for line in compiled.as_text().splitlines():
+    found, in_loop, text = {}, False, compiled.as_text()
+    bodies = set(re.findall(r" while\(.*?body=(%[\w.-]+)", text))
+    for line in text.splitlines():
         if line.endswith("{"):  # a computation begins
-            in_loop = "while" in line or "body" in line
+            in_loop = line.split()[0] in bodies
         match = re.search(rf"= (.*?) ({COLLECTIVES})(-start)?\(", line)
         if match:
             arrays = re.findall(r"\b(?:f|s|u|bf|pred)(\d*)\[([\d,]*)\]", match[1])

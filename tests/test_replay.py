@@ -70,8 +70,8 @@ def workdir(stopped, tmp_path):
     return shutil.copytree(stopped[0], tmp_path / "run")
 
 
-def kept(workdir, step=STEP, process=0):
-    return workdir / f"replay/step_{step:06d}.process_{process}.safetensors"
+def kept(workdir, step=STEP, process=0, processes=1):
+    return workdir / f"replay/step_{step:06d}.process_{process}_of_{processes}.safetensors"
 
 
 def found(workdir, capsys, *arguments):
@@ -118,9 +118,9 @@ def test_losses_are_those_that_the_run_logged(stopped, workdir, capsys):
     # The second half of the rows, as the second of two processes keeps them.
     halves = ({k: v[half] for k, v in batch.items()} for half in HALVES)
     for process, half in enumerate(halves):
-        save_arrays(kept(workdir, step, process), half)
+        save_arrays(kept(workdir, step, process, 2), half)
     assert sorted(replay.read_kept(workdir / "replay", step, BATCH)[1]) == [0, BATCH // 2]
-    kept(workdir, step).unlink()
+    kept(workdir, step, 0, 2).unlink()
     _, of_second, rest = found(workdir, capsys, "--step", str(step))
     assert list(of_second) == list(range(BATCH // 2, BATCH))
     assert [loss for loss, _ in of_second.values()] == losses[BATCH // 2 :]
@@ -164,7 +164,7 @@ def of_a_larger_batch(workdir):
         (lambda w: (w / "config.json").write_text("{"), [], "config.json: damaged"),
         (lambda w: shutil.rmtree(w / "replay"), [], "no step of this run was skipped"),
         (lambda w: None, ["--step", "4"], "--step 4: .* it has those of 3"),
-        (damaged, [], "step_000003.process_0.safetensors: damaged"),
+        (damaged, [], "step_000003.process_0_of_1.safetensors: damaged"),
         (of_another_run, [], "the batch of step 3 is not one of this run"),
         (of_a_larger_batch, [], "not this process's rows of a batch of 16"),
         (lambda w: shutil.rmtree(w / "checkpoints"), [], "checkpoints: no checkpoint in it"),

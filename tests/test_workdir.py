@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from slam_jax import files
 from slam_jax import workdir as module
 from slam_jax.config import default_config
 from slam_jax.errors import InputError
@@ -87,7 +88,7 @@ def test_a_file_system_without_locks_is_used_with_a_note(tmp_path, monkeypatch, 
     def fail(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(module.fcntl, "flock", fail)
+    monkeypatch.setattr(files.fcntl, "flock", fail)
     with claimed(tmp_path / "run", CONFIG, False):
         pass
     assert "cannot be locked (No locks available)" in capsys.readouterr().err

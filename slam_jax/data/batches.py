@@ -76,7 +76,7 @@ class Batches:
         self._workers, self._max_rejects = workers, max_rejects
         share = batch_size // processes
         self._rows = slice(process * share, (process + 1) * share)
-        self.rejects = Rejects()
+        self.rejects, self._read = Rejects(), 0
 
     def position(self, count: int) -> dict[str, Any]:
         """What a checkpoint has to keep when `count` batches were taken; JSON-serialisable."""
@@ -85,6 +85,7 @@ class Batches:
             "source": self._source.identity,
             "examples": len(self._source),
             "rejects": self.rejects.to_dict(),
+            "read": self._read,  # how many examples these are of: of one process's share
         }
 
     def restore(self, position: dict[str, Any]) -> int:
@@ -94,7 +95,7 @@ class Batches:
           InputError: it is a position in another source.
         """
         check_position(self._source, position)
-        self.rejects = Rejects.from_dict(position["rejects"])
+        self.rejects, self._read = Rejects.from_dict(position["rejects"]), position["read"]
         return position["batches"]
 
     def iterate(self, start: int, put: Callable[[Batch], Any] = lambda batch: batch) -> Iterator:
@@ -121,12 +122,12 @@ class Batches:
             dataset, prefetch_buffer_size=READ_AHEAD
         )
         with closing(elements(dataset, source.name)) as pairs:
-            for taken, (batch, rejects) in enumerate(pairs, start + 1):
+            for batch, rejects in pairs:
                 counted = Rejects.from_dict(self.rejects.to_dict())
                 counted.update(rejects)
-                read = taken * (rows.stop - rows.start)
+                read = self._read + rows.stop - rows.start
                 counted.check(read, self._max_rejects, source.name, FEW)
-                self.rejects = counted  # not of a batch that nobody gets
+                self.rejects, self._read = counted, read  # not of a batch that nobody gets
                 yield batch
 
 

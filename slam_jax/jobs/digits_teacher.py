@@ -1,6 +1,7 @@
 """The digits teacher: a class-conditional diffusion model, trained once."""
 
 import json
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from slam_jax.config import DigitsTeacher
 from slam_jax.data import digits
 from slam_jax.data.batches import Batches
 from slam_jax.errors import InputError
-from slam_jax.files import names_in, write_whole
+from slam_jax.files import is_empty, locked, write_whole
 from slam_jax.freeze import first_change, to_json
 from slam_jax.keys import keys_of
 from slam_jax.loop import fit
@@ -22,10 +23,10 @@ from slam_jax.models.digits_pipeline import DigitsPipeline
 from slam_jax.models.pipeline import teacher_network
 from slam_jax.models.saved import CONFIG_FILE, SavedModel, load_model, save_model
 from slam_jax.models.unet import UNet2DConditionModel
-from slam_jax.processes import is_main, wait
+from slam_jax.processes import as_first, is_main, wait
 from slam_jax.runtime import versions
 from slam_jax.schedule import add_noise
-from slam_jax.sharding import whole
+from slam_jax.sharding import to_host
 from slam_jax.train import (
     Batch,
     Loss,
@@ -84,7 +85,7 @@ def check_teacher(options: DigitsTeacher, folder: Path) -> None:
     """
     record = folder / OPTIONS_FILE
     if not record.exists():
-        if folder.is_dir() and names_in(folder):
+        if folder.exists() and not is_empty(folder):
             raise InputError(f"{folder}: holds no teacher, but is not empty; change teacher.path")
         return
     try:
@@ -101,15 +102,22 @@ def train_teacher(
     """The teacher in `folder`: loaded where it is finished, trained (on) where it is not.
 
     Raises:
-      InputError: the folder's teacher was begun with other options.
+      InputError: the folder's teacher was begun with other options, or another run is training it.
       Interrupted: Ctrl-C; run again to go on.
     """
-    check_teacher(options, folder)
-    if (folder / CONFIG_FILE).exists():
+    if as_first((folder / CONFIG_FILE).exists()):
         return load_model(folder)
-    if is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / OPTIONS_FILE, to_json(options))
+    with locked(folder) if is_main() else nullcontext():
+        if is_main():
+            check_teacher(options, folder)
+            write_whole(folder / OPTIONS_FILE, to_json(options))
+        wait("the teacher is begun")
+        return _train(pipeline, options, folder, mesh)
+
+
+def _train(
+    pipeline: DigitsPipeline, options: DigitsTeacher, folder: Path, mesh: Mesh
+) -> SavedModel:
     training = options.training
     tx = make_optimizer(training.optimizer, training.steps)
     keys = keys_of(options.seed)
@@ -135,7 +143,7 @@ def train_teacher(
     record = {"config": info["teacher"], "versions": versions(), "teacher": None}
     init = partial(init_state, tx=tx, mesh=mesh)
     state = fit(step, init, params, {}, data, mesh, training, folder, "teacher", record)
-    ema = jax.device_get(whole(state.ema, mesh))
+    ema = to_host(state.ema, mesh)
     model = SavedModel(pipeline.unet, ema, pipeline.scheduler, info)
     if is_main():
         save_model(folder, model)
