@@ -7,6 +7,7 @@ killed. The exit code is that of the first that failed.
 """
 
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -114,7 +115,12 @@ def main() -> None:
     # The terminal was closed: the processes, in sessions of their own, would not notice.
     signal.signal(signal.SIGHUP, lambda *_: asked.append(signal.SIGTERM))
     logs = Path(tempfile.mkdtemp(prefix="slam_jax_"))
-    sys.exit(wait(start(int(count), arguments, logs), logs, asked))
+    code = wait(start(int(count), arguments, logs), logs, asked)
+    if code:
+        resume = [] if "--resume" in arguments else ["--resume"]
+        again = shlex.join(["launch/local.sh", "--processes", count, *arguments, *resume])
+        print(f"to go on from the newest checkpoint, if there is one:\n  {again}", file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

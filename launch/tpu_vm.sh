@@ -29,6 +29,7 @@ create)
 install)
     folder=$(mktemp -d)
     trap 'rm -r "$folder"' EXIT
+    git diff --quiet HEAD || echo "note: what is not committed stays here" >&2
     git archive --output="$folder/slam_jax.tar.gz" HEAD
     gcloud compute tpus tpu-vm scp "$folder/slam_jax.tar.gz" "$TPU_NAME:" \
         --zone="$ZONE" --worker=all

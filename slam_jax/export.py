@@ -184,6 +184,7 @@ def _choose_step(checkpoints: Path, step: int | str | None, metric: str) -> int:
             raise InputError(
                 f"--step best: no checkpoint in {checkpoints} was made with a {metric}"
             )
+        print(f"step {best} has the lowest {metric}", file=sys.stderr)
         return best
     if not steps:
         raise InputError(f"{checkpoints}: no checkpoint in it yet; let the run reach its first")

@@ -153,7 +153,7 @@ def say(line: str) -> None:
     """Prints an error, past whatever Python keeps back, since `os._exit` comes next."""
     with suppress(Exception):
         sys.stdout.flush()
-    os.write(2, f"error: {line}\n".encode())
+    os.write(2, f"\nerror: {line}\n".encode())  # not at the end of a progress bar
 
 
 def reachable(address: str) -> bool:

@@ -98,6 +98,7 @@ class Events:
         self._log.add(metrics)
         if step == self._first + 1:  # compiling says nothing about the time to come
             self._log.start_clock()
+            self._saved = time.monotonic()
             self._bar.unpause()
             self._bar.set_postfix_str("")
         self._bar.update()

@@ -6,6 +6,7 @@ python -m slam_jax.main --config configs/digits.py [--config.method.gamma=one] [
 
 import dataclasses
 import json
+import os
 import re
 import resource
 import shlex
@@ -146,6 +147,10 @@ def run(config: Config, workdir: Path, resume: bool = False) -> list[dict]:
     same = {"workdir": str(workdir), "resume": resume, "versions": runtime.versions()}
     compare(json.dumps({"config": dataclasses.asdict(config), **same}))
     mesh, job = build(config, workdir)
+    if is_main():
+        kind, count = jax.devices()[0].device_kind, jax.process_count()
+        axes = " x ".join(f"{name}={size}" for name, size in mesh.shape.items())
+        print(f"{mesh.size} devices ({kind}), {axes}, processes: {count}", file=sys.stderr)
     if resume and (position := read_position(workdir / "checkpoints")):
         with prefixed("config.data: "):
             check_position(job.source(), position)
@@ -213,6 +218,11 @@ def main(argv: list[str] | None = None) -> None:
         command = parse(argv)
         if command.distributed:
             join()
+        elif os.environ.get("JAX_NUM_PROCESSES", "1") != "1":
+            raise InputError(
+                "JAX_NUM_PROCESSES is set, and --distributed is not given; give it, or unset the "
+                "variable for a run in one process"
+            )
         speaks = is_main()  # asked now: afterwards every process is alone
         with together(agreed=(Interrupted,)):
             rows = run(command.config, command.workdir, command.resume)

@@ -52,12 +52,10 @@ def parse_mesh(text: str) -> options.Mesh:
     Raises:
       InputError: it is something else.
     """
-    found = re.fullmatch(r"data=(\d{1,6}),fsdp=(\d{1,6})", text)
-    numbers = [int(number) for number in found.groups()] if found else [0]
+    found = re.fullmatch(r"data=(\d{1,6})(?:,fsdp=(\d{1,6}))?", text)
+    numbers = [int(number or 1) for number in found.groups()] if found else [0]
     if 0 in numbers:
-        raise InputError(
-            f"--mesh {text}: expected data=N,fsdp=M with whole numbers above 0, as data=8,fsdp=1"
-        )
+        raise InputError(f"--mesh {text}: expected data=N or data=N,fsdp=M, whole numbers above 0")
     return options.Mesh(*numbers)
 
 
@@ -211,10 +209,11 @@ def find_fitting(
         if devices % fsdp == 0:
             split = replace(config, mesh=options.Mesh(devices // fsdp, fsdp))
             held[fsdp] = held_bytes(split, pipeline)
-    for candidate in easier(config, held, memory):
+    candidates = list(easier(config, held, memory))
+    for number, candidate in enumerate(candidates, 1):
         flags = flags_between(config, candidate)
         need = need_of(candidate, pipeline, compiling)
-        print(f"{size(need.total):>12} with {flags}", file=sys.stderr)
+        print(f"{number}/{len(candidates)} {size(need.total):>12} with {flags}", file=sys.stderr)
         if need.total <= memory:
             return candidate
     return None

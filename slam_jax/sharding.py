@@ -44,6 +44,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | Non
     count = len(devices)
     if data == -1 and fsdp > 0:
         data = count // fsdp
+        if data * fsdp != count:
+            raise ValueError(f"mesh: fsdp = {fsdp} does not divide the {count} devices")
     if data < 1 or fsdp < 1 or data * fsdp != count:
         raise ValueError(f"mesh: data = {data} times fsdp = {fsdp} must equal the {count} devices")
     ordered = sorted(devices, key=lambda device: (device.process_index, device.id))

@@ -12,7 +12,7 @@ from helpers import interrupt_in_step
 from PIL import Image
 
 from slam_jax import main, sample
-from slam_jax.config import default_config
+from slam_jax.config import Training, default_config
 from slam_jax.errors import InputError
 from slam_jax.freeze import freeze
 from slam_jax.models.saved import load_model
@@ -196,7 +196,11 @@ def test_every_variant_runs(tmp_path, changes):
         ("--config.digits.unet.in_channels=3", "config.digits.unet.in_channels = 3"),
         ("--config.digits.unet.norm_num_groups=3", "config.digits.unet: "),
         ("--config.teacher.variant=fp16", "config.teacher.variant = 'fp16'"),
-        ("--config.mesh.data=3", "config.mesh"),
+        ("--config.mesh.data=3", "config.mesh: data = 3 times fsdp = 1 must equal the 8 devices"),
+        ("--config.mesh.fsdp=3", "config.mesh: fsdp = 3 does not divide the 8 devices"),
+        ("--config.training.accumulation=4", "8 devices times accumulation = 4"),
+        ("--config.training.remat=half", "config.training.remat = 'half', expected one of none"),
+        ("--config.training.best_metric=rmse_to_teacher_3", "rmse_to_teacher_1, rmse_to_teacher_2"),
         ("--workdirs=x", "workdirs"),
         ("--config=missing.py", "missing.py"),
     ],
@@ -205,6 +209,22 @@ def test_bad_option_is_refused_in_one_line_before_anything_is_written(tmp_path, 
     with pytest.raises(SystemExit) as exit_:
         launch(tmp_path / "run", change)
     assert message in str(exit_.value) and "\n" not in str(exit_.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("metric", "measured"), [("loss", "log"), ("rmse_to_teacher_4", "sample")])
+def test_best_checkpoints_have_to_be_measured(metric, measured):
+    best = dict(keep_best=1, best_metric=metric, checkpoint_every=6)
+    for every in (4, 12) if measured == "log" else (0, 4, 12):
+        with pytest.raises(ValueError, match=f"checkpoint_every = 6, .* {measured}_every"):
+            Training(**{f"{measured}_every": every}, **best)
+    Training(**{f"{measured}_every": 3}, **best)
+
+
+def test_one_of_several_processes_does_not_train_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    with pytest.raises(SystemExit, match="JAX_NUM_PROCESSES is set, and --distributed is not"):
+        launch(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -234,10 +234,10 @@ def forward_flops():
 
 
 WRONG = {
-    "--mesh data=8": "--mesh data=8: expected data=N,fsdp=M",
-    "--mesh fsdp=2,data=4": "--mesh fsdp=2,data=4: expected data=N,fsdp=M",
-    "--mesh data=0,fsdp=8": "--mesh data=0,fsdp=8: expected data=N,fsdp=M",
-    "--mesh data=-1,fsdp=8": "--mesh data=-1,fsdp=8: expected data=N,fsdp=M",
+    "--mesh fsdp=8": "--mesh fsdp=8: expected data=N or data=N,fsdp=M",
+    "--mesh fsdp=2,data=4": "--mesh fsdp=2,data=4: expected data=N",
+    "--mesh data=0,fsdp=8": "--mesh data=0,fsdp=8: expected data=N",
+    "--mesh data=-1,fsdp=8": "--mesh data=-1,fsdp=8: expected data=N",
     "--mesh data=5,fsdp=1": "config.training.batch_size = 64 must be divisible by the 5 devices",
     "--mesh data=2,fsdp=1 --config.training.accumulation=3": "accumulation = 3",
     "--memory lots": "--memory lots: expected a device's memory in GiB, as 80",
