@@ -174,14 +174,21 @@ def _make_gradients(
             return total / batch_size, {"loss": (total, jnp.float32(losses.size)), **sums}
 
         def on_device(params, ema, frozen, batch, key):
+            def gradient_of(part):
+                return jax.grad(share_of_loss, has_aux=True)(params, ema, frozen, *part, key)
+
             def add(grads, part):
-                more, sums = jax.grad(share_of_loss, has_aux=True)(params, ema, frozen, *part, key)
+                more, sums = gradient_of(part)
                 return jax.tree.map(jnp.add, grads, more), sums
 
             rows = batch, rows_of_device(batch_size)
-            parts = jax.tree.map(lambda a: a.reshape(accumulation, -1, *a.shape[1:]), rows)
-            grads, sums = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts)
-            sums = jax.lax.psum(jax.tree.map(lambda a: a.sum(axis=0), sums), AXES)
+            if accumulation == 1:  # not in a loop, where XLA is slow at convolutions on a CPU
+                grads, sums = gradient_of(rows)
+            else:
+                parts = jax.tree.map(lambda a: a.reshape(accumulation, -1, *a.shape[1:]), rows)
+                grads, sums = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts)
+                sums = jax.tree.map(lambda a: a.sum(axis=0), sums)
+            sums = jax.lax.psum(sums, AXES)
             means = {name: total / count for name, (total, count) in sums.items()}
             return sum_gradients(grads, specs[0]), means
 
