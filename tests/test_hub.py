@@ -232,7 +232,7 @@ def test_what_the_hub_refuses(connected, name, revision, parts):
     [("sd_xl*", "not to be had from the hub (403"), ("v1-5*", "download failed (403")],
 )
 def test_a_download_that_breaks(connected, monkeypatch, pattern, what):
-    monkeypatch.setattr(folder, "_patterns", lambda variant: [pattern])
+    monkeypatch.setattr(folder, "_patterns", lambda *_: [pattern])
     assert what in refusal("owner/tiny")
 
 

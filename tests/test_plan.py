@@ -128,7 +128,7 @@ def test_images_are_encoded_where_they_are_the_data(command):
 @pytest.mark.slow
 def test_what_is_offered_fits(command, capsys):
     """The flags, given to another plan, make the run fit."""
-    command = [*command, "--config.training.batch_size=8"]
+    command = [*command, "--config.training.batch_size=8", "--config.training.remat=none"]
     mesh = ["--mesh", "data=4,fsdp=1", "--memory", "0.005"]
     text, status = run(capsys, *command, *mesh)
     assert status == 1
