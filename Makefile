@@ -19,10 +19,10 @@ demo-sd: .venv/installed-test
 	$(RUN) -m slam_jax.export --workdir $(RUNS)/tiny_sd --out $(RUNS)/tiny_sd_export --verify
 
 test: .venv/installed-test
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest -n 2 --dist worksteal
 
 test-fast: .venv/installed-test
-	$(RUN) -m pytest -n 2 -m "not slow"
+	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow"
 
 lint: .venv/installed-test
 	$(RUN) -m ruff check .
