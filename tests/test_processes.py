@@ -177,7 +177,7 @@ def test_processes_that_stay_alone(tmp_path):
     running = [start("agree", tmp_path, v) for v in (zero_missing, one_missing, {})]
     ends = [(*p.communicate(timeout=60), p.returncode) for p in running]
     assert [(out, code) for out, _, code in ends] == [("", 1)] * 3
-    lines = [err.splitlines() for _, err, _ in ends]
+    lines = [err.strip().splitlines() for _, err, _ in ends]
     assert lines[0] == [
         f"error: process 1 cannot reach process 0 at 127.0.0.1:{one} within 2 s; is it running, "
         "and is this its address (JAX_COORDINATOR_ADDRESS)?"
