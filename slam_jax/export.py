@@ -181,9 +181,7 @@ def _choose_step(checkpoints: Path, step: int | str | None, metric: str) -> int:
     steps = steps_in(checkpoints)
     if steps and step == "best":
         if (best := best_step(checkpoints, metric)) is None:
-            raise InputError(
-                f"--step best: no checkpoint in {checkpoints} was made with a {metric}"
-            )
+            raise InputError(f"--step best: no checkpoint in {checkpoints} has a {metric}")
         print(f"step {best} has the lowest {metric}", file=sys.stderr)
         return best
     if not steps:

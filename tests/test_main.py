@@ -155,8 +155,10 @@ def test_ctrl_c_saves_and_resume_ends_in_the_same_bits(
         ["--config.method.conditioning=both", "--config.digits.prediction_type=v_prediction"],
     ],
 )
-def test_every_variant_runs(tmp_path, changes):
-    launch(tmp_path / "run", *changes)
+def test_every_variant_runs(finished, tmp_path, changes):
+    has_own_teacher = any("config.digits" in change for change in changes)
+    teacher = [] if has_own_teacher else [f"--config.teacher.path={finished / 'teacher'}"]
+    launch(tmp_path / "run", *changes, *teacher)
     student = load_model(tmp_path / "run" / "export")
     has_projection = "cond_proj" in student.params["time_embedding"]
     assert has_projection == (student.info["method"]["conditioning"] != "snr")
