@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from slam_jax.data.rejects import Rejects
@@ -32,7 +32,7 @@ class MetricLog:
             kept = "".join(row + "\n" for row in rows if _step_of(row) <= step)
             write_whole(path, kept.encode())
             self._file = path.open("a")
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+            self._board = _board(folder / "tensorboard", step)
         self._batch_size, self._rows, self._known = batch_size, [], set()
         self.start_clock()
 
@@ -84,6 +84,20 @@ class MetricLog:
         if self._file:
             self._file.close()
             self._board.close()
+
+
+def _board(folder: Path, step: int) -> Any:
+    """A SummaryWriter that drops what comes after `step`."""
+    # tensorboardX imports torch where it can: seconds, for what is not used here.
+    without_torch = "torch" not in sys.modules
+    if without_torch:
+        sys.modules["torch"] = None
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if without_torch:
+            del sys.modules["torch"]
+    return SummaryWriter(str(folder), purge_step=step + 1)
 
 
 def _step_of(row: str) -> float:

@@ -1,12 +1,10 @@
 """How good drawn images are: Frechet distances and label accuracy."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import linalg
-from sklearn.model_selection import train_test_split
-from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
 
@@ -31,9 +29,9 @@ def frechet_distance(a: Float[np.ndarray, "N D"], b: Float[np.ndarray, "M D"]) -
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     cov_a, cov_b = np.atleast_2d(cov_a), np.atleast_2d(cov_b)
     # tr (cov_a cov_b)^(1/2) by the symmetric root_a cov_b root_a, whose eigenvalues are real.
-    values, vectors = linalg.eigh(cov_a)
+    values, vectors = np.linalg.eigh(cov_a)
     root_a = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    cross = np.sqrt(np.maximum(linalg.eigvalsh(root_a @ cov_b @ root_a), 0)).sum()
+    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root_a @ cov_b @ root_a), 0)).sum()
     squared_distance = np.sum((a.mean(0) - b.mean(0)) ** 2)
     # Rounding may take equal sets a hair below zero.
     return max(float(squared_distance + np.trace(cov_a + cov_b) - 2 * cross), 0.0)
@@ -44,11 +42,11 @@ class Classifier:
     """A small judge of digit images, scored on the part of the data that it was not trained on.
 
     Attributes:
-      network: the fitted classifier.
+      network: the fitted MLPClassifier of scikit-learn.
       accuracy: on the held-out images.
     """
 
-    network: MLPClassifier
+    network: Any
     accuracy: float
 
     @classmethod
@@ -56,6 +54,9 @@ class Classifier:
         cls, images: Float[np.ndarray, "N H W C"], labels: Int[np.ndarray, " N"]
     ) -> "Classifier":
         """Fits it, always with the same split and the same weights at the start."""
+        from sklearn.model_selection import train_test_split  # takes a while
+        from sklearn.neural_network import MLPClassifier
+
         x, x_held_out, y, y_held_out = train_test_split(
             images.reshape(len(images), -1), labels, test_size=0.2, random_state=0, stratify=labels
         )

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from sklearn import datasets
 
 from slam_jax.data.batches import Batch
 from slam_jax.data.rejects import Rejects
@@ -23,6 +22,8 @@ LATENT_SHAPE = (4, 4, 4)
 
 def load() -> tuple[np.ndarray, np.ndarray]:
     """Images in [-1, 1], float32 [1797, 8, 8, 1], and labels, int32 [1797]."""
+    from sklearn import datasets  # takes a while
+
     digits = datasets.load_digits()
     return (digits.images[..., None] / 8.0 - 1.0).astype(np.float32), digits.target.astype(np.int32)
 

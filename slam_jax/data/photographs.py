@@ -4,9 +4,7 @@ on that need no download."""
 from functools import partial
 
 import numpy as np
-import skimage.data
 from jaxtyping import UInt8
-from sklearn import datasets
 
 from slam_jax.data.examples import Example
 from slam_jax.data.rejects import Rejects
@@ -32,17 +30,19 @@ CAPTIONS: dict[str, str] = {
 
 def load() -> dict[str, UInt8[np.ndarray, "H W 3"]]:
     """Name -> photograph, in the sizes they have."""
-    bundled = {name: partial(_scikit_learn, name) for name in ("china", "flower")}
+    import skimage.data  # these two take a while
+    from sklearn import datasets
+
+    def bundled_with_sklearn(name):
+        return datasets.load_sample_image(f"{name}.jpg")
+
+    bundled = {name: partial(bundled_with_sklearn, name) for name in ("china", "flower")}
     readers = {name: bundled.get(name) or getattr(skimage.data, name) for name in CAPTIONS}
     images = {name: np.asarray(read()) for name, read in readers.items()}
     return {
         name: image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
         for name, image in images.items()
     }
-
-
-def _scikit_learn(name: str) -> np.ndarray:
-    return datasets.load_sample_image(f"{name}.jpg")
 
 
 class Photographs:
