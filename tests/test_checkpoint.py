@@ -225,7 +225,9 @@ def test_a_folder_that_cannot_be_made_or_disappears(tmp_path):
     with Checkpoints(tmp_path / "c", 1, RECORD) as checkpoints:
         (tmp_path / "c").rmdir()
         (tmp_path / "c").touch()
-        with pytest.raises(InputError, match=r"step 2 could not be saved \(Not a directory"):
+        # Which of the two it is depends on what orbax's threads meet first.
+        why = r"step 2 could not be saved \((Not a directory|No such file or directory)"
+        with pytest.raises(InputError, match=why):
             checkpoints.save(2, jax.device_put(values(2)), {})
 
 
