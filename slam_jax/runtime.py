@@ -1,4 +1,5 @@
-"""Start-up: XLA's flags for the platform, and a probe of whatever backend there is.
+"""Start-up: XLA's flags for the platform, where compiled programs are kept, and a probe of whatever
+backend there is.
 
 jaxlib 0.10.2 and 0.11.0 miscompile some small reductions on CPU through the "ynn" fusions (jax
 issue 39103). An empty `--xla_cpu_experimental_ynn_fusion_type=` turns these off. An unknown XLA
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slam_jax import __version__
+from slam_jax import __version__, compile_cache
 from slam_jax.errors import BackendError
 
 CPU_FLAG = "xla_cpu_experimental_ynn_fusion_type"
@@ -37,12 +38,13 @@ ACCELERATOR_PACKAGES = {
 
 
 def configure() -> None:
-    """Sets the platform's FLAGS in XLA_FLAGS, but for those that are there. Call it before the
-    first JAX computation."""
+    """Sets the platform's FLAGS in XLA_FLAGS, but for those that are there, and turns the cache of
+    compiled programs on. Call it before the first JAX computation."""
     for name, value in FLAGS[_platform()].items():
         flags = os.environ.get("XLA_FLAGS", "")
         if name not in flags and jaxlib_knows(name):
             os.environ["XLA_FLAGS"] = f"{flags} --{name}={value}".strip()
+    compile_cache.configure()
 
 
 def versions() -> dict[str, str]:
