@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import tiny_students
 
-from slam_jax import export, main, torch_check
+from slam_jax import artefact, export, main, torch_check
 from slam_jax.checkpoint import Checkpoints
 from slam_jax.config import default_config
 from slam_jax.freeze import freeze, to_json
-from slam_jax.models import functional
+from slam_jax.models import functional, weights
 from slam_jax.models.load import load
 from slam_jax.models.saved import SavedModel, load_model, save_model
 from slam_jax.models.unet import UNet2DConditionModel
@@ -198,3 +198,39 @@ def test_a_digits_student_is_two_files(tmp_path):
     assert loaded.info["teacher"] == {"is": "teacher"} and loaded.info["checkpoint"] == 3
     assert "no pipeline for digits" in error_of("--workdir", workdir, "--verify")
     assert "no earlier export" in error_of("--workdir", workdir, "--out", workdir)
+
+
+def test_a_sampler_of_a_run(interrupted, teachers, tmp_path, monkeypatch, capsys):
+    """Without --out it is in the workdir; what is exported besides is not touched."""
+    monkeypatch.setattr(artefact, "_compile", lambda folder, environment: None)
+    workdir = shutil.copytree(interrupted, tmp_path / "run")
+    options = ["--platforms", "cpu", "--batch-sizes", "1", "--steps", "1", "--dtype", "bfloat16"]
+    export.main(["--workdir", str(workdir), "--step", "1", "--artefact", *options])
+    out = workdir / "artefact"
+    assert capsys.readouterr().out.startswith(f"sampler: {out}\ntry it: python {out}/draw.py")
+    assert json.loads((out / "artefact.json").read_text())["info"]["checkpoint"] == 1
+    arrays = weights.load_arrays(out / "weights.safetensors")
+    dtypes = {name.split(".")[0]: array.dtype.name for name, array in arrays.items()}
+    assert dtypes == {"unet": "bfloat16", "text_encoder": "bfloat16", "vae": "float32"}
+    student, _ = tiny_students.make(teachers["sd15"], seed=1)
+    kernel = student.params["conv_in"]["kernel"].astype("bfloat16")
+    np.testing.assert_array_equal(arrays["unet.conv_in.kernel"], kernel)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--workdir or --model: expected one"),
+        (["--workdir", "w", "--model", "m"], "--workdir or --model: expected one"),
+        (["--model", "m", "--artefact"], "--model: is for --artefact, with --out"),
+        (["--model", "m", "--out", "o"], "--model: is for --artefact"),
+        (["--workdir", "w", "--steps", "2"], "--steps: is for --artefact"),
+        (["--workdir", "w", "--batch-sizes", "2"], "--batch-sizes: is for --artefact"),
+        (["--workdir", "w", "--artefact", "--verify"], "--verify: is for an export without"),
+        (["--model", "m", "--out", "o", "--artefact", "--step", "1"], "--step: is for --workdir"),
+        (["--workdir", "w", "--artefact", "--platforms", "gpu"], "--platforms: gpu, expected"),
+        (["--workdir", "w", "--artefact", "--batch-sizes", "0"], "--batch-sizes: expected"),
+    ],
+)
+def test_options_that_do_not_belong_together(arguments, message):
+    assert message in error_of(*arguments)
