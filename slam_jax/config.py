@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from slam_jax.data.image_text import CAPTIONS, CROPS
 from slam_jax.loss import Method
+from slam_jax.models.execution import Execution
 from slam_jax.models.remat import REMAT
 from slam_jax.models.unet import UNetConfig
 from slam_jax.schedule import PREDICTION_TYPES
@@ -62,6 +63,7 @@ class Training:
     batch_size: int = 12  # over all devices
     accumulation: int = 1  # parts of its rows that a device goes through one after the other
     remat: str = "none"  # or "minimal", "full": what the gradient computes again, not keeps
+    teacher_passes: int = 1  # over prompts and empty prompts; 2: half the batch in each
     ema: float = 0.95
     optimizer: Optimizer = field(default_factory=Optimizer)
     log_every: int = 50
@@ -86,6 +88,8 @@ class Training:
             check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         for name in ("sample_every", "checkpoint_minutes", "keep_best"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        passes = self.teacher_passes
+        check(passes in (1, 2), "teacher_passes", passes, "1 or 2")
         check(self.remat in REMAT, "remat", self.remat, f"one of {', '.join(REMAT)}")
         if self.keep_best:
             # Only what is measured in the step of a checkpoint can be that checkpoint's.
@@ -144,8 +148,9 @@ class DigitsTeacher:
             check(given is None, f"unet.{name}", given, "None: the digits have no such input")
         shown = self.training.sample_every
         check(shown == 0, "training.sample_every", shown, "0: a teacher has no step ladder")
-        remat = self.training.remat
-        check(remat == "none", "training.remat", remat, "none: only a student's can be changed")
+        for name, only in (("remat", "none"), ("teacher_passes", 1)):
+            given = getattr(self.training, name)
+            check(given == only, f"training.{name}", given, f"{only}: it is for a student")
 
 
 @dataclass(frozen=True)
@@ -261,6 +266,7 @@ class Config:
     method: Method = field(default_factory=Method)
     training: Training = field(default_factory=Training)
     precision: Precision = field(default_factory=Precision)
+    execution: Execution = field(default_factory=Execution)
     mesh: Mesh = field(default_factory=Mesh)
     evaluation: Evaluation = field(default_factory=Evaluation)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from slam_jax.config import Config
@@ -24,6 +25,7 @@ from slam_jax.models.pipeline import (
 from slam_jax.models.saved import SavedModel
 from slam_jax.runtime import versions
 from slam_jax.sharding import to_host
+from slam_jax.solver import Denoiser
 from slam_jax.train import (
     Batch,
     Init,
@@ -40,17 +42,22 @@ BINS = 4
 ENCODE = 2**32 - 1  # folded into a step's key for the VAE; no example has this index
 
 
-def distillation_loss(pipeline: Pipeline, method: Method, remat: str = "none") -> Loss:
+def distillation_loss(
+    pipeline: Pipeline, method: Method, remat: str = "none", teacher_passes: int = 1
+) -> Loss:
     """The SLAM loss of each example, and its mean by position in time and on the sub-path.
 
     Args:
       pipeline: the teacher's surroundings.
       method: what the loss is.
       remat: of the student's gradient, a name in `models.remat`.
+      teacher_passes: 2 shows the teacher half of prompts and empty prompts at a time.
     """
-    unet = student_config(pipeline.unet, method.conditioning)
-    teacher = teacher_network(pipeline.unet)
-    student, target = student_network(unet, remat), student_network(unet)
+    unet, execution = student_config(pipeline.unet, method.conditioning), pipeline.execution
+    teacher = teacher_network(pipeline.unet, execution)
+    student, target = (student_network(unet, r, execution) for r in (remat, "none"))
+    guided = method.w > 0  # else there are no empty prompts
+    divide = in_two_passes if guided and teacher_passes == 2 else lambda denoise: denoise
 
     def loss(params: Params, ema: Params, frozen: Frozen, batch: Batch, examples, key):
         latents = pipeline.latents(frozen, batch, jax.random.fold_in(key, ENCODE), examples)
@@ -59,7 +66,7 @@ def distillation_loss(pipeline: Pipeline, method: Method, remat: str = "none") -
         losses = slam_loss(
             student(params),
             target(ema),
-            teacher(frozen["unet"]),
+            divide(teacher(frozen["unet"])),
             pipeline.schedule,
             latents,
             context,
@@ -77,6 +84,19 @@ def distillation_loss(pipeline: Pipeline, method: Method, remat: str = "none") -
     return loss
 
 
+def in_two_passes(denoise: Denoiser) -> Denoiser:
+    """The same function, which computes every other row first and then the rest."""
+
+    def half(start, *arguments):
+        return denoise(*jax.tree.map(lambda a: a[start::2], arguments))
+
+    def both(x, t, context):
+        halves = half(0, x, t, context), half(1, x, t, context)
+        return jnp.stack(halves, axis=1).reshape(x.shape)
+
+    return both
+
+
 def student_step(config: Config, pipeline: Pipeline, mesh: Mesh) -> tuple[Step, Init]:
     """The training step of a student, and what makes the state before the first one.
 
@@ -88,7 +108,7 @@ def student_step(config: Config, pipeline: Pipeline, mesh: Mesh) -> tuple[Step, 
     training, precision = config.training, config.precision
     tx = make_optimizer(training.optimizer, training.steps)
     step = make_train_step(
-        distillation_loss(pipeline, config.method, training.remat),
+        distillation_loss(pipeline, config.method, training.remat, training.teacher_passes),
         tx,
         training.ema,
         keys_of(config.seed).student,
@@ -162,8 +182,8 @@ def distill(
 
 def info_of(config: Config) -> dict[str, Any]:
     """How a student of the run is made, for its record; all but the teacher."""
-    parts = {name: getattr(config, name) for name in ("method", "training", "data", "precision")}
+    parts = ("method", "training", "data", "precision", "execution")
     return {
-        **{name: dataclasses.asdict(options) for name, options in parts.items()},
+        **{name: dataclasses.asdict(getattr(config, name)) for name in parts},
         "versions": versions(),
     }

@@ -48,7 +48,8 @@ def student_sampler(
       num_ddim_timesteps: M of its distillation.
       dtype: what the UNet computes in.
     """
-    network, schedule = student_network(unet), pipeline.schedule
+    network = student_network(unet, execution=pipeline.execution)
+    schedule = pipeline.schedule
 
     @partial(jax.jit, static_argnames=("steps", "strength"))
     def draw(frozen: Frozen, params: Params, batch: Batch, seed, first, steps, strength=1.0):
@@ -77,7 +78,8 @@ def teacher_sampler(pipeline: Pipeline, w: float, dtype: str = "float32") -> Sam
       w: guidance in LCM form, the usual scale minus 1.
       dtype: what the UNet computes in.
     """
-    network, schedule = teacher_network(pipeline.unet), pipeline.schedule
+    network = teacher_network(pipeline.unet, pipeline.execution)
+    schedule = pipeline.schedule
 
     @partial(jax.jit, static_argnames="steps")
     def draw(frozen: Frozen, params: Params, batch: Batch, seed, first, steps):

@@ -14,6 +14,7 @@ from slam_jax.errors import InputError, options_of
 # What may change when a run goes on: nothing that its weights depend on.
 FREE = (
     "config.mesh",
+    "config.execution",
     "config.evaluation",
     "config.teacher.path",  # what is found there is compared instead
     "config.teacher.revision",
@@ -27,6 +28,7 @@ FREE = (
         for option in (
             "accumulation",
             "remat",
+            "teacher_passes",
             "log_every",
             "sample_every",
             "checkpoint_every",

@@ -164,7 +164,10 @@ def lower(config: Config, pipeline: Pipeline, mesh: Mesh) -> jax.stages.Lowered:
 
 
 def flops_per_sample(config: Config, pipeline: Pipeline) -> float:
-    """Additions and multiplications of a step with one sample, as XLA counts them."""
+    """Additions and multiplications of a step with one sample, as XLA counts them; it does not
+    see what a fused or chunked attention does."""
+    plain = replace(pipeline.execution, attention="xla")
+    pipeline = replace(pipeline, execution=plain)
     training = replace(config.training, batch_size=1, accumulation=1)
     config = replace(config, training=training, mesh=options.Mesh(1, 1))
     return lower(config, pipeline, make_mesh(1, 1, jax.local_devices()[:1])).cost_analysis()[

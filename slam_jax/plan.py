@@ -104,7 +104,7 @@ def read_model(config: Config) -> Pipeline:
         pipeline = read_pipeline(folder, size, size)
     with options_of("config.method"):
         distillation_grid(pipeline.schedule.num_train_timesteps, config.method.num_ddim_timesteps)
-    return pipeline
+    return replace(pipeline, execution=config.execution)
 
 
 def with_mesh(config: Config, mesh: options.Mesh | None) -> Config:

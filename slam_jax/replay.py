@@ -14,6 +14,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,6 @@ from slam_jax.checkpoint_files import read_part, steps_in
 from slam_jax.config import Config
 from slam_jax.distill import distillation_loss
 from slam_jax.errors import InputError
-from slam_jax.export import from_checkpoint
 from slam_jax.freeze import freeze
 from slam_jax.keys import keys_of
 from slam_jax.loop import REPLAY
@@ -39,6 +39,7 @@ from slam_jax.models.pipeline import Frozen, Params, Pipeline
 from slam_jax.models.saved import load_model
 from slam_jax.models.weights import load_arrays
 from slam_jax.schedule import distillation_grid
+from slam_jax.student import from_checkpoint
 from slam_jax.train import Batch
 from slam_jax.workdir import CONFIG_FILE
 
@@ -147,9 +148,10 @@ def read_networks(
 def _teacher(config: Config, workdir: Path, teacher: Folder | None) -> tuple[Pipeline, Frozen]:
     if teacher is None:
         pipeline = digits_pipeline(config.digits.unet, config.digits.prediction_type)
+        pipeline = replace(pipeline, execution=config.execution)
         return pipeline, {"unet": load_model(config.teacher.path or workdir / "teacher").params}
     precision, size = config.precision, config.data.resolution
-    pipeline = read_pipeline(teacher, size, size)
+    pipeline = replace(read_pipeline(teacher, size, size), execution=config.execution)
     around = read_surroundings(teacher, pipeline, precision.text_encoder, precision.vae)
     return pipeline, {"unet": read_unet(teacher, pipeline.unet, "float32"), **around}
 
@@ -160,7 +162,8 @@ Look = Callable[..., tuple[Any, ...]]
 
 def make_look(config: Config, pipeline: Pipeline) -> Look:
     """Jitted: loss and gradient of one example, and what was drawn for it."""
-    loss = distillation_loss(pipeline, config.method, config.training.remat)
+    training = config.training
+    loss = distillation_loss(pipeline, config.method, training.remat, training.teacher_passes)
     precision = config.precision
 
     def look(params, ema, frozen, batch, index, key):

@@ -16,7 +16,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     {
+        "artefact_draw",
         "checksums",
+        "compile_cache",
         "errors",
         "files",
         "keys",
@@ -25,7 +27,10 @@ LAYERS = (
         "schedule",
         "sharding",
         "runtime",
+        "models.attention",
+        "models.execution",
         "models.layers",
+        "models.norms",
         "models.published_config",
         "models.remat",
     },
@@ -64,6 +69,7 @@ LAYERS = (
         "data.views",
         "data.workers",
         "metrics",
+        "out_folder",
         "pictures",
     },
     {
@@ -90,6 +96,8 @@ LAYERS = (
         "encode",
         "prepare",
         "data.__main__",
+        "student",
+        "artefact",
         "export",
         "check",
         "check_unet",
@@ -113,7 +121,7 @@ OWNERS = {
     "tensorflow_datasets": ("data.tfds_examples",),
     "safetensors": ("models.weights",),
     "sklearn": ("data.", "metrics"),
-    "PIL": ("data.", "pictures"),
+    "PIL": ("data.", "pictures", "artefact_draw"),
     "skimage": ("data.",),
     "optax": ("train",),
     "torch": ("torch_check",),

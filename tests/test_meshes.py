@@ -16,6 +16,7 @@ from slam_jax.distill import student_step
 from slam_jax.loss import Method
 from slam_jax.models import functional
 from slam_jax.models.digits_pipeline import digits_pipeline
+from slam_jax.models.execution import Execution
 from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
 from slam_jax.sharding import make_mesh, put, put_batch, shardings_of
 
@@ -42,14 +43,16 @@ LAYOUTS = [(1, 1, 1), (8, 1, 4), (8, 4, 2)]
 class Run:
     """A distillation of the digits on some devices."""
 
-    def __init__(self, devices, fsdp, accumulation, config=CONFIG):
+    def __init__(self, devices, fsdp, accumulation, config=CONFIG, execution=Execution()):
         training = dataclasses.replace(config.training, accumulation=accumulation)
+        pipeline = dataclasses.replace(PIPELINE, execution=execution)
         self.mesh = make_mesh(-1, fsdp, jax.devices()[:devices])
         self.step, init = student_step(
-            dataclasses.replace(config, training=training), PIPELINE, self.mesh
+            dataclasses.replace(config, training=training), pipeline, self.mesh
         )
         self.params = functional.init(UNet2DConditionModel, UNET, jax.random.key(0))
         teacher = functional.init(UNet2DConditionModel, UNET, jax.random.key(1))
+        teacher = functional.cast(teacher, config.precision.teacher)
         dim, channels = 256, UNET.block_out_channels[0]
         projection = {"kernel": np.zeros((dim, channels), np.float32)}
         self.params["time_embedding"]["cond_proj"] = projection

@@ -234,8 +234,9 @@ def test_timestep_cond_changes_nothing_at_init_and_something_later():
 
 @pytest.mark.parametrize("norm", ["layer", "group"])
 def test_norm_epsilon_and_large_mean(norm):
-    x = np.random.default_rng(0).standard_normal((2, 3, 8)) * 3e-3 + np.array([[[0.0]], [[5.0]]])
-    axis, eps = (-1, 1e-5) if norm == "layer" else ((1, 2), 1e-6)
+    mean = np.array([0.0, 5.0])[:, None, None, None]
+    x = np.random.default_rng(0).standard_normal((2, 3, 1, 8)) * 3e-3 + mean
+    axis, eps = (-1, 1e-5) if norm == "layer" else ((1, 2, 3), 1e-6)
     layer = (
         layers.LayerNorm(8, rngs=nnx.Rngs(0))
         if norm == "layer"

@@ -1,5 +1,6 @@
 """Handwritten digits: the teacher is trained on the spot, and a classifier judges the pictures."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ class DigitsJob(Job):
         with prefixed("config.data: "):
             check_used(config.data, "digits")
         with options_of("config.digits"):
-            self.pipeline = digits_pipeline(config.digits.unet, config.digits.prediction_type)
+            pipeline = digits_pipeline(config.digits.unet, config.digits.prediction_type)
+            self.pipeline = replace(pipeline, execution=config.execution)
         with options_of("config.digits.training"):
             check_batch_size(config.digits.training, mesh)
         check_teacher(config.digits, self._folder)

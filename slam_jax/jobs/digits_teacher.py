@@ -47,7 +47,8 @@ def denoising_loss(pipeline: DigitsPipeline, label_dropout: float) -> Loss:
     The regression target is eps, v = alpha eps - sigma x_0, or x_0, as the pipeline's prediction
     type says.
     """
-    network, schedule = teacher_network(pipeline.unet), pipeline.schedule
+    network = teacher_network(pipeline.unet, pipeline.execution)
+    schedule = pipeline.schedule
 
     def draw(key, example):
         t_key, eps_key, drop_key = jax.random.split(jax.random.fold_in(key, example), 3)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from slam_jax.data.batches import Source
 from slam_jax.data.prepared import Prepared, check_fits
 from slam_jax.errors import InputError, prefixed
 from slam_jax.evaluate import Ladder, rmse
-from slam_jax.export import TEACHER_FILE, other_part, teacher_info, write_folder
+from slam_jax.export import write_folder
 from slam_jax.files import write_whole
 from slam_jax.jobs.job import Job
 from slam_jax.models.folder import resolve
@@ -23,6 +24,7 @@ from slam_jax.models.saved import SavedModel
 from slam_jax.models.tokenizer import tokenize
 from slam_jax.processes import is_main
 from slam_jax.sources import open_source
+from slam_jax.student import TEACHER_FILE, other_part, teacher_info
 
 
 class TextToImageJob(Job):
@@ -33,7 +35,8 @@ class TextToImageJob(Job):
         options, size = config.teacher, config.data.resolution
         with prefixed("config.teacher.path = "):
             self._folder = resolve(options.path, options.revision, options.variant)
-        self.pipeline = read_pipeline(self._folder, size, size)
+        pipeline = read_pipeline(self._folder, size, size)
+        self.pipeline = replace(pipeline, execution=config.execution)
         if is_student(self.pipeline):
             raise InputError(
                 f"config.teacher.path = {options.path!r}: a few-step student (LCMScheduler or "

@@ -16,6 +16,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from slam_jax.models import layers
+from slam_jax.models.attention import attention
+from slam_jax.models.execution import Execution
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -140,17 +142,17 @@ class CLIPAttention(nnx.Module):
 
     def __init__(self, features, heads, *, rngs):
         self.heads = heads
+        self.execution = Execution()
         self.q_proj = nnx.Linear(features, features, rngs=rngs)
         self.k_proj = nnx.Linear(features, features, rngs=rngs)
         self.v_proj = nnx.Linear(features, features, rngs=rngs)
         self.out_proj = nnx.Linear(features, features, rngs=rngs)
 
     def __call__(self, x):
-        def split_heads(y):
-            return y.reshape(*y.shape[:2], self.heads, -1)
-
-        q, k, v = map(split_heads, (self.q_proj(x), self.k_proj(x), self.v_proj(x)))
-        out = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        fused = self.execution.projections == "fused"
+        parts = layers.project(x, (self.q_proj, self.k_proj, self.v_proj), fused)
+        q, k, v = (layers.split_heads(y, self.heads) for y in parts)
+        out = attention(q, k, v, self.execution.attention, is_causal=True)
         return self.out_proj(out.reshape(x.shape))
 
 

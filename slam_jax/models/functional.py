@@ -20,15 +20,21 @@ import jax
 import numpy as np
 from flax import nnx, traverse_util
 
+from slam_jax.models.execution import Execution
+
 Params = dict[str, Any]
 
 
 @functools.cache
-def _abstract(module_class: type[nnx.Module], config: Any) -> tuple[nnx.GraphDef, Params]:
+def _abstract(
+    module_class: type[nnx.Module], config: Any, execution: Execution
+) -> tuple[nnx.GraphDef, Params]:
     """Structure and abstract parameters of `module_class(config, rngs=...)`."""
     # Values do not matter here, and tracing the counters of nnx.Rngs takes 10 s for SD 1.5.
     rngs = SimpleNamespace(params=lambda: jax.random.key(0))
-    graph, state = nnx.split(nnx.eval_shape(lambda: module_class(config, rngs=rngs)))
+    module = nnx.eval_shape(lambda: module_class(config, rngs=rngs))
+    module.set_attributes(execution=execution, raise_if_not_found=False)
+    graph, state = nnx.split(module)
     return graph, _with_string_keys(nnx.to_pure_dict(state))
 
 
@@ -40,7 +46,7 @@ def _with_string_keys(tree):
 
 def abstract_params(module_class: type[nnx.Module], config: Any) -> Params:
     """The nested dict of parameters with ShapeDtypeStruct leaves; allocates nothing."""
-    return jax.tree.map(lambda leaf: leaf, _abstract(module_class, config)[1])
+    return jax.tree.map(lambda leaf: leaf, _abstract(module_class, config, Execution())[1])
 
 
 def init(module_class: type[nnx.Module], config: Any, key: jax.Array) -> Params:
@@ -67,14 +73,23 @@ def init(module_class: type[nnx.Module], config: Any, key: jax.Array) -> Params:
 
 
 def apply_fn(
-    module_class: type[nnx.Module], config: Any, method: str = "__call__"
+    module_class: type[nnx.Module],
+    config: Any,
+    method: str = "__call__",
+    execution: Execution = Execution(),
 ) -> Callable[..., Any]:
     """A method of the module as a pure function `apply(params, *args, **kwargs)`.
+
+    Args:
+        module_class: built as `module_class(config, rngs=...)`.
+        config: hashable.
+        method: its name.
+        execution: how the layers compute.
 
     Raises:
         ValueError: from `apply`, when `params` are not those of the module.
     """
-    graph, expected = _abstract(module_class, config)
+    graph, expected = _abstract(module_class, config, execution)
 
     def apply(params: Params, *args, **kwargs):
         if difference := first_difference(expected, params):

@@ -14,6 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from slam_jax.models.attention import attention
+from slam_jax.models.execution import Execution
+from slam_jax.models.norms import GroupNorm, LayerNorm
+
 
 def timestep_embedding(
     t: Float[Array, " B"], dim: int, flip_sin_to_cos: bool = True, freq_shift: float = 0
@@ -76,22 +80,6 @@ class Conv(nnx.Conv):
         return y.reshape(batch, *matrix.shape[3:]) + self.bias.reshape(1, 1, 1, -1)
 
 
-class GroupNorm(nnx.GroupNorm):
-    """GroupNorm with the two-pass variance; E[x^2] - E[x]^2 cancels when the mean is large."""
-
-    def __init__(self, channels, groups, eps, *, rngs):
-        super().__init__(
-            channels, num_groups=groups, epsilon=eps, use_fast_variance=False, rngs=rngs
-        )
-
-
-class LayerNorm(nnx.LayerNorm):
-    """LayerNorm with torch's epsilon and the two-pass variance."""
-
-    def __init__(self, features, eps=1e-5, *, rngs):
-        super().__init__(features, epsilon=eps, use_fast_variance=False, rngs=rngs)
-
-
 class TimestepEmbedding(nnx.Module):
     """MLP [B, D_in] -> [B, D_out], with an optional condition added to its input.
 
@@ -138,6 +126,19 @@ class ResnetBlock2D(nnx.Module):
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
+def project(x, linears, fused):
+    """What linear layers make of the same x [B, L, D], each [B, L, D'].
+
+    Fused, it is one matrix product with all their kernels.
+    """
+    if not fused or len(linears) == 1:
+        return [linear(x) for linear in linears]
+    y = x @ jnp.concatenate([linear.kernel[...] for linear in linears], axis=1)
+    if linears[0].bias is not None:
+        y = y + jnp.concatenate([linear.bias[...] for linear in linears])[None, None, :]
+    return jnp.split(y, len(linears), axis=-1)
+
+
 class Attention(nnx.Module):
     """Multi-head attention of x [B, L, D] to a context [B, L', D'] (to itself: pass x twice).
 
@@ -146,18 +147,26 @@ class Attention(nnx.Module):
 
     def __init__(self, features, context_features, heads, bias=False, *, rngs):
         self.heads = heads
+        self.execution = Execution()
         self.to_q = nnx.Linear(features, features, use_bias=bias, rngs=rngs)
         self.to_k = nnx.Linear(context_features, features, use_bias=bias, rngs=rngs)
         self.to_v = nnx.Linear(context_features, features, use_bias=bias, rngs=rngs)
         self.to_out = nnx.List([nnx.Linear(features, features, rngs=rngs)])
 
     def __call__(self, x, context):
-        def split_heads(y):
-            return y.reshape(*y.shape[:2], self.heads, -1)
-
-        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
-        out = jax.nn.dot_product_attention(split_heads(q), split_heads(k), split_heads(v))
+        fused = self.execution.projections == "fused"
+        if context is x:
+            q, k, v = project(x, (self.to_q, self.to_k, self.to_v), fused)
+        else:
+            q, (k, v) = self.to_q(x), project(context, (self.to_k, self.to_v), fused)
+        q, k, v = (split_heads(y, self.heads) for y in (q, k, v))
+        out = attention(q, k, v, self.execution.attention)
         return self.to_out[0](out.reshape(x.shape))
+
+
+def split_heads(x, heads):
+    """[B, L, H D] as [B, L, H, D]."""
+    return x.reshape(*x.shape[:2], heads, -1)
 
 
 class GEGLU(nnx.Module):

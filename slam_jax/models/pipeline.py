@@ -6,7 +6,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from slam_jax.loss import Student
 from slam_jax.models import functional
+from slam_jax.models.execution import Execution
 from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
 from slam_jax.schedule import NoiseSchedule, gamma_embedding
 from slam_jax.solver import Context, Denoiser
@@ -35,12 +36,14 @@ class Pipeline(ABC):
       scheduler: contents of a diffusers scheduler_config.json.
       schedule: built from it.
       latent_shape: (H, W, C).
+      execution: how the networks are computed.
     """
 
     unet: UNetConfig
     scheduler: dict[str, Any]
     schedule: NoiseSchedule
     latent_shape: tuple[int, int, int]
+    execution: Execution = field(default=Execution(), kw_only=True)
 
     @abstractmethod
     def latents(
@@ -57,23 +60,28 @@ class Pipeline(ABC):
         """Images in [-1, 1]."""
 
 
-def teacher_network(config: UNetConfig) -> Callable[[Params], Denoiser]:
+def teacher_network(
+    config: UNetConfig, execution: Execution = Execution()
+) -> Callable[[Params], Denoiser]:
     """params -> the teacher as a function of (x, t, context); a context names UNet arguments."""
-    apply = functional.apply_fn(UNet2DConditionModel, config)
+    apply = functional.apply_fn(UNet2DConditionModel, config, execution=execution)
     return lambda params: lambda x, t, context: apply(params, x, t.astype(jnp.float32), **context)
 
 
-def student_network(config: UNetConfig, remat: str = "none") -> Callable[[Params], Student]:
+def student_network(
+    config: UNetConfig, remat: str = "none", execution: Execution = Execution()
+) -> Callable[[Params], Student]:
     """params -> the student as a function of (x, t, context, gamma).
 
     Args:
       config: its UNet's.
       remat: what its backward pass computes again, a name in `models.remat`.
+      execution: how it is computed.
 
     Raises:
       ValueError: from the student, for another name.
     """
-    apply = functional.apply_fn(UNet2DConditionModel, config)
+    apply = functional.apply_fn(UNet2DConditionModel, config, execution=execution)
 
     def bind(params):
         def student(x, t, context, gamma):

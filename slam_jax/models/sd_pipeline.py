@@ -80,7 +80,7 @@ class StableDiffusionPipeline(Pipeline):
 
     def moments(self, frozen: Frozen, images: UInt8[Array, "B H W 3"]) -> Float[Array, "B h w 2*C"]:
         """Mean and log variance of the VAE's latents, one behind the other."""
-        encode = functional.apply_fn(AutoencoderKL, self.vae, method="encode")
+        encode = functional.apply_fn(AutoencoderKL, self.vae, "encode", self.execution)
         mean, logvar = encode(frozen["vae"], images.astype(jnp.float32) / 127.5 - 1)
         return jnp.concatenate([mean, logvar], axis=-1)
 
@@ -101,7 +101,7 @@ class StableDiffusionPipeline(Pipeline):
         return context, null
 
     def decode(self, frozen: Frozen, latents: Float[Array, "B H W C"]) -> Float[Array, "B H W 3"]:
-        decode = functional.apply_fn(AutoencoderKL, self.vae, method="decode")
+        decode = functional.apply_fn(AutoencoderKL, self.vae, "decode", self.execution)
         return jnp.clip(decode(frozen["vae"], latents / self.vae.scaling_factor), -1, 1)
 
     def _stored(self, batch: Batch) -> Context:
@@ -116,7 +116,9 @@ class StableDiffusionPipeline(Pipeline):
         self, frozen: Frozen, tokens: Int[Array, "B E L"], time_ids: Float[Array, "B 6"]
     ) -> Context:
         features = [
-            functional.apply_fn(CLIPTextModel, config)(frozen[name], tokens[:, i])
+            functional.apply_fn(CLIPTextModel, config, execution=self.execution)(
+                frozen[name], tokens[:, i]
+            )
             for i, (name, config) in enumerate(zip(TEXT_ENCODERS, self.text_encoders, strict=False))
         ]
         if len(features) == 1:

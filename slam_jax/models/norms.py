@@ -1,0 +1,57 @@
+"""GroupNorm and LayerNorm with torch's conventions; statistics are float32 whatever the data are.
+
+Shape letters: B batch, H height, W width, C channels.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from slam_jax.models.execution import Execution
+
+
+class GroupNorm(nnx.GroupNorm):
+    """GroupNorm whose variance does not cancel when the mean is large, as E[x^2] - E[x]^2 does.
+
+    In one pass over the data it is of the distances from an estimate of the mean; in two passes,
+    from the mean itself.
+    """
+
+    def __init__(self, channels, groups, eps, *, rngs):
+        super().__init__(
+            channels, num_groups=groups, epsilon=eps, use_fast_variance=False, rngs=rngs
+        )
+        self.execution = Execution()
+
+    def __call__(self, x):
+        return self._one_pass(x) if self.execution.norm == "one_pass" else super().__call__(x)
+
+    def _one_pass(self, x):
+        """Statistics [B, C] in one pass over x [B, H, W, C], and the result in another."""
+        batch, height, width, channels = x.shape
+        wide = x.astype(jnp.float32)
+        # Of each channel: the mean of a row in the middle, where padding has not been.
+        near = jax.lax.stop_gradient(wide[:, height // 2].mean(axis=1))
+        distance = wide - near[:, None, None, :]
+        # Over columns and then over rows, which XLA:CPU does twice as fast as over both at once.
+        mean, square = (y.mean(axis=2).mean(axis=1) for y in (distance, jnp.square(distance)))
+
+        def of_group(y):  # [B, C], with the mean of its group for each channel
+            y = y.reshape(batch, self.num_groups, -1)
+            return jnp.broadcast_to(y.mean(axis=2, keepdims=True), y.shape).reshape(batch, channels)
+
+        # The variance of a group: within its channels, and between them.
+        to_group = near + mean - of_group(near + mean)
+        variance = of_group(jnp.maximum(square - mean**2, 0) + to_group**2)
+        scale, bias = (p[...].astype(jnp.float32)[None, :] for p in (self.scale, self.bias))
+        factor = scale * jax.lax.rsqrt(variance + self.epsilon)
+        offset = bias + (to_group - mean) * factor
+        y = distance * factor[:, None, None, :] + offset[:, None, None, :]
+        return y.astype(jnp.result_type(x, self.scale[...]))
+
+
+class LayerNorm(nnx.LayerNorm):
+    """LayerNorm with torch's epsilon and the two-pass variance."""
+
+    def __init__(self, features, eps=1e-5, *, rngs):
+        super().__init__(features, epsilon=eps, use_fast_variance=False, rngs=rngs)
