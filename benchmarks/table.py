@@ -1,0 +1,149 @@
+"""Markdown tables of results.
+
+    PYTHONPATH=. python benchmarks/table.py
+
+makes speed.md and switches.md anew from the JSON files in benchmarks/results/ (or --out).
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import result
+
+NAMES = {
+    "ours": "slam_jax",
+    "ours_from_pictures": "slam_jax, encoding pictures",
+    "authors": "torch: the authors' step",
+    "tuned": "torch: tuned step",
+    "tuned_compiled": "torch: tuned step, compiled",
+    "stock": "diffusers",
+    "stock_compiled": "diffusers, compiled",
+}
+STARTS = ("cold", "with_cache")
+
+
+def speed_tables(paths: Iterable[Path]) -> str:
+    """All results of speed.py, a section for each size and device."""
+    return "\n".join(_speed_section(json.loads(path.read_text())) for path in paths)
+
+
+def switch_tables(paths: Iterable[Path]) -> str:
+    """All results of switches.py, a section for each size and device."""
+    return "\n".join(_switch_section(json.loads(path.read_text())) for path in paths)
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _speed_section(report: dict[str, Any]) -> str:
+    parts = report["parts"]
+    text = f"### {report['shapes']} on {report['device']['name']}\n"
+    for name, made_table in (
+        ("train_step", _train_table),
+        ("sampler", _drawing_table),
+        ("vae", _drawing_table),
+        ("compile", _compile_table),
+        ("loader", _loader_line),
+    ):
+        if name in parts:
+            made = parts[name]["made_by"]
+            text += f"\n{name.replace('_', ' ')}, {made['dtype']}\n\n{made_table(parts[name])}"
+            text += f"\n`{made['command']}`; load average {made['load_average']:.1f} before\n"
+    return text
+
+
+def _spread(row: dict[str, Any], unit: float = 1e3) -> str:
+    return f"{row['low_s'] * unit:.3g} to {row['high_s'] * unit:.3g}"
+
+
+def _train_table(part: dict[str, Any]) -> str:
+    rows, ours = [], part["subjects"]["ours"]["samples_per_second"]
+    for name, row in part["subjects"].items():
+        rate = row["samples_per_second"]
+        rows.append(
+            [
+                NAMES[name],
+                f"{rate:.3g}",
+                f"{ours / rate:.2f}x",
+                _spread(row, 1e3 / part["steps_in_a_call"]),
+                f"{row['tflops']:.3g}",
+                f"{row['mfu']:.1%}" if "mfu" in row else "",
+                "" if name == row["like"] else f"{row['difference']:.1e}",
+            ]
+        )
+    head = ["step", "samples/s", "slam_jax is", "ms a step", "TF/s", "MFU", "losses differ"]
+    return f"batch {part['batch']}\n\n" + markdown(head, rows)
+
+
+def _drawing_table(part: dict[str, Any]) -> str:
+    rows = []
+    for setting in part["rows"]:
+        ours = setting["subjects"]["ours"]["median_s"]
+        for name, row in setting["subjects"].items():
+            rows.append(
+                [
+                    str(setting["batch"]),
+                    str(setting.get("steps", "")),
+                    NAMES[name],
+                    f"{row['ms']:.3g}",
+                    f"{row['median_s'] / ours:.2f}x",
+                    _spread(row),
+                    "" if name == row["like"] else f"{row['difference']:.2g}",
+                ]
+            )
+    head = ["pictures", "steps", "by", "ms", "slam_jax is", "lowest to highest", "differ, of 255"]
+    return markdown(head, rows)
+
+
+def _compile_table(part: dict[str, Any]) -> str:
+    names = [name for name in part["cold"] if name.endswith("_s")]
+    rows = [
+        [name.removesuffix("_s").replace("_", " "), *(f"{part[k][name]:.2f}" for k in STARTS)]
+        for name in names
+    ]
+    return markdown(["seconds of a start", "first", "second"], rows)
+
+
+def _loader_line(part: dict[str, Any]) -> str:
+    return f"{part['samples_per_second']:.0f} samples/s of prepared latents, one process\n"
+
+
+def _switch_section(report: dict[str, Any]) -> str:
+    text = f"### {report['shapes']} on {report['device']['name']}, {report['made_by']['dtype']}\n"
+    for what, rows in report["switches"].items():
+        cells = [
+            [
+                row["switch"],
+                row["value"],
+                f"{row['default_ms']:.3g}" if "ms" in row else "",
+                f"{row['ms']:.3g}" if "ms" in row else row["left_out"],
+                f"{row['gain']:.2f}x" if "gain" in row else "",
+                f"{row['difference']:.1e}" if "difference" in row else "",
+                row.get("note", ""),
+            ]
+            for row in rows
+        ]
+        head = ["switch", "value", "default, ms", "ms", "default is", "differ", "note"]
+        text += f"\n{what.replace('_', ' ')}\n\n{markdown(head, cells)}"
+    made = report["made_by"]
+    return text + f"\n`{made['command']}`; load average {made['load_average']:.1f} before\n"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=result.FOLDER)
+    options = parser.parse_args(argv)
+    for name, make in (("speed", speed_tables), ("switches", switch_tables)):
+        if paths := sorted(options.out.glob(f"{name}_*.json")):
+            (options.out / f"{name}.md").write_text(make(paths))
+            print(options.out / f"{name}.md")
+
+
+if __name__ == "__main__":
+    main()
