@@ -30,15 +30,20 @@ ZSTANDARD = b"\x28\xb5\x2f\xfd"
 CLOCKS = 60  # seconds by which those of a shared file system may differ
 
 
-def configure() -> None:
-    """Turns the cache on, unless JAX has been told about one. Call it before JAX compiles."""
+def configure(alone: bool) -> None:
+    """Turns the cache on, unless JAX has been told about one. Call it before JAX compiles.
+
+    Args:
+      alone: this is the run's only process. Several use a folder that JAX has been told of, which
+        they must share: one that finds a program does not help the others to compile it.
+    """
     # cuDNN's attention is a "custom partitioning" whose address in memory would be in the key, so
     # that no program with it is ever found. What it stands for comes with JAX's version.
     jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
     chosen = jax.config.jax_compilation_cache_dir
     if chosen == "":  # half on to JAX: XLA would write into the current folder
         jax.config.update("jax_compilation_cache_dir", None)
-    if chosen is not None or not jax.config.jax_enable_compilation_cache:
+    if not alone or chosen is not None or not jax.config.jax_enable_compilation_cache:
         return
     try:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -298,6 +298,13 @@ class Config:
         check(best in metrics, "training.best_metric", best, f"one of {', '.join(metrics)}")
         best = self.digits.training.best_metric
         check(best == "loss", "digits.training.best_metric", best, "loss")
+        passes = self.training.teacher_passes
+        check(
+            passes == 1 or self.method.w > 0,
+            "training.teacher_passes",
+            passes,
+            "1 without guidance (method.w = 0), where there are no empty prompts",
+        )
         grid = self.method.num_ddim_timesteps
         for steps in self.evaluation.student_steps:
             check(

@@ -138,13 +138,14 @@ def check_options(arguments: argparse.Namespace) -> None:
         ("step", "teacher"),
         ("steps", "batch_sizes", "platforms", "dtype"),
     )
+    unset = dict.fromkeys(with_workdir + with_artefact) | {"teacher": "", "verify": False}
     for names, wanted, given in (
         (with_workdir, "--workdir", arguments.workdir is not None),
         (with_artefact, "--artefact", arguments.artefact),
         (("verify",), "an export without --artefact", not arguments.artefact),
     ):
         for name in names:
-            if getattr(arguments, name) not in (None, "", False) and not given:
+            if getattr(arguments, name) != unset[name] and not given:
                 raise InputError(f"--{name.replace('_', '-')}: is for {wanted}")
 
 
@@ -196,19 +197,20 @@ def add_artefact_options(group: Any) -> None:
     group.add_argument("--model", help="folder or hub repository to export so, in place of a run")
     group.add_argument("--steps", type=int, help="network evaluations per picture (4)")
     group.add_argument(
-        "--batch-sizes", type=_numbers, metavar="1,4", help="pictures at a time; one program each"
+        "--batch-sizes", type=numbers, metavar="1,4", help="pictures at a time; one program each"
     )
     group.add_argument(
         "--platforms",
-        type=lambda text: tuple(text.split(",")),
+        type=lambda text: tuple(dict.fromkeys(text.split(","))),
         metavar="cpu,cuda,tpu",
         help=f"some of {', '.join(PLATFORMS)}",
     )
     group.add_argument("--dtype", choices=DTYPES, help="of the networks (float32)")
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in text.split(","))
+def numbers(text: str) -> tuple[int, ...]:
+    """Those of "1,4"; the name is a part of argparse's message."""
+    return tuple(dict.fromkeys(int(word) for word in text.split(",")))
 
 
 if __name__ == "__main__":

@@ -212,10 +212,10 @@ def _run(
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    runtime.configure()
     argv, speaks = sys.argv[1:] if argv is None else argv, True
     try:
         command = parse(argv)
+        runtime.configure(alone=not command.distributed)
         if command.distributed:
             join()
         elif os.environ.get("JAX_NUM_PROCESSES", "1") != "1":

@@ -37,14 +37,18 @@ ACCELERATOR_PACKAGES = {
 }
 
 
-def configure() -> None:
+def configure(alone: bool = True) -> None:
     """Sets the platform's FLAGS in XLA_FLAGS, but for those that are there, and turns the cache of
-    compiled programs on. Call it before the first JAX computation."""
+    compiled programs on. Call it before the first JAX computation.
+
+    Args:
+      alone: this is the run's only process.
+    """
     for name, value in FLAGS[_platform()].items():
         flags = os.environ.get("XLA_FLAGS", "")
         if name not in flags and jaxlib_knows(name):
             os.environ["XLA_FLAGS"] = f"{flags} --{name}={value}".strip()
-    compile_cache.configure()
+    compile_cache.configure(alone)
 
 
 def versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ from slam_jax.errors import InputError
 from slam_jax.freeze import freeze
 from slam_jax.models import functional
 from slam_jax.models.digits_pipeline import digits_pipeline
+from slam_jax.models.execution import Execution
 from slam_jax.models.folder import Folder, fingerprints, resolve
 from slam_jax.models.load import Model, read_pipeline, read_surroundings
 from slam_jax.models.pipeline import student_config
@@ -129,8 +130,9 @@ def as_model(student: SavedModel, teacher: Folder | None, dtype: str = "float32"
         pipeline = read_pipeline(teacher)
         frozen = read_surroundings(teacher, pipeline, dtype, "float32")
         pipeline = dataclasses.replace(pipeline, unet=student.unet)
+    execution = Execution(**student.info.get("execution", {}))  # older runs had no choice
     return Model(
-        pipeline=pipeline,
+        pipeline=dataclasses.replace(pipeline, execution=execution),
         frozen=frozen,
         params=student.params,
         is_student=True,

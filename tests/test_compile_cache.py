@@ -159,7 +159,7 @@ def test_training_goes_on_without_compiling_its_step_again(tmp_path):
 
 
 def test_it_is_in_the_users_cache_folder(fresh):
-    compile_cache.configure()
+    compile_cache.configure(alone=True)
     assert jax.config.jax_compilation_cache_dir == str(fresh) and fresh.is_dir()
     assert jax.config.jax_persistent_cache_min_compile_time_secs == compile_cache.MIN_SECONDS
     # A lock for every program that is read, and jax issue 39880.
@@ -168,21 +168,30 @@ def test_it_is_in_the_users_cache_folder(fresh):
 
 def test_the_users_own_choice_wins(fresh, tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
-    compile_cache.configure()
+    compile_cache.configure(alone=True)
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
     jax.config.update("jax_compilation_cache_dir", "")
-    compile_cache.configure()
+    compile_cache.configure(alone=True)
     assert jax.config.jax_compilation_cache_dir is None
     jax.config.update("jax_enable_compilation_cache", False)
-    compile_cache.configure()
+    compile_cache.configure(alone=True)
     assert jax.config.jax_compilation_cache_dir is None
     assert not fresh.exists() and not (tmp_path / "mine").exists()
+
+
+def test_several_processes_share_none_but_the_users_own(fresh, tmp_path):
+    """What one finds in its home the others may not have: they would wait for each other."""
+    compile_cache.configure(alone=False)
+    assert jax.config.jax_compilation_cache_dir is None and not fresh.exists()
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "shared"))
+    compile_cache.configure(alone=False)
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "shared")
 
 
 def test_a_folder_that_cannot_be_written_stops_nothing(fresh, capsys):
     fresh.parent.parent.mkdir()
     fresh.parent.write_text("a file where the folder would be")
-    compile_cache.configure()
+    compile_cache.configure(alone=True)
     said = capsys.readouterr().err
     assert said.startswith("note: ") and said.count("\n") == 1 and str(fresh) in said
     assert jax.config.jax_compilation_cache_dir is None

@@ -85,6 +85,7 @@ def test_stable_diffusion_demo_and_the_commands_that_follow_it(tmp_path):
         )
     assert (tmp_path / "runs/tiny_from_latents/export/model_index.json").exists()
     assert all((tmp_path / f"runs/{name}.png").exists() for name in ("sea", "night", "teacher"))
+    assert (tmp_path / "runs/sampler.npy").exists()
     stock = next(block for block in PYTHON_BLOCKS if "diffusers" in block)
     start([sys.executable, "-c", stock], tmp_path)
 
@@ -146,6 +147,7 @@ def test_other_commands_are_only_the_installation():
         "make ",
         "python -m slam_jax",
         "python benchmarks/",
+        "python runs/tiny_sampler/draw.py",
         "launch/",
         "pip install -r ",
         "source ",

@@ -2,9 +2,9 @@
 
     xla      jax.nn's, compiled by XLA: keeps the weights of all pairs of tokens
     cudnn    NVIDIA's kernel, which keeps none of them
-    chunked  tile by tile, which keeps none either; for CPUs, and long sequences anywhere
-    auto     cudnn on NVIDIA's GPUs where it can run; chunked on CPUs, but for small shapes, and
-             wherever the scores would not fit the memory; else xla
+    chunked  tile by tile, which keeps none either; its tiles are those of CPUs
+    auto     cudnn on NVIDIA's GPUs where it can run; chunked on CPUs, but for small shapes; else
+             xla
 
 The platform is what a program is lowered for, which jax.export may choose to be another one than
 that of this machine; so a program may hold several implementations until then.
@@ -26,8 +26,6 @@ from jaxtyping import Array, Float
 # these, what XLA makes of the whole is as fast there, and faster where a gradient is wanted.
 TILE = 2**21
 ROWS = 128  # and no fewer queries than these, or else the products are slow
-# Above, 1 GiB of float32, the scores are nowhere computed at once by choice.
-LARGE = 2**28
 
 # Other lengths are filled up with zeros and masked: jax refuses to differentiate odd ones, such as
 # the 77 of captions, and cuDNN's gradients have been wrong where its tiles did not divide a length.
@@ -74,16 +72,12 @@ def _per_platform(implementation, arrays, is_causal):
             _say(f"{_described(arrays[0])} cannot use cudnn ({reason}); xla computes it")
         return {"default": "xla"} | ({} if reason else {"cuda": "cudnn"})
     q, k, _ = arrays
-    scores = math.prod(q.shape[:-1]) * k.shape[1]
-    default = "chunked" if scores > LARGE else "xla"
-    names = {
-        "default": default,
-        "cpu": "chunked" if scores > TILE else "xla",
-        "cuda": default if reason else "cudnn",
-    }
-    return {platform: name for platform, name in names.items() if name != default} | {
-        "default": default
-    }
+    names = {"default": "xla"}
+    if math.prod(q.shape[:-1]) * k.shape[1] > TILE:
+        names["cpu"] = "chunked"
+    if not reason:
+        names["cuda"] = "cudnn"
+    return names
 
 
 def why_not_cudnn(q: Array, k: Array, v: Array, is_causal: bool = False) -> str | None:
@@ -148,7 +142,7 @@ def _chunked_forward(q, k, v, is_causal):
             weights = jnp.exp(scores - top)
             total = weights.sum(axis=-1, keepdims=True)
             out = _product("gbqk,gbkd->gbqd", weights.astype(values.dtype), values)
-            return (out / total).astype(values.dtype), top + jnp.log(total)
+            return (out / total).astype(queries.dtype), top + jnp.log(total)
 
         return jax.lax.map(tile, (tiles.positions, queries))
 
