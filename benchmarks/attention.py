@@ -4,13 +4,16 @@
     PYTHONPATH=. python benchmarks/attention.py --shapes sd15 --dtype bfloat16
 
 The same command on a CPU and on a GPU. torch's scaled_dot_product_attention is beside them where
-torch is. All that do the same take turns.
+torch is. All that do the same take turns. Results go to attention_<shapes>_<dtype>_<device>.json
+and .md in benchmarks/results/ (or --out) after each row.
 """
 
 import argparse
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -165,19 +168,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--shapes", choices=QUERIES, default="tiny")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--quick", action="store_true", help="one size, two calls, to try it")
+    parser.add_argument("--out", type=Path, default=result.FOLDER)
     arguments = parser.parse_args(argv)
+    quick = arguments.quick
     runtime.configure()
     report = result.made_by("attention.py", argv, ("jax", "jaxlib"))
     report |= {"device": result.device(), "shapes": arguments.shapes, "dtype": arguments.dtype}
-    report["rows"], warm_seconds = [], timing.seconds_to_warm()
-    for case in cases(arguments.shapes):
-        for direction in DIRECTIONS:
-            found = row(case, direction, arguments.dtype, arguments.repeats, warm_seconds)
-            report["rows"].append(found)
-            warm_seconds = 0.0  # and it stays so
+    report["rows"], warm_seconds = [], 0.0 if quick else timing.seconds_to_warm()
     name = f"attention_{arguments.shapes}_{arguments.dtype}_{result.device_slug()}"
-    result.write(report, result.FOLDER / f"{name}.json")
-    (result.FOLDER / f"{name}.md").write_text(table(report))
+    repeats = 2 if quick else arguments.repeats
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for case in list(cases(arguments.shapes))[: 1 if quick else None]:
+        for direction in DIRECTIONS:
+            report["rows"].append(row(case, direction, arguments.dtype, repeats, warm_seconds))
+            warm_seconds = 0.0  # and it stays so
+            # A run that is cut off leaves what there is.
+            (arguments.out / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+            (arguments.out / f"{name}.md").write_text(table(report))
     print(table(report))
 
 

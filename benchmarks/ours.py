@@ -32,6 +32,7 @@ class Setup:
     Attributes:
       dtype: of all networks but the VAE.
       vae_dtype: of the VAE.
+      teacher_dtype, target_dtype, student_dtype: of one of the UNets; None: `dtype`.
       method: what is distilled.
       execution: of the networks; None: the pipeline's own.
       remat: of the student's gradient.
@@ -40,6 +41,9 @@ class Setup:
 
     dtype: str = "float32"
     vae_dtype: str = "float32"
+    teacher_dtype: str | None = None
+    target_dtype: str | None = None
+    student_dtype: str | None = None
     method: Method = Method()
     execution: Execution | None = None
     remat: str = "none"
@@ -82,7 +86,7 @@ def train_arguments(model: Model, batch: dict[str, np.ndarray], setup: Setup) ->
         _pipeline(model, setup), setup.method, setup.remat, setup.teacher_passes
     )
     count = len(batch["tokens"])
-    dtypes = setup.dtype, setup.dtype
+    dtypes = setup.student_dtype or setup.dtype, setup.target_dtype or setup.dtype
     step = make_train_step(loss, tx, EMA, keys_of(SEED).student, count, mesh, 1, dtypes)
     state = init_state(put(model.student, mesh), tx, mesh)
     state = dataclasses.replace(state, ema=put(model.ema, mesh))
@@ -167,9 +171,9 @@ def _pipeline(model: Model, setup: Setup) -> Any:
 
 
 def _frozen(model: Model, setup: Setup) -> Frozen:
+    dtypes = {"vae": setup.vae_dtype, "unet": setup.teacher_dtype or setup.dtype}
     return {
-        part: _cast(params, setup.vae_dtype if part == "vae" else setup.dtype)
-        for part, params in model.frozen.items()
+        part: _cast(params, dtypes.get(part, setup.dtype)) for part, params in model.frozen.items()
     }
 
 

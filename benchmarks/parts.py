@@ -6,7 +6,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,37 +18,38 @@ import numpy as np
 import ours
 import result
 import timing
-from race import Subject, loss_difference, picture_difference, race
+from race import (
+    Difference,
+    Subject,
+    agree_in_float32,
+    free,
+    loss_difference,
+    picture_difference,
+    precision,
+    race,
+)
 from shapes import make_batch, make_model
 
 from slam_jax.loss import Method
 
 PARTS = ("train_step", "sampler", "vae", "compile", "loader")
-PARITY_STEPS = 3
+PARITY_STEPS, PARITY_ROWS = 3, 2
+STARTS = 3  # of a process, cold and with what is kept
 # Precision of the authors' step: float16 on a GPU, as in their README.
 AUTHORS_DTYPE = {"bfloat16": "float16", "float32": "float32"}
 
 
 def train_step(run: Any) -> dict[str, Any]:
     model = make_model(run.shapes)
-    batch = make_batch(model, run.batch)
-    cached, pictures = (ours.batch_for(batch, with_pictures) for with_pictures in (False, True))
-    setup = ours.Setup(dtype=run.dtype)
-
-    def build(rows):
-        advance = ours.train_step(model, rows, setup)
-        losses = np.array([float(advance()) for _ in range(PARITY_STEPS)])
-        return losses, partial(repeated, advance, run.calls)
-
-    # On a GPU ours comes last, as jax gives no memory back.
-    subjects = {"ours": Subject(partial(build, cached), "ours", run.dtype)}
-    if "authors" in run.peers:
-        subjects["ours_from_pictures"] = Subject(partial(build, pictures), "ours_from_pictures")
-    peers = _training_peers(run, model, cached, pictures)
-    subjects = {**subjects, **peers} if run.turns else {**peers, **subjects}
+    checked = _checked(run, partial(_training_subjects, run, model), loss_difference)
+    subjects = _training_subjects(run, model)
     times = race(subjects, loss_difference, run.repeats, run.warm_seconds, run.turns)
-    flops, peak = ours.flops_per_sample(model, cached), result.device()["peak_tflops"]
-    for row in times.values():
+    one = ours.batch_for(make_batch(model, 1), with_pictures=False)
+    flops, peak = ours.flops_per_sample(model, one), result.device()["peak_tflops"]
+    for name, row in times.items():
+        row |= checked.get(name, {})
+        if "failed" in row:
+            continue
         row["samples_per_second"] = run.batch * run.calls / row["median_s"]
         row["tflops"] = row["samples_per_second"] * flops / 1e12
         if peak and run.dtype == "bfloat16":
@@ -67,17 +69,57 @@ def repeated(advance: Callable[[], Any], calls: int) -> Any:
     return last
 
 
+def _checked(
+    run: Any, subjects_of: Callable[..., dict[str, Subject]], difference: Difference
+) -> dict[str, dict[str, Any]]:
+    """Of few rows in float32, where the run's precision would hide a difference; uncompiled, as
+    what is compiled is compared anyway.
+
+    Raises:
+      ParityError: two subjects do not compute the same.
+    """
+    if precision(run.dtype) == "float32":
+        return {}
+    names = dict.fromkeys(name.removesuffix("_compiled") for name in run.peers)
+    few = {"batch": PARITY_ROWS, "dtype": "float32", "peers": tuple(names), "calls": 1}
+    subjects = subjects_of(**few)
+    computations = {name: partial(_computed, subject) for name, subject in subjects.items()}
+    like = {name: subject.like for name, subject in subjects.items()}
+    found = agree_in_float32(computations, like, difference)
+    return found | {f"{name}_compiled": row for name, row in found.items()}
+
+
+def _computed(subject: Subject) -> np.ndarray:
+    return subject.build()[0]
+
+
+def _training_subjects(run: Any, model: Any, **changes: Any) -> dict[str, Subject]:
+    """Ours first, then the peers."""
+    run = replace(run, **changes)
+    batch = make_batch(model, run.batch)
+    cached, pictures = (ours.batch_for(batch, with_pictures) for with_pictures in (False, True))
+
+    def build(rows):
+        advance = ours.train_step(model, rows, ours.Setup(dtype=run.dtype))
+        losses = np.array([float(advance()) for _ in range(PARITY_STEPS)])
+        return losses, partial(repeated, advance, run.calls)
+
+    subjects = {"ours": Subject(partial(build, cached), "ours", precision(run.dtype))}
+    if "authors" in run.peers:
+        subjects["ours_from_pictures"] = Subject(partial(build, pictures), "ours_from_pictures")
+    return subjects | _training_peers(run, model, cached, pictures)
+
+
 def _training_peers(run: Any, model: Any, cached: dict, pictures: dict) -> dict[str, Subject]:
     """The peers' training steps; torch is imported for them only."""
     names = [name for name in run.peers if name in ("authors", "tuned", "tuned_compiled")]
-    if not names:
-        return {}
-    import peer_steps
-    import peers
-
-    method, device = Method(), peers.prepare(result.threads())
+    method = Method()
 
     def build(name):
+        import peer_steps
+        import peers
+
+        device = peers.prepare(result.threads())
         dtype = AUTHORS_DTYPE[run.dtype] if name == "authors" else run.dtype
         nets = peers.networks(model, device, dtype, channels_last=name != "authors")
         if name == "authors":
@@ -93,84 +135,106 @@ def _training_peers(run: Any, model: Any, cached: dict, pictures: dict) -> dict[
     for name in names:
         like = "ours_from_pictures" if name == "authors" else "ours"
         dtype = AUTHORS_DTYPE[run.dtype] if name == "authors" else run.dtype
-        subjects[name] = Subject(partial(build, name), like, dtype)
+        subjects[name] = Subject(partial(build, name), like, precision(dtype))
     return subjects
 
 
 def sampler(run: Any) -> dict[str, Any]:
     model = make_model(run.shapes)
-    stocks = _stock_samplers(run, model)
-    draw = ours.sampler(model, ours.Setup(dtype=run.dtype, vae_dtype=run.dtype))
-    rows = []
+
+    def few(**changes):
+        subjects_of = _sampler_subjects(replace(run, **changes), model)
+        return subjects_of(PARITY_ROWS, PARITY_STEPS)
+
+    checked = _checked(run, few, picture_difference)
+    subjects_of, rows = _sampler_subjects(run, model), []
     for count in run.sample_batches:
         for steps in run.steps:
-
-            def build(count=count, steps=steps):
-                call = partial(draw, count, steps)
-                return (np.asarray(call(), np.float32) + 1) / 2, call
-
-            subjects = {"ours": Subject(build, "ours", run.dtype)}
-            for name, stock in stocks.items():
-                subjects[name] = Subject(partial(stock, count, steps), "ours", run.dtype)
             # All share the weights: they fit, and take turns on a GPU too.
-            times = race(subjects, picture_difference, run.repeats, _warm(run, rows), True)
-            for row in times.values():
-                row["ms"] = 1e3 * row["median_s"]
-            rows.append({"batch": count, "steps": steps, "subjects": times})
+            found = _race_of_pictures(run, subjects_of(count, steps), checked, rows)
+            rows.append({"batch": count, "steps": steps, "subjects": found})
+        free()
     return {"rows": rows}
 
 
-def _warm(run: Any, before: list) -> float:
+def _race_of_pictures(
+    run: Any, subjects: dict[str, Subject], checked: dict[str, dict], before: list
+) -> dict[str, dict[str, Any]]:
+    times = race(subjects, picture_difference, run.repeats, warm(run, before), True)
+    for name, row in times.items():
+        row |= checked.get(name, {})
+        if "failed" not in row:
+            row["ms"] = 1e3 * row["median_s"]
+    return times
+
+
+def warm(run: Any, before: Sequence) -> float:
     """The whole warm-up before the first row; later the device is warm already."""
     return run.warm_seconds if not before else run.warm_seconds / 20
 
 
-def _stock_samplers(run: Any, model: Any) -> dict[str, Callable]:
-    """(pictures, steps) -> what `Subject.build` does, for each of diffusers' pipelines."""
+def _sampler_subjects(run: Any, model: Any) -> Callable[[int, int], dict[str, Subject]]:
+    """(pictures, steps) -> ours, and diffusers' pipelines, which are made when first called."""
+    draw = ours.sampler(model, ours.Setup(dtype=run.dtype, vae_dtype=run.dtype))
     names = [name for name in run.peers if name in ("stock", "stock_compiled")]
-    if not names:
-        return {}
-    import peers
+    stocks: dict[str, Callable] = {}
 
-    device = peers.prepare(result.threads())
+    def build(count, steps):
+        call = partial(draw, count, steps)
+        return (np.asarray(call(), np.float32) + 1) / 2, call
 
-    def build(stock, count, steps):
+    def build_stock(name, count, steps):
+        import peers
+
+        device = peers.prepare(result.threads())
+        if name not in stocks:
+            on_gpu = device.type == "cuda"
+            nets = peers.networks(model, device, run.dtype, on_gpu, unets=("student",))
+            mode = run.compile_mode if name == "stock_compiled" else None
+            stocks[name] = peers.stock_sampler(nets, 50, mode)
         prompts = peers.on_device(ours.prompts(model, count), device)
-        drawn = stock(prompts, steps, ours.sampler_noise(model, count, steps))
+        drawn = stocks[name](prompts, steps, ours.sampler_noise(model, count, steps))
         pictures = np.moveaxis(drawn.float().cpu().numpy(), 1, -1)
-        return pictures, partial(stock, prompts, steps)
+        return pictures, partial(stocks[name], prompts, steps)
 
-    samplers = {}
-    for name in names:
-        on_gpu = device.type == "cuda"
-        nets = peers.networks(model, device, run.dtype, on_gpu, unets=("student",))
-        mode = run.compile_mode if name == "stock_compiled" else None
-        samplers[name] = partial(build, peers.stock_sampler(nets, 50, mode))
-    return samplers
+    def subjects_of(count: int, steps: int) -> dict[str, Subject]:
+        dtype = precision(run.dtype)
+        found = {"ours": Subject(partial(build, count, steps), "ours", dtype)}
+        for name in names:
+            found[name] = Subject(partial(build_stock, name, count, steps), "ours", dtype)
+        return found
+
+    return subjects_of
 
 
 def vae(run: Any) -> dict[str, Any]:
-    model = make_model(run.shapes)
-    bind = ours.vae_decode(model, ours.Setup(vae_dtype=run.dtype))
-    names = [name for name in run.peers if name in ("stock", "stock_compiled")]
-    rows = []
+    model, rows = make_model(run.shapes), []
+
+    def few(batch, **changes):
+        return _vae_subjects(replace(run, **changes), model, batch)
+
+    checked = _checked(run, few, picture_difference)
     for count in run.sample_batches:
-        shape = count, *model.pipeline.latent_shape
-        latents = np.random.default_rng(0).standard_normal(shape, np.float32)
-
-        def build(latents=latents):
-            call = bind(latents)
-            return (np.asarray(call(), np.float32) + 1) / 2, call
-
-        subjects = {"ours": Subject(build, "ours", run.dtype)}
-        for name in names:
-            peer = partial(_torch_vae, run, model, latents, name)
-            subjects[name] = Subject(peer, "ours", run.dtype)
-        times = race(subjects, picture_difference, run.repeats, _warm(run, rows), True)
-        for row in times.values():
-            row["ms"] = 1e3 * row["median_s"]
-        rows.append({"batch": count, "subjects": times})
+        found = _race_of_pictures(run, _vae_subjects(run, model, count), checked, rows)
+        rows.append({"batch": count, "subjects": found})
+        free()
     return {"rows": rows}
+
+
+def _vae_subjects(run: Any, model: Any, count: int) -> dict[str, Subject]:
+    shape = count, *model.pipeline.latent_shape
+    latents = np.random.default_rng(0).standard_normal(shape, np.float32)
+
+    def build():
+        call = ours.vae_decode(model, ours.Setup(vae_dtype=run.dtype))(latents)
+        return (np.asarray(call(), np.float32) + 1) / 2, call
+
+    subjects = {"ours": Subject(build, "ours", precision(run.dtype))}
+    for name in run.peers:
+        if name in ("stock", "stock_compiled"):
+            peer = partial(_torch_vae, run, model, latents, name)
+            subjects[name] = Subject(peer, "ours", precision(run.dtype))
+    return subjects
 
 
 def _torch_vae(run: Any, model: Any, latents: np.ndarray, name: str) -> tuple:
@@ -183,22 +247,35 @@ def _torch_vae(run: Any, model: Any, latents: np.ndarray, name: str) -> tuple:
 
 
 def compile(run: Any) -> dict[str, Any]:
-    """Two starts of a process that trains one step, which keep and find what was compiled."""
+    """Starts of a process that trains one step: some that keep what they compile, each in a new
+    folder, then as many that find it. For each mark median, lowest and highest."""
+    count = 1 if run.repeats <= 2 else STARTS
+    with tempfile.TemporaryDirectory(prefix="compiled-") as folder:
+        caches = [Path(folder) / str(i) for i in range(count)]
+        for cache in caches:
+            cache.mkdir()
+        starts = {
+            "cold": [_start(run, cache) for cache in caches],
+            "with_cache": [_start(run, caches[0]) for _ in range(count)],
+        }
+        files = len(list(caches[0].iterdir()))
+    found = {
+        name: {mark: timing.summary([s[mark] for s in several]) for mark in several[0]}
+        for name, several in starts.items()
+    }
+    return {"batch": run.batch, "files_kept": files, **found}
+
+
+def _start(run: Any, cache: Path) -> dict[str, float]:
+    """Seconds of one process, by what they went to."""
     script = [sys.executable, __file__, run.shapes, str(run.batch), run.dtype]
-    with tempfile.TemporaryDirectory(prefix="compiled-") as cache:
-        environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
-        starts = {}
-        for name in ("cold", "with_cache"):
-            began = time.perf_counter()
-            output = subprocess.run(
-                script, check=True, stdout=subprocess.PIPE, text=True, env=environment
-            ).stdout
-            whole = time.perf_counter() - began
-            seconds = json.loads(output.splitlines()[-1])
-            rest = whole - sum(seconds.values())
-            starts[name] = {"imports_and_exit_s": rest, **seconds, "whole_process_s": whole}
-        files = len(list(Path(cache).iterdir()))
-    return {"batch": run.batch, "files_kept": files, **starts}
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    began = time.perf_counter()
+    done = subprocess.run(script, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    whole = time.perf_counter() - began
+    seconds = json.loads(done.stdout.splitlines()[-1])
+    rest = whole - sum(seconds.values())
+    return {"imports_and_exit_s": rest, **seconds, "whole_process_s": whole}
 
 
 def one_step(shapes: str, batch: int, dtype: str) -> dict[str, float]:

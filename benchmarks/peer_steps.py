@@ -4,8 +4,10 @@ Both compute the method as published, with eps read as eps: the sub-path with th
 scale, gamma drawn uniformly and told by its embedding, one gamma for each sub-path, pseudo-Huber.
 """
 
+import contextlib
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -87,7 +89,8 @@ def tuned_step(
     null = null_context(model, nets, tensors)
     calls = {name: getattr(nets, name) for name in ("unet", "student", "ema")}
     if compile_mode is not None:
-        calls = {name: torch.compile(unet, mode=compile_mode) for name, unet in calls.items()}
+        compiled = partial(torch.compile, mode=compile_mode, dynamic=False)
+        calls = {name: compiled(unet) for name, unet in calls.items()}
 
     def advance(draws: Draws | None = None) -> torch.Tensor:
         draws = draw(nets, tensors, method) if draws is None else draws
@@ -171,7 +174,7 @@ def slam_loss(
       contexts: of the prompts and of the empty one.
       draws: of `draw`.
       method: M, w and the loss's constant.
-      together: whether cond and uncond are one batch.
+      together: whether cond and uncond are one batch, without autocast.
       calls: "unet", "student" and "ema" to use instead of those of `nets`.
     """
     calls = {"unet": nets.unet, "student": nets.student, "ema": nets.ema, **calls}
@@ -184,7 +187,11 @@ def slam_loss(
     gamma, ones = draws["gamma"][:, None, None, None], torch.ones_like(draws["gamma"])
     with torch.no_grad():
         x_s = alpha_s * x0 + sigma_s * draws["eps"]
-        parts = teacher_outputs(calls["unet"], x_s, s, contexts, together)
+        # Autocast would compute the norms of weights that are in half precision in float32.
+        outside = torch.autocast(nets.device.type, enabled=False)
+        with outside if together else contextlib.nullcontext():
+            x_t = x_s.to(nets.dtype) if together else x_s
+            parts = teacher_outputs(calls["unet"], x_t, s, contexts, together)
         (x0_c, eps_c), (x0_u, eps_u) = (
             read(nets, output.float(), x_s, alpha_s, sigma_s) for output in parts
         )

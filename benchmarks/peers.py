@@ -7,9 +7,11 @@ Needs torch, diffusers and transformers.
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import diffusers
+import jax
 import numpy as np
 import torch
 import transformers
@@ -56,7 +58,7 @@ class Networks:
 
 
 def prepare(threads: int) -> torch.device:
-    """The device to compute on, with torch set to be fast on it.
+    """The device that jax computes on, with torch set to be fast on it.
 
     Args:
       threads: on a CPU.
@@ -68,7 +70,7 @@ def prepare(threads: int) -> torch.device:
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
 
 
 def networks(
@@ -204,8 +206,8 @@ def stock_sampler(
         pipeline = nets.pipeline_class(**parts, add_watermarker=False)
     pipeline.set_progress_bar_config(disable=True)
     if compile_mode is not None:
-        pipeline.unet = torch.compile(pipeline.unet, mode=compile_mode, fullgraph=True)
-        pipeline.vae.decode = torch.compile(pipeline.vae.decode, mode=compile_mode, fullgraph=True)
+        compiled = partial(torch.compile, mode=compile_mode, fullgraph=True, dynamic=False)
+        pipeline.unet, pipeline.vae.decode = map(compiled, (pipeline.unet, pipeline.vae.decode))
 
     def call(
         prompts: dict[str, torch.Tensor], steps: int, noise: list[np.ndarray] | None = None
@@ -273,7 +275,7 @@ def vae_decode(
         vae = vae.to(memory_format=torch.channels_last)
     decode = vae.decode
     if compile_mode is not None:
-        decode = torch.compile(decode, mode=compile_mode, fullgraph=True)
+        decode = torch.compile(decode, mode=compile_mode, fullgraph=True, dynamic=False)
     z = nchw(latents, device).to(vae.dtype)
 
     @torch.no_grad()

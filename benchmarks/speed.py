@@ -7,13 +7,14 @@ train_step  samples a second; the peers are the authors' step and a tuned one
 sampler     milliseconds for 1, 2 and 4 steps; the peer is diffusers' own pipeline
 vae         milliseconds for decoding latents
 compile     seconds from the start of a process to its first training step, without and with the
-            programs that an earlier start kept
+            programs that an earlier start kept; three starts of each
 loader      prepared latents read, in samples a second
 
 on whatever JAX computes with: float32 on a CPU, bfloat16 on a GPU. Every subject gets the same
-weights, inputs and random numbers as ours first, and is timed only if it computes the same. On a
-CPU subjects take turns; on a GPU each runs alone, as all at once do not fit. Peers need torch,
-diffusers and transformers: `pip install torch diffusers transformers`.
+weights, inputs and random numbers as ours first, and is timed only if it computes the same; in half
+precision that is checked in float32 too. On a CPU subjects take turns; on a GPU each training step
+runs alone, as all at once do not fit. A peer that fails is in the result with the reason. Peers
+need torch, diffusers and transformers: `pip install torch diffusers transformers`.
 
 Results go to speed_<shapes>_<device>.json in benchmarks/results/ (or --out) after each part; parts
 that are there stay. All such files together make speed.md.
@@ -159,8 +160,9 @@ def run_of(options: argparse.Namespace) -> Run:
     if options.compile:
         peers = list(dict.fromkeys([*peers, *(p for p in PEERS if "compiled" in p)]))
     lacking = [name for name in PEER_LIBRARIES if name not in result.installed(PEER_LIBRARIES)]
-    if lacking and not options.no_peers:
-        print(f"note: without {', '.join(peers)}: pip install {' '.join(lacking)}", file=sys.stderr)
+    why = f"pip install {' '.join(lacking)}" if lacking else _why_not_torch(device)
+    if why and not options.no_peers:
+        print(f"note: without {', '.join(peers)}: {why}", file=sys.stderr)
     batches = options.sample_batches or ((1,) if quick else shapes.sample_batches)
     return Run(
         shapes=options.shapes,
@@ -168,13 +170,24 @@ def run_of(options: argparse.Namespace) -> Run:
         sample_batches=tuple(map(int, batches)),
         steps=(2,) if quick else (1, 2, 4),
         dtype=options.dtype or ("float32" if on_cpu else "bfloat16"),
-        peers=() if options.no_peers or lacking else tuple(peers),
+        peers=() if options.no_peers or why else tuple(peers),
         compile_mode=options.compile_mode or "default",
         repeats=2 if quick else options.repeats,
         calls=1 if on_cpu or quick else 10,
         warm_seconds=0 if quick else timing.seconds_to_warm(device),
         turns=on_cpu,
     )
+
+
+def _why_not_torch(platform: str) -> str:
+    """Why torch cannot compute on jax's device; empty if it can."""
+    if platform == "cpu":
+        return ""
+    import torch
+
+    if platform == "gpu" and torch.cuda.is_available():
+        return ""
+    return f"torch does not see the {platform.upper()} that jax computes on"
 
 
 if __name__ == "__main__":

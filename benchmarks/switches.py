@@ -5,17 +5,19 @@
 
 in milliseconds of a training step, and of a picture in 4 steps where a switch changes the sampler.
 Both get the same weights, inputs and random numbers, take turns, and must compute the same, but for
-the number of gammas, with which the loss is another mean. bfloat16 is emulated on a CPU.
+the number of gammas, with which the loss is another mean; in half precision that is checked in
+float32 too. bfloat16 is emulated on a CPU.
 
 Results go to switches_<shapes>_<device>.json in benchmarks/results/ (or --out) after each switch,
-and to switches.md.
+in the place of the same switch and value there, and to switches.md.
 """
 
 import argparse
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,98 +31,25 @@ import result
 import table
 import timing
 from ours import Setup
-from race import Subject, loss_difference, picture_difference, race
+from race import (
+    ParityError,
+    Subject,
+    agree_in_float32,
+    loss_difference,
+    own_picture_difference,
+    precision,
+    race,
+)
 from shapes import SHAPES, Model, make_batch, make_model
+from switch_values import Switch, switches
 
 from slam_jax import runtime
-from slam_jax.models import execution, remat
-from slam_jax.models.execution import Execution
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
-SAMPLER_STEPS, PARITY_STEPS, MOST_ROWS = 4, 3, 8
+SAMPLER_STEPS, PARITY_STEPS, PARITY_ROWS, MOST_ROWS = 4, 3, 2, 8
+ONE_AT_A_TIME = ("sdxl",)  # two states do not fit on a GPU
+DIFFERENCES = {"train_step": loss_difference, "sampler": own_picture_difference}
 Batch = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Switch:
-    """One value that is not the default.
-
-    Attributes:
-      name: of the option.
-      value: the other one.
-      default: what it is compared with.
-      setup: how a model is computed with it, from how it is without.
-      batch: the training batch with it, from that without.
-      on: "train_step", "sampler" or both.
-      same: whether losses are the same.
-      note: for the table.
-      platform: that it needs; empty: any.
-    """
-
-    name: str
-    value: str
-    default: str
-    setup: Callable[[Setup], Setup] = lambda setup: setup
-    batch: str = "moments"
-    on: tuple[str, ...] = ("train_step",)
-    same: bool = True
-    note: str = ""
-    platform: str = ""
-
-
-def switches(default: Setup) -> list[Switch]:
-    """All of them; what is the default depends on the device."""
-    found = []
-    values = {
-        "attention": execution.ATTENTION,
-        "norm": execution.NORM,
-        "projections": execution.PROJECTIONS,
-    }
-    for name, names in values.items():
-        usual = getattr(Execution(), name)
-        for value in names:
-            if value != usual:
-                setup = partial(_with_execution, **{name: value})
-                needs = "gpu" if value == "cudnn" else ""
-                both = ("train_step", "sampler")
-                found.append(
-                    Switch(f"execution.{name}", value, usual, setup, on=both, platform=needs)
-                )
-    found += [
-        Switch("training.teacher_passes", "2", "1", lambda s: replace(s, teacher_passes=2)),
-        Switch("latents", "encoded in each step", "prepared", batch="images"),
-        Switch("text embeddings", "prepared", "computed in each step", batch="embeddings"),
-    ]
-    for count in (2, 4):
-        found.append(
-            Switch(
-                "method.gammas_per_subpath",
-                str(count),
-                "1",
-                partial(_with_gammas, count=count),
-                same=False,
-                note=f"{count} losses of each sub-path",
-            )
-        )
-    found += [
-        Switch("training.remat", name, "none", partial(replace, remat=name))
-        for name in remat.REMAT
-        if name != "none"
-    ]
-    other = "bfloat16" if default.dtype == "float32" else "float32"
-    both = ("train_step", "sampler")
-    precision = partial(replace, dtype=other, vae_dtype=other)
-    emulated = "emulated" if jax.default_backend() == "cpu" else ""
-    found.append(Switch("precision", other, default.dtype, precision, on=both, note=emulated))
-    return found
-
-
-def _with_execution(setup: Setup, **options: str) -> Setup:
-    return replace(setup, execution=Execution(**options))
-
-
-def _with_gammas(setup: Setup, count: int) -> Setup:
-    return replace(setup, method=replace(setup.method, gammas_per_subpath=count))
 
 
 def batches_of(model: Model, count: int) -> dict[str, Batch]:
@@ -137,17 +66,17 @@ def batches_of(model: Model, count: int) -> dict[str, Batch]:
     return {"images": pictures, "moments": prepared, "embeddings": {**prepared, **stored}}
 
 
-def measure(switch: Switch, what: str, build: Callable, options: Any) -> dict[str, Any]:
-    """A row of the table.
+def measure(
+    switch: Switch, what: str, build: Callable, exact: Callable | None, options: Any
+) -> dict[str, Any]:
+    """A row of the table; one that says why where the two values do not compute the same.
 
     Args:
       switch: what is changed.
       what: "train_step" or "sampler".
       build: (setup change, batch's name) -> what `Subject.build` returns.
-      options: repeats and warm_seconds.
-
-    Raises:
-      ParityError: the two values do not compute the same.
+      exact: the same in float32 with few rows; None: `build` is float32.
+      options: shapes, repeats and warm_seconds.
     """
     row = {"switch": switch.name, "value": switch.value, "default": switch.default}
     row |= {"note": switch.note}
@@ -155,16 +84,28 @@ def measure(switch: Switch, what: str, build: Callable, options: Any) -> dict[st
         return {**row, "left_out": f"needs a {switch.platform}"}
     name = f"{switch.name} = {switch.value}"
     half = "bfloat16" in (switch.value, switch.default, options.dtype)
-    dtype = "bfloat16" if half else "float32"
+    dtype = "bfloat16" if half else precision("float32")
     subjects = {
         "default": Subject(partial(build, lambda setup: setup, "moments"), "default", dtype),
         name: Subject(
             partial(build, switch.setup, switch.batch), "default" if switch.same else name, dtype
         ),
     }
-    difference = loss_difference if what == "train_step" else picture_difference
-    times = race(subjects, difference, options.repeats, options.warm_seconds, turns=True)
+    difference, turns = DIFFERENCES[what], in_turns(options.shapes)
+    try:
+        if exact is not None and switch.same and not switch.name.startswith("precision"):
+            both = {
+                "default": lambda: exact(lambda setup: setup, "moments")[0],
+                name: lambda: exact(switch.setup, switch.batch)[0],
+            }
+            row |= agree_in_float32(both, dict.fromkeys(both, "default"), difference)[name]
+        times = race(subjects, difference, options.repeats, options.warm_seconds, turns)
+    except ParityError as error:
+        print(f"error: {what}: {error}", file=sys.stderr)
+        return {**row, "failed": str(error)}
     default, other = times["default"], times[name]
+    if "failed" in other:
+        return {**row, "failed": other["failed"]}
     if switch.same:
         row["difference"] = other["difference"]
     return {
@@ -176,10 +117,15 @@ def measure(switch: Switch, what: str, build: Callable, options: Any) -> dict[st
     }
 
 
+def in_turns(shapes: str) -> bool:
+    """Whether the default and another value are held at once."""
+    return jax.default_backend() == "cpu" or shapes not in ONE_AT_A_TIME
+
+
 def builders(model: Model, count: int, setup: Setup) -> dict[str, Callable]:
     """For a training step and for the sampler: (setup change, batch's name) -> what
-    `Subject.build` returns. The default is made once."""
-    batches, made = batches_of(model, count), {}
+    `Subject.build` returns. The default is made once, where it can be held."""
+    batches, made, keep = batches_of(model, count), {}, in_turns(model.name)
 
     def train(change, batch):
         key = "train_step", change(setup), batch
@@ -187,7 +133,7 @@ def builders(model: Model, count: int, setup: Setup) -> dict[str, Callable]:
             advance = ours.train_step(model, batches[batch], key[1])
             losses = np.array([float(advance()) for _ in range(PARITY_STEPS)])
             made[key] = losses, advance
-            if key[1] != setup or batch != "moments":
+            if key[1] != setup or batch != "moments" or not keep:
                 return made.pop(key)
         return made[key]
 
@@ -196,7 +142,7 @@ def builders(model: Model, count: int, setup: Setup) -> dict[str, Callable]:
         if key not in made:
             call = partial(ours.sampler(model, key[1]), 1, SAMPLER_STEPS)
             made[key] = (np.asarray(call(), np.float32) + 1) / 2, call
-            if key[1] != setup:
+            if key[1] != setup or not keep:
                 return made.pop(key)
         return made[key]
 
@@ -206,7 +152,7 @@ def builders(model: Model, count: int, setup: Setup) -> dict[str, Callable]:
 def compile_cache(run: Any) -> dict[str, Any]:
     """A start that compiles against one that finds what an earlier start kept."""
     starts = parts.compile(run)
-    seconds = {name: starts[name]["whole_process_s"] for name in ("cold", "with_cache")}
+    seconds = {name: starts[name]["whole_process_s"]["median_s"] for name in table.STARTS}
     return {
         "switch": "compile cache",
         "value": "off, or the first start",
@@ -220,7 +166,7 @@ def compile_cache(run: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Options:
-    """What `measure` and `parts.compile` read."""
+    """What `measure`, `parts.compile` and `parts.warm` read."""
 
     shapes: str
     batch: int
@@ -261,27 +207,47 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(f"error: --only {','.join(wrong)}: expected {', '.join(names)}")
     path = arguments.out / f"switches_{options.shapes}_{result.device_slug()}.json"
     made_by = result.made_by("switches.py", argv, PACKAGES) | dataclasses.asdict(options)
-    report = {"shapes": options.shapes, "device": result.device(), "made_by": made_by}
-    report["switches"] = {}
-    if wanted:
-        build = builders(make_model(options.shapes), options.batch, setup)
-    for switch in wanted:
-        for what in switch.on:
-            row = measure(switch, what, build[what], options)
-            report["switches"].setdefault(what, []).append(row)
-            save(report, path)
+    header = {"shapes": options.shapes, "device": result.device()}
+    for what, row in rows_of(wanted, setup, options):
+        save(path, header, what, {**row, "made_by": made_by})
     if arguments.only is None or "compile cache" in arguments.only:
-        report["switches"]["start"] = [compile_cache(options)]
-        save(report, path)
+        save(path, header, "start", {**compile_cache(options), "made_by": made_by})
     text = table.switch_tables(sorted(arguments.out.glob("switches_*.json")))
     (arguments.out / "switches.md").write_text(text)
     print(text)
 
 
-def save(report: dict[str, Any], path: Path) -> None:
-    """Writes what there is; a run that is cut off leaves it."""
+def rows_of(
+    wanted: list[Switch], setup: Setup, options: Options
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("train_step" or "sampler", a row) of each switch, as they are measured."""
+    if not wanted:
+        return
+    model, exact, done = make_model(options.shapes), {}, []
+    if options.dtype != "float32" or precision("float32") != "float32":
+        plain = replace(setup, dtype="float32", vae_dtype="float32")
+        exact = builders(model, PARITY_ROWS, plain)
+    build = builders(model, options.batch, setup)
+    for switch in wanted:
+        for what in switch.on:
+            now = replace(options, warm_seconds=parts.warm(options, done))
+            row = measure(switch, what, build[what], exact.get(what), now)
+            if "ms" in row:
+                done.append(row)
+            yield what, row
+
+
+def save(path: Path, header: dict[str, Any], what: str, row: dict[str, Any]) -> None:
+    """Writes a row in the place of that of the same switch and value; the others stay."""
+    report = json.loads(path.read_text()) if path.exists() else {"switches": {}}
+    report |= header
+    rows = report["switches"].setdefault(what, [])
+    keys = [(old["switch"], old["value"]) for old in rows]
+    key = row["switch"], row["value"]
+    place = keys.index(key) if key in keys else len(rows)
+    row["made_by"] = {**row["made_by"], "load_average_after": os.getloadavg()[0]}
+    rows[place : place + 1] = [row]
     path.parent.mkdir(parents=True, exist_ok=True)
-    report["made_by"]["load_average_after"] = os.getloadavg()[0]
     path.write_text(json.dumps(report, indent=2) + "\n")
 
 

@@ -65,6 +65,9 @@ def _spread(row: dict[str, Any], unit: float = 1e3) -> str:
 def _train_table(part: dict[str, Any]) -> str:
     rows, ours = [], part["subjects"]["ours"]["samples_per_second"]
     for name, row in part["subjects"].items():
+        if "failed" in row:
+            rows.append([NAMES[name], row["failed"], *[""] * 5])
+            continue
         rate = row["samples_per_second"]
         rows.append(
             [
@@ -86,10 +89,13 @@ def _drawing_table(part: dict[str, Any]) -> str:
     for setting in part["rows"]:
         ours = setting["subjects"]["ours"]["median_s"]
         for name, row in setting["subjects"].items():
+            size = [str(setting["batch"]), str(setting.get("steps", ""))]
+            if "failed" in row:
+                rows.append([*size, NAMES[name], row["failed"], *[""] * 3])
+                continue
             rows.append(
                 [
-                    str(setting["batch"]),
-                    str(setting.get("steps", "")),
+                    *size,
                     NAMES[name],
                     f"{row['ms']:.3g}",
                     f"{row['median_s'] / ours:.2f}x",
@@ -104,10 +110,15 @@ def _drawing_table(part: dict[str, Any]) -> str:
 def _compile_table(part: dict[str, Any]) -> str:
     names = [name for name in part["cold"] if name.endswith("_s")]
     rows = [
-        [name.removesuffix("_s").replace("_", " "), *(f"{part[k][name]:.2f}" for k in STARTS)]
+        [name.removesuffix("_s").replace("_", " "), *(_median(part[k][name]) for k in STARTS)]
         for name in names
     ]
-    return markdown(["seconds of a start", "first", "second"], rows)
+    return markdown(["seconds of a start", "first", "later"], rows)
+
+
+def _median(row: dict[str, Any]) -> str:
+    text = f"{row['median_s']:.2f}"
+    return text if row["repeats"] == 1 else f"{text} ({row['low_s']:.2f} to {row['high_s']:.2f})"
 
 
 def _loader_line(part: dict[str, Any]) -> str:
@@ -115,14 +126,14 @@ def _loader_line(part: dict[str, Any]) -> str:
 
 
 def _switch_section(report: dict[str, Any]) -> str:
-    text = f"### {report['shapes']} on {report['device']['name']}, {report['made_by']['dtype']}\n"
+    text, made = f"### {report['shapes']} on {report['device']['name']}\n", {}
     for what, rows in report["switches"].items():
         cells = [
             [
                 row["switch"],
                 row["value"],
                 f"{row['default_ms']:.3g}" if "ms" in row else "",
-                f"{row['ms']:.3g}" if "ms" in row else row["left_out"],
+                f"{row['ms']:.3g}" if "ms" in row else row.get("left_out") or row["failed"],
                 f"{row['gain']:.2f}x" if "gain" in row else "",
                 f"{row['difference']:.1e}" if "difference" in row else "",
                 row.get("note", ""),
@@ -131,8 +142,12 @@ def _switch_section(report: dict[str, Any]) -> str:
         ]
         head = ["switch", "value", "default, ms", "ms", "default is", "differ", "note"]
         text += f"\n{what.replace('_', ' ')}\n\n{markdown(head, cells)}"
-    made = report["made_by"]
-    return text + f"\n`{made['command']}`; load average {made['load_average']:.1f} before\n"
+        made |= {row["made_by"]["command"]: row["made_by"] for row in rows}
+    return text + "".join(
+        f"\n`{command}`: {by['dtype']}, batch {by['batch']}; load average "
+        f"{by['load_average']:.1f} before\n"
+        for command, by in made.items()
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

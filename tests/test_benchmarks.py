@@ -1,5 +1,4 @@
-"""The benchmarks of speed: their commands with little of everything, and that nothing is timed
-which computes something else."""
+"""The benchmarks of speed: their commands with little of everything, and what they make of it."""
 
 import contextlib
 import dataclasses
@@ -7,9 +6,10 @@ import json
 import os
 import subprocess
 import sys
-import time
+import types
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -41,68 +41,6 @@ def one_level(monkeypatch):
     monkeypatch.setitem(shapes.SHAPES, "tiny", small)
 
 
-def test_a_measured_time_is_the_time_it_took():
-    import timing
-
-    calls = []
-
-    def sleep(seconds):
-        calls.append(seconds)
-        time.sleep(seconds)
-
-    found = timing.measure(sleep, 0.02, warm_up=3, repeats=4)
-    assert found["repeats"] == 4 and len(calls) == 7
-    assert 0.02 <= found["low_s"] <= found["median_s"] <= found["high_s"] < 0.2
-
-
-def test_subjects_take_turns_and_nobody_is_always_first():
-    import timing
-
-    called = []
-    names = {name: (lambda name=name: called.append(name)) for name in "ab"}
-    found = timing.take_turns(names, warm_up=1, repeats=4)
-    assert "".join(called) == "ab" + "abba" * 2
-    assert found["a"]["repeats"] == found["b"]["repeats"] == 4
-
-
-def test_a_device_is_warmed_for_as_long_as_asked():
-    import timing
-
-    assert timing.seconds_to_warm("gpu") == 60
-    called = []
-    began = time.perf_counter()
-    timing.measure(lambda: called.append(time.sleep(0.01)), warm_up=1, repeats=1, warm_seconds=0.1)
-    assert time.perf_counter() - began >= 0.1 and len(called) > 5
-
-
-@pytest.mark.parametrize("turns", [True, False])
-def test_what_computes_something_else_is_not_timed(turns):
-    import race
-
-    def subject(value):
-        return race.Subject(lambda: (np.array([value]), lambda: None), "ours")
-
-    close = {"ours": subject(1.0), "peer": subject(1.0009)}
-    found = race.race(close, race.loss_difference, 2, 0.0, turns)
-    assert found["peer"]["difference"] == pytest.approx(9e-4) and found["peer"]["repeats"] == 2
-    for wrong in (1.0011, np.nan):
-        with pytest.raises(race.ParityError, match="^peer does not compute what"):
-            race.race({**close, "peer": subject(wrong)}, race.loss_difference, 2, 0.0, turns)
-
-
-def test_pictures_may_be_two_of_255_apart():
-    import race
-
-    ours = np.full((1, 2, 2, 3), 0.5)
-    spot = ours.copy()
-    spot[0, 0, 0, 0] += 1.9 / 255
-    assert race.picture_difference("x", ours, spot, "float32") == pytest.approx(1.9)
-    spot[0, 0, 0, 0] += 0.2 / 255
-    with pytest.raises(race.ParityError, match="2.1 of 255"):
-        race.picture_difference("x", ours, spot, "float32")
-    assert race.picture_difference("x", ours, spot, "bfloat16") == pytest.approx(2.1 / 12)
-
-
 def report_of(folder, name="speed_tiny_cpu.json"):
     return json.loads((folder / name).read_text())
 
@@ -130,7 +68,7 @@ def test_the_speed_of_everything(tmp_path, one_level, monkeypatch):
     (drawn,) = found["sampler"]["rows"]
     assert drawn["steps"] == 2 and 0 < drawn["subjects"]["stock"]["difference"] < 0.1
     assert found["vae"]["rows"][0]["subjects"]["stock"]["ms"] > 0
-    assert found["compile"]["with_cache"]["compile_s"] == 3
+    assert found["compile"]["with_cache"]["compile_s"]["median_s"] == 3
     assert found["loader"]["samples_per_second"] > 0
     made = found["vae"]["made_by"]
     assert made["versions"].keys() >= {"jax", "torch"} and made["threads"]["torch"] >= 1
@@ -139,10 +77,11 @@ def test_the_speed_of_everything(tmp_path, one_level, monkeypatch):
     times = parts.one_step("tiny", 2, "float32")
     assert times["compile_s"] > 0 and times["trace_and_lower_s"] > 0
 
-    # Peers that are broken: another average, and another bias.
-    monkeypatch.setattr(peer_steps, "EMA", 0.5)
-    with pytest.raises(SystemExit, match="^error: train_step: tuned does not compute what"):
-        speed.main([*command, "--only", "train_step", "--peers", "tuned"])
+    # Peers that are broken: one that does not learn, and another bias.
+    half = [*command, "--dtype", "bfloat16", "--only", "train_step", "--peers", "tuned"]
+    monkeypatch.setattr(peer_steps, "LEARNING_RATE", 0.0)
+    with pytest.raises(SystemExit, match="^error: train_step: tuned in float32 does not compute"):
+        speed.main(half)
     filled = peers._filled
 
     def broken(*arguments):
@@ -172,27 +111,93 @@ def test_what_a_switch_gains(tmp_path, one_level):
         switches.main([*command, "--only", "remat"])
 
 
-def test_every_value_that_is_not_the_default_is_a_switch():
-    import switches
-    from ours import Setup
+def test_each_network_computes_in_its_own_dtype(monkeypatch):
+    import ours
+    import shapes
 
-    from slam_jax.models.execution import Execution
+    model, steps = shapes.make_model("tiny"), []
+    monkeypatch.setattr(ours, "make_train_step", lambda *arguments: steps.append(arguments))
+    setup = ours.Setup(teacher_dtype="bfloat16", student_dtype="float16")
+    batch = ours.batch_for(shapes.make_batch(model, 1), with_pictures=False)
+    _, _, frozen, _ = ours.train_arguments(model, batch, setup)
+    assert steps[0][-1] == ("float16", "float32")
+    ours.train_arguments(model, batch, ours.Setup(target_dtype="bfloat16"))
+    assert steps[1][-1] == ("float32", "bfloat16")
+    for part, dtype in (("unet", "bfloat16"), ("vae", "float32"), ("text_encoder", "float32")):
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(frozen[part])} == {dtype}
 
-    setup = Setup(dtype="float32")
-    found = {(s.name, s.value): s for s in switches.switches(setup)}
-    assert len(found) == len(switches.switches(setup)) == 3 + 1 + 1 + 1 + 2 + 2 + 2 + 1
-    assert found["execution.attention", "cudnn"].platform == "gpu"
-    for (name, value), switch in found.items():
-        changed = switch.setup(setup)
-        if name.startswith("execution."):
-            assert getattr(changed.execution, name.removeprefix("execution.")) == value
-            assert value != getattr(Execution(), name.removeprefix("execution."))
-        elif switch.batch == "moments":
-            assert changed != setup and changed.execution is None
-    assert not found["method.gammas_per_subpath", "4"].same
-    assert found["precision", "bfloat16"].setup(setup).dtype == "bfloat16"
-    row = switches.measure(found["execution.attention", "cudnn"], "train_step", None, None)
-    assert row["left_out"] == "needs a gpu"
+
+def test_the_tuned_teacher_is_not_under_autocast(one_level, monkeypatch):
+    import ours
+    import parts
+    import peer_steps
+    import peers
+    import shapes
+
+    model, seen = shapes.make_model("tiny"), {}
+    monkeypatch.setattr(peers.torch, "set_num_threads", lambda count: None)
+    nets = peers.networks(model, peers.prepare(1), "bfloat16", channels_last=True)
+    for name in ("unet", "student", "ema"):
+
+        def note(module, _, name=name):
+            seen[name] = peers.torch.is_autocast_enabled("cpu")
+
+        getattr(nets, name).register_forward_pre_hook(note)
+    batch = ours.batch_for(shapes.make_batch(model, 2), with_pictures=False)
+    loss = peer_steps.tuned_step(model, nets, batch, parts.Method())()
+    assert np.isfinite(float(loss)) and seen == {"unet": False, "student": True, "ema": True}
+
+
+def test_torch_computes_where_jax_does(monkeypatch, capsys, tmp_path):
+    import parts
+    import peers
+    import speed
+
+    monkeypatch.setattr(peers.torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr(peers.torch.cuda, "is_available", lambda: True)
+    assert peers.prepare(1).type == "cpu"  # as jax
+    monkeypatch.setattr(peers.jax, "default_backend", lambda: "gpu")
+    assert peers.prepare(1).type == "cuda"
+    monkeypatch.setattr(peers.torch.cuda, "is_available", lambda: False)
+    device = {"platform": "gpu"}
+    monkeypatch.setattr(speed.result, "device", lambda: device)
+    options = speed.parse(["--out", str(tmp_path)], parts.PARTS)
+    assert speed.run_of(options).peers == ()
+    note = "torch does not see the GPU that jax computes on\n"
+    assert capsys.readouterr().err.endswith(note)
+
+
+def test_starts_are_repeated_each_cold_one_in_a_new_folder(monkeypatch):
+    import parts
+
+    folders = []
+
+    def start(*_, env, **__):
+        folders.append(env["JAX_COMPILATION_CACHE_DIR"])
+        canned = json.dumps({"compile_s": float(len(folders))})
+        return subprocess.CompletedProcess([], 0, stdout=canned)
+
+    monkeypatch.setattr(parts.subprocess, "run", start)
+    run = types.SimpleNamespace(shapes="tiny", batch=2, dtype="float32", repeats=10)
+    found = parts.compile(run)
+    assert len(set(folders[:3])) == 3 and folders[3:] == folders[:1] * 3
+    assert found["cold"]["compile_s"] == {"median_s": 2, "low_s": 1, "high_s": 3, "repeats": 3}
+    assert found["with_cache"]["compile_s"]["median_s"] == 5
+
+
+@pytest.mark.slow
+def test_how_long_attention_takes(tmp_path):
+    import attention
+
+    attention.main(["--shapes", "tiny", "--quick", "--out", str(tmp_path)])
+    report = report_of(tmp_path, "attention_tiny_float32_cpu.json")
+    assert [row["direction"] for row in report["rows"]] == ["forward", "backward"]
+    found = report["rows"][1]["found"]
+    assert found["cudnn"] == "no GPU" and found["xla"]["repeats"] == 2
+    assert found[attention.TORCH]["median_s"] > 0
+    assert (
+        "| 40 | 256 x 256 | backward |" in (tmp_path / "attention_tiny_float32_cpu.md").read_text()
+    )
 
 
 def test_tables_are_made_of_results(tmp_path, capsys):
@@ -201,22 +206,33 @@ def test_tables_are_made_of_results(tmp_path, capsys):
     made = {"command": "python it", "dtype": "bfloat16", "load_average": 0.04}
     ours = {**FAST, "like": "ours", "difference": 0.0, "samples_per_second": 8.0, "tflops": 400.0}
     tuned = {**ours, "samples_per_second": 4.0, "difference": 0.002, "mfu": 0.25}
-    part = {"batch": 4, "steps_in_a_call": 10, "subjects": {"ours": ours, "tuned": tuned}}
+    failed = {"like": "ours", "failed": "OutOfMemoryError: no room"}
+    subjects = {"ours": ours, "tuned": tuned, "authors": failed}
+    part = {"batch": 4, "steps_in_a_call": 10, "subjects": subjects}
+    drawn = {"batch": 1, "subjects": {"ours": {**ours, "ms": 500.0}, "stock": failed}}
+    start = {"cold": {"whole_process_s": FAST}, "with_cache": {"whole_process_s": FAST}}
     report = {"shapes": "sd15", "device": {"name": "H100"}, "parts": {"train_step": part}}
+    report["parts"] |= {"vae": {"rows": [drawn], "made_by": made}}
+    report["parts"] |= {"compile": {**start, "made_by": made}}
     part["made_by"] = made
     (tmp_path / "speed_sd15_h100.json").write_text(json.dumps(report))
     left_out = {"switch": "execution.attention", "value": "cudnn", "left_out": "needs a gpu"}
     row = {"switch": "latents", "value": "x", "ms": 6.0, "default_ms": 4.0, "gain": 1.5}
-    report = {"shapes": "sd15", "device": {"name": "H100"}, "made_by": made}
-    report["switches"] = {"train_step": [left_out, row]}
+    refused = {"switch": "latents", "value": "y", "failed": "no room"}
+    rows = [{**r, "made_by": {**made, "batch": 4}} for r in (left_out, row, refused)]
+    report = {"shapes": "sd15", "device": {"name": "H100"}, "switches": {"train_step": rows}}
     (tmp_path / "switches_sd15_h100.json").write_text(json.dumps(report))
     table.main(["--out", str(tmp_path)])
     text = (tmp_path / "speed.md").read_text()
     assert "| torch: tuned step | 4 | 2.00x | 25 to 100 | 400 | 25.0% | 2.0e-03 |" in text
+    assert "| torch: the authors' step | OutOfMemoryError: no room |  |" in text
+    assert "| 1 |  | diffusers | OutOfMemoryError: no room |  |" in text
+    assert "| whole process | 0.50 (0.25 to 1.00) | 0.50 (0.25 to 1.00) |" in text
     assert text.startswith("### sd15 on H100\n")
     text = (tmp_path / "switches.md").read_text()
     assert "| execution.attention | cudnn |  | needs a gpu |" in text
-    assert "| latents | x | 4 | 6 | 1.50x |" in text
+    assert "| latents | x | 4 | 6 | 1.50x |" in text and "| latents | y |  | no room |" in text
+    assert text.count("`python it`: bfloat16, batch 4; load average 0.0 before") == 1
 
 
 def test_without_torch_it_says_how_to_get_the_peers(monkeypatch, capsys, tmp_path):
@@ -237,7 +253,7 @@ def test_without_torch_it_says_how_to_get_the_peers(monkeypatch, capsys, tmp_pat
 
 def test_the_commands_are_those_of_the_scripts():
     """The first lines of each script say how to start it."""
-    for name in ("speed", "switches", "table"):
+    for name in ("speed", "switches", "table", "attention"):
         text = (ROOT / f"benchmarks/{name}.py").read_text()
         assert f"PYTHONPATH=. python benchmarks/{name}.py" in text.split('"""')[1]
     assert sys.version_info >= (3, 11)
