@@ -1,8 +1,10 @@
 """Strict tests: 8 fake CPU devices, no rank promotion; compiled programs are kept in .cache/. And
 the tiny teachers that several tests read."""
 
+import fcntl
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -50,6 +52,23 @@ class Teachers(dict):
 @pytest.fixture(scope="session")
 def teachers(tmp_path_factory) -> Teachers:
     return Teachers(tmp_path_factory.mktemp("teachers"))
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """(name, make) -> a copy of the folder that `make(folder)` makes, once for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def copy(name: str, make: Callable[[Path], None]) -> Path:
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (shared / name).exists():
+                make(shared / f"{name}.unfinished")
+                (shared / f"{name}.unfinished").rename(shared / name)
+        return shutil.copytree(shared / name, tmp_path_factory.mktemp("copies") / name)
+
+    return copy
 
 
 @pytest.fixture

@@ -27,5 +27,6 @@ def test_run_that_is_killed_ends_in_the_bits_of_one_that_is_not(tmp_path):
     )
     assert done.returncode == 0, done.stdout
     report = json.loads((tmp_path / "kill.json").read_text())
-    assert report["kills"] == 3 and report["hit"]["save"] == 1
+    # Another one may come while a checkpoint is being saved, too.
+    assert report["kills"] == 3 and report["hit"]["save"] >= 1
     assert report["arrays_equal"] and report["metrics_equal"] and report["weights_are_finite"]
