@@ -2,12 +2,13 @@
 
     PYTHONPATH=. python benchmarks/table.py
 
-makes speed.md and switches.md anew from the JSON files in benchmarks/results/ (or --out).
+makes speed.md, switches.md and, of both the most important, fast.md anew from the JSON files in
+benchmarks/results/ (or --out).
 """
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,59 @@ def speed_tables(paths: Iterable[Path]) -> str:
 def switch_tables(paths: Iterable[Path]) -> str:
     """All results of switches.py, a section for each size and device."""
     return "\n".join(_switch_section(json.loads(path.read_text())) for path in paths)
+
+
+def summary(speeds: Iterable[Path], gains: Iterable[Path]) -> str:
+    """Ours beside the fastest peer of each kind, and what each switch gains."""
+    rows = [row for path in speeds for row in _races(json.loads(path.read_text()))]
+    text = markdown(["size, device", "what", "slam_jax", "torch, diffusers", "ratio"], rows)
+    rows = [row for path in gains for row in _gains(json.loads(path.read_text()))]
+    head = ["size, device", "gain of the default over", "training step", "drawing", "start"]
+    return text + "\n" + markdown(head, rows)
+
+
+def _races(report: dict[str, Any]) -> Iterator[list[str]]:
+    """Rows of summary: a training step from latents, one from pictures, drawing, decoding."""
+    size, parts = f"{report['shapes']}, {report['device']['name']}", report["parts"]
+    if "train_step" in parts:
+        subjects, batch = parts["train_step"]["subjects"], parts["train_step"]["batch"]
+        for what, ours, peers in (
+            (f"training step, batch {batch}", "ours", ("tuned", "tuned_compiled")),
+            ("the same from pictures", "ours_from_pictures", ("authors",)),
+        ):
+            if peer := _fastest(subjects, peers):
+                rates = [subjects[name]["samples_per_second"] for name in (ours, peer)]
+                cells = [f"{rate:.3g} samples/s" for rate in rates]
+                cells[1] += f" ({NAMES[peer].removeprefix('torch: ')})"
+                yield [size, what, *cells, f"{rates[0] / rates[1]:.2f}x"]
+    for part, verb in (("sampler", "draw"), ("vae", "decode")):
+        rows = parts.get(part, {"rows": []})["rows"]
+        most = max((row.get("steps", 0) for row in rows), default=0)
+        for row in (row for row in rows if row.get("steps", most) == most):
+            if peer := _fastest(row["subjects"], ("stock", "stock_compiled")):
+                times = [row["subjects"][name]["ms"] for name in ("ours", peer)]
+                steps = f" in {most} steps" if "steps" in row else ""
+                cells = [f"{time:.3g} ms" for time in times]
+                what = f"{verb} {row['batch']}{steps}"
+                yield [size, what, *cells, f"{times[1] / times[0]:.2f}x"]
+
+
+def _fastest(subjects: dict[str, Any], names: Iterable[str]) -> str | None:
+    """The one that took least time, of those that ran."""
+    ran = [name for name in names if "median_s" in subjects.get(name, {})]
+    return min(ran, key=lambda name: subjects[name]["median_s"], default=None)
+
+
+def _gains(report: dict[str, Any]) -> Iterator[list[str]]:
+    """Rows of summary, one for each switch and value."""
+    size, found = f"{report['shapes']}, {report['device']['name']}", {}
+    for what, rows in report["switches"].items():
+        for row in rows:
+            if "gain" in row:
+                found.setdefault((row["switch"], row["value"]), {})[what] = f"{row['gain']:.2f}x"
+    for (switch, value), by in found.items():
+        cells = [by.get(what, "") for what in ("train_step", "sampler", "start")]
+        yield [size, f"{switch}: {value}", *cells]
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -158,6 +212,8 @@ def main(argv: list[str] | None = None) -> None:
         if paths := sorted(options.out.glob(f"{name}_*.json")):
             (options.out / f"{name}.md").write_text(make(paths))
             print(options.out / f"{name}.md")
+    found = (sorted(options.out.glob(f"{name}_*.json")) for name in ("speed", "switches"))
+    (options.out / "fast.md").write_text(summary(*found))
 
 
 if __name__ == "__main__":
