@@ -2,6 +2,7 @@
 the tiny teachers that several tests read."""
 
 import fcntl
+import gc
 import os
 import shutil
 from collections.abc import Callable
@@ -28,6 +29,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tracing makes many objects, and with torch imported a look through all of them takes long.
+gc.set_threshold(100_000, 20, 100)
 
 
 class Teachers(dict):
@@ -69,6 +72,17 @@ def made_once(tmp_path_factory):
         return shutil.copytree(shared / name, tmp_path_factory.mktemp("copies") / name)
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def finished_sd(teachers, made_once) -> Path:
+    """A run of four steps from the teacher "sd15", made where torch is not found."""
+    import tiny_runs
+
+    def make(workdir):
+        tiny_runs.run_without_torch(["main", *tiny_runs.flags(teachers["sd15"], workdir)])
+
+    return made_once("finished_sd", make)
 
 
 @pytest.fixture

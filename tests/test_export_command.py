@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny_students
 
-from slam_jax import artefact, export, main, torch_check
+from slam_jax import artefact, export, torch_check
 from slam_jax.checkpoint import Checkpoints
 from slam_jax.config import default_config
 from slam_jax.freeze import freeze, to_json
@@ -121,15 +121,9 @@ def test_a_teacher_that_was_moved(interrupted, teachers, tmp_path):
 
 
 @pytest.mark.slow
-def test_export_of_a_real_run(teachers, tmp_path):
+def test_export_of_a_real_run(finished_sd, tmp_path):
     """What the run exports at its end is what the command makes of its last checkpoint."""
-    workdir, out = tmp_path / "run", tmp_path / "out"
-    small = ["training.steps=2", "training.batch_size=8", "training.checkpoint_every=1"]
-    small += ["training.sample_every=0", "method.conditioning=both"]
-    small += ["evaluation.teacher_steps=(2,)", "evaluation.student_steps=(1,)"]
-    small.append(f"teacher.path={teachers['sd15']}")
-    config = ["--config", f"{ROOT}/configs/sd.py:tiny", "--workdir", str(workdir)]
-    main.main([*config, *(f"--config.{option}" for option in small)])
+    workdir, out = finished_sd, tmp_path / "out"
     export.main(["--workdir", str(workdir), "--out", str(out)])
     of_run, of_command = files_in(workdir / "export"), files_in(out)
     for record in ("slam.json", "flax/config.json"):
@@ -137,10 +131,10 @@ def test_export_of_a_real_run(teachers, tmp_path):
         if record == "flax/config.json":
             assert found["unet"] == expected["unet"]
             expected, found = expected["info"], found["info"]
-        assert found.pop("checkpoint") == 2
+        assert found.pop("checkpoint") == 4
         assert found == expected
     assert of_command == of_run
-    export.main(["--workdir", str(workdir), "--out", str(out), "--step", "1"])
+    export.main(["--workdir", str(workdir), "--out", str(out), "--step", "2"])
     first, last = load_model(out / "flax").params, load_model(workdir / "export/flax").params
     assert not np.array_equal(first["conv_in"]["kernel"], last["conv_in"]["kernel"])
 

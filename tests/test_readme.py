@@ -86,6 +86,12 @@ def test_stable_diffusion_demo_and_the_commands_that_follow_it(tmp_path):
     assert (tmp_path / "runs/tiny_from_latents/export/model_index.json").exists()
     assert all((tmp_path / f"runs/{name}.png").exists() for name in ("sea", "night", "teacher"))
     assert (tmp_path / "runs/sampler.npy").exists()
+    assert "PYTHONPATH=. python benchmarks/start_up.py" in COMMANDS
+    small = ["--repeats", "1", "--out", "results"]
+    start([sys.executable, ROOT / "benchmarks/start_up.py", *small], tmp_path)
+    report = json.loads((tmp_path / "results/start_up.json").read_text())
+    seconds = {k: v["median_s"] for k, v in report["process_start_to_first_picture"].items()}
+    assert 0 < seconds["artefact, warm"] < seconds["artefact, cold"]
     stock = next(block for block in PYTHON_BLOCKS if "diffusers" in block)
     start([sys.executable, "-c", stock], tmp_path)
 
