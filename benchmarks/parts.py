@@ -1,11 +1,6 @@
 """What speed.py measures, one function for each part; it returns what goes into the result."""
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import data
-import jax
 import numpy as np
 import ours
 import result
-import timing
 from race import (
     Difference,
     Subject,
@@ -29,12 +22,11 @@ from race import (
     race,
 )
 from shapes import make_batch, make_model
+from starts import first_steps
 
 from slam_jax.loss import Method
 
-PARTS = ("train_step", "sampler", "vae", "compile", "loader")
 PARITY_STEPS, PARITY_ROWS = 3, 2
-STARTS = 3  # of a process, cold and with what is kept
 # Precision of the authors' step: float16 on a GPU, as in their README.
 AUTHORS_DTYPE = {"bfloat16": "float16", "float32": "float32"}
 
@@ -246,56 +238,6 @@ def _torch_vae(run: Any, model: Any, latents: np.ndarray, name: str) -> tuple:
     return np.moveaxis(call().float().cpu().numpy(), 1, -1), call
 
 
-def compile(run: Any) -> dict[str, Any]:
-    """Starts of a process that trains one step: some that keep what they compile, each in a new
-    folder, then as many that find it. For each mark median, lowest and highest."""
-    count = 1 if run.repeats <= 2 else STARTS
-    with tempfile.TemporaryDirectory(prefix="compiled-") as folder:
-        caches = [Path(folder) / str(i) for i in range(count)]
-        for cache in caches:
-            cache.mkdir()
-        starts = {
-            "cold": [_start(run, cache) for cache in caches],
-            "with_cache": [_start(run, caches[0]) for _ in range(count)],
-        }
-        files = len(list(caches[0].iterdir()))
-    found = {
-        name: {mark: timing.summary([s[mark] for s in several]) for mark in several[0]}
-        for name, several in starts.items()
-    }
-    return {"batch": run.batch, "files_kept": files, **found}
-
-
-def _start(run: Any, cache: Path) -> dict[str, float]:
-    """Seconds of one process, by what they went to."""
-    script = [sys.executable, __file__, run.shapes, str(run.batch), run.dtype]
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
-    began = time.perf_counter()
-    done = subprocess.run(script, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    whole = time.perf_counter() - began
-    seconds = json.loads(done.stdout.splitlines()[-1])
-    rest = whole - sum(seconds.values())
-    return {"imports_and_exit_s": rest, **seconds, "whole_process_s": whole}
-
-
-def one_step(shapes: str, batch: int, dtype: str) -> dict[str, float]:
-    """Seconds until a training step has run in this process, by what they went to."""
-    marks = [("start", time.perf_counter())]
-    model = make_model(shapes)
-    rows = ours.batch_for(make_batch(model, batch), with_pictures=False)
-    marks.append(("random_weights", time.perf_counter()))
-    step, *arguments = ours.train_arguments(model, rows, ours.Setup(dtype=dtype))
-    marks.append(("state_on_device", time.perf_counter()))
-    lowered = step.lower(*arguments)
-    marks.append(("trace_and_lower", time.perf_counter()))
-    compiled = lowered.compile()
-    marks.append(("compile", time.perf_counter()))
-    timing.wait(compiled(*arguments))
-    marks.append(("first_step", time.perf_counter()))
-    pairs = zip(marks, marks[1:], strict=False)
-    return {f"{name}_s": end - start for (_, start), (name, end) in pairs}
-
-
 def loader(run: Any) -> dict[str, Any]:
     """Prepared latents of 512-pixel pictures, whatever the shapes, as benchmarks/data.py does."""
     quick = run.repeats <= 2
@@ -303,9 +245,10 @@ def loader(run: Any) -> dict[str, Any]:
         return data.measure_cached(Path(folder), quick, 0.02 if quick else 0.5)
 
 
-if __name__ == "__main__":  # the process that `compile` starts
-    from slam_jax import runtime
-
-    runtime.configure()
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    print(json.dumps(one_step(sys.argv[1], int(sys.argv[2]), sys.argv[3])))
+PARTS = {
+    "train_step": train_step,
+    "sampler": sampler,
+    "vae": vae,
+    "compile": first_steps,
+    "loader": loader,
+}

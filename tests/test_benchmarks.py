@@ -50,10 +50,11 @@ def test_the_speed_of_everything(tmp_path, one_level, monkeypatch):
     import peer_steps
     import peers
     import speed
+    import starts
 
     canned = json.dumps({"compile_s": 3.0})
     process = subprocess.CompletedProcess([], 0, stdout=f"note\n{canned}\n")
-    monkeypatch.setattr(parts.subprocess, "run", lambda *_, **__: process)
+    monkeypatch.setattr(starts.subprocess, "run", lambda *_, **__: process)
     monkeypatch.setattr(peers.torch, "set_num_threads", lambda count: None)
     command = ["--shapes", "tiny", "--quick", "--out", str(tmp_path)]
     speed.main(command)
@@ -73,7 +74,7 @@ def test_the_speed_of_everything(tmp_path, one_level, monkeypatch):
     assert made["versions"].keys() >= {"jax", "torch"} and made["threads"]["torch"] >= 1
     assert "| torch: tuned step |" in (tmp_path / "speed.md").read_text()
 
-    times = parts.one_step("tiny", 2, "float32")
+    times = starts.one_step("tiny", 2, "float32")
     assert times["compile_s"] > 0 and times["trace_and_lower_s"] > 0
 
     # Peers that are broken: one that does not learn, and another bias.
@@ -167,7 +168,7 @@ def test_torch_computes_where_jax_does(monkeypatch, capsys, tmp_path):
 
 
 def test_starts_are_repeated_each_cold_one_in_a_new_folder(monkeypatch):
-    import parts
+    import starts
 
     folders = []
 
@@ -176,9 +177,9 @@ def test_starts_are_repeated_each_cold_one_in_a_new_folder(monkeypatch):
         canned = json.dumps({"compile_s": float(len(folders))})
         return subprocess.CompletedProcess([], 0, stdout=canned)
 
-    monkeypatch.setattr(parts.subprocess, "run", start)
+    monkeypatch.setattr(starts.subprocess, "run", start)
     run = types.SimpleNamespace(shapes="tiny", batch=2, dtype="float32", repeats=10)
-    found = parts.compile(run)
+    found = starts.first_steps(run)
     assert len(set(folders[:3])) == 3 and folders[3:] == folders[:1] * 3
     assert found["cold"]["compile_s"] == {"median_s": 2, "low_s": 1, "high_s": 3, "repeats": 3}
     assert found["with_cache"]["compile_s"]["median_s"] == 5
