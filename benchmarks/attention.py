@@ -1,9 +1,9 @@
 """How long each implementation of attention takes: forward, and with its gradient.
 
     PYTHONPATH=. python benchmarks/attention.py --shapes tiny
-    PYTHONPATH=. python benchmarks/attention.py --shapes sd15 --dtype bfloat16
+    PYTHONPATH=. python benchmarks/attention.py --shapes sd15
 
-The same command on a CPU and on a GPU. torch's scaled_dot_product_attention is beside them where
+float32 on a CPU, else bfloat16. torch's scaled_dot_product_attention is beside them where
 torch is. All that do the same take turns. Results go to attention_<shapes>_<dtype>_<device>.json
 and .md in benchmarks/results/ (or --out) after each row.
 """
@@ -166,22 +166,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Times, and writes attention_SHAPES_DTYPE_DEVICE.json and .md."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", choices=QUERIES, default="tiny")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"))
+    parser.add_argument("--repeats", type=result.positive, default=10)
     parser.add_argument("--quick", action="store_true", help="one size, two calls, to try it")
-    parser.add_argument("--out", type=Path, default=result.FOLDER)
+    parser.add_argument("--out", type=Path, default=result.FOLDER, help="folder")
     arguments = parser.parse_args(argv)
     quick = arguments.quick
     runtime.configure()
+    dtype = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     report = result.made_by("attention.py", argv, ("jax", "jaxlib"))
-    report |= {"device": result.device(), "shapes": arguments.shapes, "dtype": arguments.dtype}
+    report |= {"device": result.device(), "shapes": arguments.shapes, "dtype": dtype}
     report["rows"], warm_seconds = [], 0.0 if quick else timing.seconds_to_warm()
-    name = f"attention_{arguments.shapes}_{arguments.dtype}_{result.device_slug()}"
+    name = f"attention_{arguments.shapes}_{dtype}_{result.device_slug()}"
     repeats = 2 if quick else arguments.repeats
     arguments.out.mkdir(parents=True, exist_ok=True)
     for case in list(cases(arguments.shapes))[: 1 if quick else None]:
         for direction in DIRECTIONS:
-            report["rows"].append(row(case, direction, arguments.dtype, repeats, warm_seconds))
+            report["rows"].append(row(case, direction, dtype, repeats, warm_seconds))
             warm_seconds = 0.0  # and it stays so
             # A run that is cut off leaves what there is.
             (arguments.out / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")

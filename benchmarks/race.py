@@ -18,7 +18,7 @@ from jax.extend.backend import clear_backends
 LOSS_TOLERANCES = {"float32": (1e-5, 1e-4), "tf32": 1e-2, "bfloat16": 1e-2, "float16": 1e-2}
 # Of pictures, in 1/255: the largest difference in float32, else the mean one, as a pixel can be
 # anywhere. What is both ours differs by the order of additions only.
-PICTURE_TOLERANCE, OWN_PICTURE_TOLERANCE = 2.0, 255e-5
+PICTURE_TOLERANCE, OWN_PICTURE_TOLERANCE, MEAN_TOLERANCE = 255e-4, 255e-5, 2.0
 Difference = Callable[[str, np.ndarray, np.ndarray, str], float]
 
 
@@ -84,7 +84,7 @@ def picture_difference(
     apart = np.abs(ours - other) * 255
     if dtype == "float32":
         return _within(name, apart.max(), tolerance, "of 255")
-    return _within(name, apart.mean(), PICTURE_TOLERANCE, "of 255")
+    return _within(name, apart.mean(), MEAN_TOLERANCE, "of 255")
 
 
 own_picture_difference = partial(picture_difference, tolerance=OWN_PICTURE_TOLERANCE)

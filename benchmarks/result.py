@@ -1,5 +1,6 @@
 """What every result says of its making, and where it goes; for the scripts beside this file."""
 
+import argparse
 import importlib.metadata
 import importlib.util
 import json
@@ -33,6 +34,13 @@ def made_by(script: str, argv: Sequence[str] | None, packages: Sequence[str]) ->
         "load_average": os.getloadavg()[0],
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def positive(text: str) -> int:
+    """The value of an option that counts."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 1 or more")
+    return int(text)
 
 
 def _cpu_name() -> str:

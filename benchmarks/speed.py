@@ -17,7 +17,8 @@ runs alone, as all at once do not fit. A peer that fails is in the result with t
 need torch, diffusers and transformers: `pip install torch diffusers transformers`.
 
 Results go to speed_<shapes>_<device>.json in benchmarks/results/ (or --out) after each part; parts
-that are there stay. All such files together make speed.md.
+that are there stay. All such files together make
+speed.md, and with those of switches.py fast.md.
 """
 
 import argparse
@@ -92,9 +93,8 @@ def main(argv: list[str] | None = None) -> None:
     }
     for name in options.only:
         add(path, name, header, PARTS[name], run)
-    text = table.speed_tables(sorted(options.out.glob("speed_*.json")))
-    (options.out / "speed.md").write_text(text)
-    print(text)
+    table.write(options.out)
+    print((options.out / "speed.md").read_text())
 
 
 def add(
@@ -136,9 +136,9 @@ def parse(argv: list[str] | None, names: tuple[str, ...]) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="rows of a training step")
     parser.add_argument("--sample-batches", **several, help="pictures at a time, with commas")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
-    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--repeats", type=result.positive, default=10)
     parser.add_argument("--quick", action="store_true", help="little of everything, to try it")
-    parser.add_argument("--out", type=Path, default=result.FOLDER)
+    parser.add_argument("--out", type=Path, default=result.FOLDER, help="folder")
     options = parser.parse_args(argv)
     for option, given, valid in (
         ("--only", options.only, names),

@@ -47,9 +47,11 @@ def run(*arguments: object, **changes: str) -> str:
     command = [sys.executable, "-B", *map(str, arguments)]
     environment = {**os.environ, **changes}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-    return subprocess.run(
-        command, env=environment, check=True, capture_output=True, text=True
-    ).stdout
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        sys.exit(f"{said[-1]} (from: {' '.join(command[1:])})")
+    return done.stdout
 
 
 def subjects(model: str, steps: int, folder: Path, parts: dict[str, list]) -> Mapping[str, object]:
@@ -96,8 +98,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", default="runs/tiny_sd", help="as in slam_jax.sample")
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=result.FOLDER)
+    parser.add_argument("--repeats", type=result.positive, default=5)
+    parser.add_argument("--out", type=Path, default=result.FOLDER, help="folder")
     arguments = parser.parse_args(argv)
     report = result.made_by("start_up.py", argv, ("jax", "jaxlib", "numpy"))
     parts = {"artefact, warm": [], "artefact, cold": []}

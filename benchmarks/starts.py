@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import ours
 import timing
 from shapes import make_batch, make_model
@@ -76,5 +75,4 @@ def one_step(shapes: str, batch: int, dtype: str) -> dict[str, float]:
 
 if __name__ == "__main__":
     runtime.configure()
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     print(json.dumps(one_step(sys.argv[1], int(sys.argv[2]), sys.argv[3])))

@@ -9,7 +9,7 @@ the number of gammas, with which the loss is another mean; in half precision tha
 float32 too. bfloat16 is emulated on a CPU.
 
 Results go to switches_<shapes>_<device>.json in benchmarks/results/ (or --out) after each switch,
-in the place of the same switch and value there, and to switches.md.
+in the place of the same switch and value there, and to switches.md and fast.md.
 """
 
 import argparse
@@ -182,9 +182,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", type=lambda text: text.split(","), help="switches, with commas")
     parser.add_argument("--batch", type=int, help="rows of a training step")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
-    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--repeats", type=result.positive, default=10)
     parser.add_argument("--quick", action="store_true", help="two calls of each, to try it")
-    parser.add_argument("--out", type=Path, default=result.FOLDER)
+    parser.add_argument("--out", type=Path, default=result.FOLDER, help="folder")
     return parser.parse_args(argv)
 
 
@@ -213,9 +213,8 @@ def main(argv: list[str] | None = None) -> None:
         save(path, header, what, {**row, "made_by": made_by})
     if arguments.only is None or "compile cache" in arguments.only:
         save(path, header, "start", {**compile_cache(options), "made_by": made_by})
-    text = table.switch_tables(sorted(arguments.out.glob("switches_*.json")))
-    (arguments.out / "switches.md").write_text(text)
-    print(text)
+    table.write(arguments.out)
+    print((arguments.out / "switches.md").read_text())
 
 
 def rows_of(

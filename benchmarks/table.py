@@ -41,7 +41,7 @@ def summary(speeds: Iterable[Path], gains: Iterable[Path]) -> str:
     rows = [row for path in speeds for row in _races(json.loads(path.read_text()))]
     text = markdown(["size, device", "what", "slam_jax", "torch, diffusers", "ratio"], rows)
     rows = [row for path in gains for row in _gains(json.loads(path.read_text()))]
-    head = ["size, device", "gain of the default over", "training step", "drawing", "start"]
+    head = ["size, device", "gain of the default over", "training step", "drawing", "start", ""]
     return text + "\n" + markdown(head, rows)
 
 
@@ -83,9 +83,10 @@ def _gains(report: dict[str, Any]) -> Iterator[list[str]]:
     for what, rows in report["switches"].items():
         for row in rows:
             if "gain" in row:
-                found.setdefault((row["switch"], row["value"]), {})[what] = f"{row['gain']:.2f}x"
+                by = found.setdefault((row["switch"], row["value"]), {})
+                by |= {what: f"{row['gain']:.2f}x", "note": row.get("note", "")}
     for (switch, value), by in found.items():
-        cells = [by.get(what, "") for what in ("train_step", "sampler", "start")]
+        cells = [by.get(name, "") for name in ("train_step", "sampler", "start", "note")]
         yield [size, f"{switch}: {value}", *cells]
 
 
@@ -204,16 +205,18 @@ def _switch_section(report: dict[str, Any]) -> str:
     )
 
 
+def write(folder: Path) -> None:
+    """All tables of the results in a folder, anew."""
+    speeds, gains = (sorted(folder.glob(f"{name}_*.json")) for name in ("speed", "switches"))
+    (folder / "speed.md").write_text(speed_tables(speeds))
+    (folder / "switches.md").write_text(switch_tables(gains))
+    (folder / "fast.md").write_text(summary(speeds, gains))
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=result.FOLDER)
-    options = parser.parse_args(argv)
-    for name, make in (("speed", speed_tables), ("switches", switch_tables)):
-        if paths := sorted(options.out.glob(f"{name}_*.json")):
-            (options.out / f"{name}.md").write_text(make(paths))
-            print(options.out / f"{name}.md")
-    found = (sorted(options.out.glob(f"{name}_*.json")) for name in ("speed", "switches"))
-    (options.out / "fast.md").write_text(summary(*found))
+    write(parser.parse_args(argv).out)
 
 
 if __name__ == "__main__":

@@ -53,8 +53,8 @@ Arrays = dict[str, Any]  # "unet.conv_in.kernel": the weights of all networks in
 
 README = """# A sampler of {model}
 
-Token ids to pictures ({size}) in {steps} steps, exported by slam_jax for {platforms} and batches of
-{batches}. It needs jax and flatbuffers, and was exported with jax {jax}:
+Token ids to pictures ({size}) in {steps} steps at guidance {guidance:g}, exported by slam_jax for
+{platforms} and batches of {batches}. It needs jax and flatbuffers, and was exported with jax {jax}:
 
 ```bash
 pip install jax flatbuffers
@@ -69,7 +69,8 @@ draws the example of artefact.json. From another program, with draw.py beside it
 
 Picture i of a batch has the noise of (seed, first + i). The first start on a kind of machine
 compiles; `python draw.py --compile` does that ahead. compiled/ is used where jaxlib, the machine
-and XLA_FLAGS are the same; who can write there can make draw.py run code. artefact.json has each
+and XLA_FLAGS are the same, and JAX_COMPILATION_CACHE_DIR does not name another folder; who can
+write there can make draw.py run code. artefact.json has each
 file's SHA-256; draw.py checks that of the programs, and the weights' size.
 """
 OF_DIGITS = """from draw import load
@@ -254,6 +255,7 @@ def _write_surroundings(model: Model, folder: Path, about: dict[str, Any]) -> No
     readme = README.format(
         model=about["model"],
         steps=about["steps"],
+        guidance=about["guidance"],
         size="x".join(map(str, about["outputs"]["images"]["shape"][1:3])),
         platforms=", ".join(about["platforms"]),
         batches=", ".join(map(str, about["batch_sizes"])),

@@ -12,10 +12,12 @@ README.md beside this file says how texts become tokens.
 """
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import json
 import sys
+import zlib
 from pathlib import Path
 
 import jax
@@ -23,6 +25,7 @@ import numpy as np
 from jax import export
 
 DTYPES = {"F32": np.dtype("float32"), "BF16": jax.numpy.dtype("bfloat16")}
+ZSTANDARD = b"\x28\xb5\x2f\xfd"  # how its data begin
 # XLA's "ynn" fusions compute some reductions wrongly on CPU; an empty list of them is none.
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
@@ -64,7 +67,12 @@ def read_about(folder):
         platforms = about["platforms"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder}/artefact.json: no exported sampler ({error})") from error
-    if (here := export.default_export_platform()) not in platforms:
+    try:
+        here = export.default_export_platform()
+    except (RuntimeError, AssertionError) as error:  # what JAX_PLATFORMS asks for is not there
+        reason = (str(error).splitlines() or ["no device"])[0]
+        raise ValueError(f"JAX_PLATFORMS={jax.config.jax_platforms}: {reason}") from error
+    if here not in platforms:
         raise ValueError(
             f"{folder}: exported for {', '.join(platforms)}, but jax computes on {here} here; "
             f"set JAX_PLATFORMS, or export it again with --platforms {here}"
@@ -108,6 +116,7 @@ def compile_program(folder, about, count):
     if hashlib.sha256(content).hexdigest() != about["files"][name]["sha256"]:
         raise ValueError(f"{folder}/{name}: damaged; copy it or export it again")
     if jax.config.jax_compilation_cache_dir is None:  # a service may have one of its own
+        remove_torn(folder / "compiled")
         jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         # They would make the folder's place a part of the key.
@@ -124,6 +133,18 @@ def compile_program(folder, about, count):
     return lowered.compile()
 
 
+def remove_torn(compiled):
+    """Removes programs that were not written to their end, which jax would not replace."""
+    for path in compiled.glob("*-cache"):
+        content, stream = path.read_bytes(), zlib.decompressobj()
+        if content.startswith(ZSTANDARD):  # which jax writes where it can; not judged
+            continue
+        with contextlib.suppress(zlib.error):
+            stream.decompress(content)
+        if not stream.eof:
+            path.unlink(missing_ok=True)
+
+
 def checked(folder, about, name):
     """The path of a file that has the size that it was written with."""
     path, size = folder / name, about["files"][name]["bytes"]
@@ -131,6 +152,16 @@ def checked(folder, about, name):
         found = f"{path.stat().st_size} bytes" if path.is_file() else "missing"
         raise ValueError(f"{path}: {found}, expected {size} bytes; copy it or export it again")
     return path
+
+
+def read_tokens(path):
+    """Token ids from .npy or JSON."""
+    try:
+        if path.suffix == ".npy":
+            return np.load(path)
+        return np.asarray(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected token ids, as .npy or JSON ({error})") from error
 
 
 def main():
@@ -144,7 +175,10 @@ def main():
         "--compile", action="store_true", help="only compile for this machine, into compiled/"
     )
     arguments = parser.parse_args()
+    out = arguments.out
     try:
+        if out.suffix not in (".npy", ".png") or not out.absolute().parent.is_dir():
+            raise ValueError(f"--out {out}: expected a .npy or .png in a folder that is there")
         about = read_about(folder)
         if arguments.compile:
             for count in about["batch_sizes"]:
@@ -152,20 +186,17 @@ def main():
             return
         tokens = about["example"]["tokens"]
         if arguments.tokens is not None:
-            is_numpy = arguments.tokens.suffix == ".npy"
-            tokens = (
-                np.load(arguments.tokens) if is_numpy else json.loads(arguments.tokens.read_text())
-            )
+            tokens = read_tokens(arguments.tokens)
         images = load(folder)(tokens, arguments.seed)
-        if arguments.out.suffix == ".png":
+        if out.suffix == ".png":
             from PIL import Image  # pip install pillow
 
-            Image.fromarray(np.concatenate(images, axis=1).squeeze()).save(arguments.out)
+            Image.fromarray(np.concatenate(images, axis=1).squeeze()).save(out)
         else:
-            np.save(arguments.out, images)
+            np.save(out, images)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
-    print(f"wrote {arguments.out}")
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def check_options(arguments: argparse.Namespace) -> None:
     if (arguments.workdir is None) == (arguments.model is None):
         raise InputError("--workdir or --model: expected one of them")
     if arguments.model is not None and not (arguments.artefact and arguments.out):
-        raise InputError("--model: is for --artefact, with --out; a run is exported by --workdir")
+        raise InputError("--model: needs --artefact and --out; a run is exported by --workdir")
     with_workdir, with_artefact = (
         ("step", "teacher"),
         ("steps", "batch_sizes", "platforms", "dtype"),
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     if arguments.artefact:
-        print(f"sampler: {out}\ntry it: python {out}/draw.py --seed 3 --out picture.png")
+        print(f"sampler: {out}\ntry it: python {out}/draw.py --seed 3 --out picture.npy")
     else:
         print(f"student: {out}")
 
@@ -209,8 +209,11 @@ def add_artefact_options(group: Any) -> None:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """Those of "1,4"; the name is a part of argparse's message."""
-    return tuple(dict.fromkeys(int(word) for word in text.split(",")))
+    """Those of "1,4"."""
+    try:
+        return tuple(dict.fromkeys(int(word) for word in text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers, as in 1,4") from None
 
 
 if __name__ == "__main__":

@@ -23,9 +23,9 @@ def whole_folder(out: Path, is_ours: Callable[[set[str]], bool], kind: str) -> I
     Raises:
       InputError: `out` holds something else, or cannot be written.
     """
+    out = out.resolve()  # behind a link, such as one to a larger disk
     if out.exists() and not _may_be_replaced(out, is_ours):
         raise InputError(f"{out}: not empty, and no earlier {kind}; choose another folder")
-    out = out.absolute()
     # The same names every time: what a killed export left is removed by the next one.
     unfinished, previous = (out.with_name(f".{out.name}.{end}") for end in ("unfinished", "old"))
     try:

@@ -42,8 +42,8 @@ class NoiseSchedule:
       prediction_type: one of PREDICTION_TYPES.
     """
 
-    alphas: Float[Array, " N"]
-    sigmas: Float[Array, " N"]
+    alphas: Float[np.ndarray, " N"]
+    sigmas: Float[np.ndarray, " N"]
     prediction_type: str = field(metadata={"static": True}, default="epsilon")
 
     @classmethod
@@ -67,7 +67,9 @@ class NoiseSchedule:
             )
         if abar[-1] == 0:
             abar[-1] = min(SMALLEST_ALPHA_CUMPROD, np.min(abar[:-1], initial=1) / 2)
-        return cls(jnp.asarray(np.sqrt(abar)), jnp.asarray(np.sqrt(1 - abar)), prediction_type)
+        dtype = jax.dtypes.canonicalize_dtype(np.float64)
+        alphas, sigmas = np.sqrt(abar).astype(dtype), np.sqrt(1 - abar).astype(dtype)
+        return cls(alphas, sigmas, prediction_type)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "NoiseSchedule":
@@ -87,7 +89,7 @@ class NoiseSchedule:
 
     def at(self, t: Int[Array, " B"]) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
         """alpha_t and sigma_t at integer timesteps."""
-        return self.alphas[t], self.sigmas[t]
+        return jnp.asarray(self.alphas)[t], jnp.asarray(self.sigmas)[t]
 
     def timestep_of(self, noise_to_signal: Float[Array, " B"]) -> Float[Array, " B"]:
         """The real-valued t at which sigma(t) / alpha(t) has the given value.

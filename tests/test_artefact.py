@@ -176,12 +176,17 @@ def test_digits(digits, of_digits, tmp_path, not_ahead, dtype):
 
 def test_the_command_beside_it_draws_the_example(of_digits, tmp_path):
     folder = shutil.copytree(of_digits, tmp_path / "artefact")
-    for _ in range(2):  # the second start reads what the first one compiled
+    sizes = []
+    for start in range(3):
         done = run(folder / "draw.py", "--out", tmp_path / "x.npy", "--seed", "4")
         assert (done.returncode, done.stderr) == (0, "")
+        (program,) = (folder / "compiled").glob("*-cache")
+        sizes.append(program.stat().st_size)
+        if start == 1:  # it was read; the third start compiles it again
+            program.write_bytes(program.read_bytes()[: sizes[0] // 2])
+    assert sizes[0] == sizes[1] < 1.1 * sizes[2]
     draw, example = artefact_draw.load(folder), [[11, artefact.EXAMPLE_DIGIT]]
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), draw(example, 4))
-    assert any((folder / "compiled").iterdir())
 
 
 def error_of(folder, *arguments, **options):
@@ -212,6 +217,14 @@ def test_another_platform(digits, tmp_path, capfd):
     assert "--platforms cpu" in message
     done = run(out / "draw.py")
     assert done.returncode == 1 and done.stderr == f"error: {message}\n"
+
+
+def test_a_platform_that_is_not_there(of_digits, monkeypatch):
+    def none():
+        raise AssertionError
+
+    monkeypatch.setattr(artefact_draw.export, "default_export_platform", none)
+    assert error_of(of_digits, [[11, 3]]) == "JAX_PLATFORMS=cpu: no device"
 
 
 def test_damaged_files(of_digits, tmp_path):

@@ -218,6 +218,7 @@ def test_tables_are_made_of_results(tmp_path, capsys):
     (tmp_path / "speed_sd15_h100.json").write_text(json.dumps(report))
     left_out = {"switch": "execution.attention", "value": "cudnn", "left_out": "needs a gpu"}
     row = {"switch": "latents", "value": "x", "ms": 6.0, "default_ms": 4.0, "gain": 1.5}
+    row["note"] = "x losses"
     refused = {"switch": "latents", "value": "y", "failed": "no room"}
     rows = [{**r, "made_by": {**made, "batch": 4}} for r in (left_out, row, refused)]
     report = {"shapes": "sd15", "device": {"name": "H100"}, "switches": {"train_step": rows}}
@@ -237,12 +238,22 @@ def test_tables_are_made_of_results(tmp_path, capsys):
     row = "| sd15, H100 | training step, batch 4 | 8 samples/s | 4 samples/s (tuned step) | 2.00x |"
     assert row in text
     assert "from pictures" not in text  # the authors' step failed
-    assert "| sd15, H100 | latents: x | 1.50x |  |  |" in text and "latents: y" not in text
+    assert (
+        "| sd15, H100 | latents: x | 1.50x |  |  | x losses |" in text and "latents: y" not in text
+    )
 
 
 def test_readme_shows_what_was_measured():
-    made = (ROOT / "benchmarks/results/fast.md").read_text()
-    assert made.count("x |") > 20 and made in (ROOT / "README.md").read_text()
+    import table
+
+    folder, readme = ROOT / "benchmarks/results", (ROOT / "README.md").read_text()
+    made = table.summary(*(sorted(folder.glob(f"{n}_*.json")) for n in ("speed", "switches")))
+    assert made.count("x |") > 20 and made in readme
+    report, words = json.loads((folder / "start_up.json").read_text()), " ".join(readme.split())
+    for name, who in (("artefact", "the exported sampler"), ("sample", "`slam_jax.sample`")):
+        found = report["process_start_to_first_picture"]
+        warm, cold = (found[f"{name}, {kind}"]["median_s"] for kind in ("warm", "cold"))
+        assert f"{who} {warm:.1f} s with its compiled program, {cold:.1f} s without" in words
 
 
 def test_without_torch_it_says_how_to_get_the_peers(monkeypatch, capsys, tmp_path):
@@ -259,6 +270,16 @@ def test_without_torch_it_says_how_to_get_the_peers(monkeypatch, capsys, tmp_pat
     with pytest.raises(SystemExit):
         speed.parse(["--only", "train"], parts.PARTS)
     assert "--only train: expected train_step, sampler, vae, " in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        speed.parse(["--repeats", "0"], parts.PARTS)
+    assert "--repeats: '0': expected 1 or more" in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_draw_stops_the_starts(tmp_path):
+    import start_up
+
+    with pytest.raises(SystemExit, match=r"nothing.* \(from: .* slam_jax.export --artefact"):
+        start_up.main(["--model", f"{tmp_path}/nothing", "--out", str(tmp_path)])
 
 
 def test_the_commands_are_those_of_the_scripts():

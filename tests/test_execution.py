@@ -20,7 +20,7 @@ PLAIN = Execution(attention="xla", norm="two_pass", projections="separate")
 OTHER = Execution(attention="chunked", norm="one_pass", projections="fused")
 CHOICES = {
     name: dataclasses.replace(PLAIN, **{name: getattr(OTHER, name)})
-    for name in ("attention", "norm", "projections")
+    for name in ("attention", "projections")  # none of the layers below has a norm
 }
 
 

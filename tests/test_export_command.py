@@ -216,8 +216,8 @@ def test_a_sampler_of_a_run(interrupted, teachers, tmp_path, monkeypatch, capsys
     [
         ([], "--workdir or --model: expected one"),
         (["--workdir", "w", "--model", "m"], "--workdir or --model: expected one"),
-        (["--model", "m", "--artefact"], "--model: is for --artefact, with --out"),
-        (["--model", "m", "--out", "o"], "--model: is for --artefact"),
+        (["--model", "m", "--artefact"], "--model: needs --artefact and --out"),
+        (["--model", "m", "--out", "o"], "--model: needs --artefact and --out"),
         (["--workdir", "w", "--steps", "0"], "--steps: is for --artefact"),
         (["--workdir", "w", "--steps", "2"], "--steps: is for --artefact"),
         (["--workdir", "w", "--batch-sizes", "2"], "--batch-sizes: is for --artefact"),

@@ -47,6 +47,8 @@ def test_a_step_of_sd15_computes_each_thing_once(teachers):
     rates = " | ".join(f"{SHARE * peak / flops:.0f} samples/s" for peak in PEAKS.values())
     row = f"| training step, latents prepared | {flops / 1e12:.2f} TF a sample | {rates} |"
     assert row in README
+    days = 6 * 86_400 * SHARE * PEAKS["A100"] / flops / 1e6
+    assert f"show the student {days:.1f} million samples" in README
 
 
 def flops_of(module, config, method, *shapes):

@@ -117,17 +117,29 @@ def test_in_float32_a_difference_is_refused_and_what_cannot_be_computed_is_said(
     assert found["b"] == {"float32_left_out": "nor was a computed"}
 
 
-def test_pictures_may_be_two_of_255_apart():
+def test_how_far_pictures_may_be_apart():
     import race
 
     ours = np.full((1, 2, 2, 3), 0.5)
     spot = ours.copy()
-    spot[0, 0, 0, 0] += 1.9 / 255
-    assert race.picture_difference("x", ours, spot, "float32") == pytest.approx(1.9)
-    spot[0, 0, 0, 0] += 0.2 / 255
-    with pytest.raises(race.ParityError, match="2.1 of 255"):
+    spot[0, 0, 0, 0] += 0.9e-4
+    assert race.picture_difference("x", ours, spot, "float32") == pytest.approx(0.9e-4 * 255)
+    spot[0, 0, 0, 0] += 0.2e-4
+    with pytest.raises(race.ParityError, match="0.028.* of 255"):
         race.picture_difference("x", ours, spot, "float32")
     for close, within in ((0.9e-5, True), (1.1e-5, False)):
         with contextlib.nullcontext() if within else pytest.raises(race.ParityError):
             race.own_picture_difference("x", ours, ours + close, "float32")
-    assert race.picture_difference("x", ours, spot, "bfloat16") == pytest.approx(2.1 / 12)
+    for mean, within in ((1.9, True), (2.1, False)):  # of 255
+        with contextlib.nullcontext() if within else pytest.raises(race.ParityError):
+            race.picture_difference("x", ours, ours + mean / 255, "bfloat16")
+
+
+def test_a_model_holds_nothing_of_jaxs():
+    """Else a GPU's memory stays with jax when its peers are timed."""
+    import jax
+    import shapes
+
+    model = shapes.make_model("tiny")
+    held = [model.student, model.ema, model.frozen, model.pipeline.schedule]
+    assert {type(leaf) for leaf in jax.tree.leaves(held)} == {np.ndarray}

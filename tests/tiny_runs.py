@@ -10,6 +10,7 @@ from slam_jax import main
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
+    "--config.method.conditioning=both",
     "--config.training.steps=4",
     "--config.training.batch_size=8",
     "--config.training.sample_every=2",

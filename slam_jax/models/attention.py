@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 # Scores in a tile, 8 MiB of float32: the caches of today's CPUs hold it. Where all are no more than
-# these, what XLA makes of the whole is as fast there, and faster where a gradient is wanted.
+# these, what XLA makes of the whole is about as fast there.
 TILE = 2**21
 ROWS = 128  # and no fewer queries than these, or else the products are slow
 
