@@ -66,6 +66,10 @@ def test_what_computes_something_else_is_not_timed(turns):
     for wrong in ((1.000011, 1.0), (1.0, 1.00011), (1.0, np.nan)):
         with pytest.raises(race.ParityError, match="^peer does not compute what"):
             race.race({**close, "peer": subject(*wrong)}, race.loss_difference, 2, 0.0, turns)
+    compiled = {**close, "peer_compiled": subject(1.1, 1.0)}
+    found = race.race(compiled, race.loss_difference, 2, 0.0, turns)
+    assert found["peer"]["repeats"] == 2 and "median_s" not in found["peer_compiled"]
+    assert "peer_compiled does not compute what" in found["peer_compiled"]["failed"]
 
 
 @pytest.mark.parametrize("turns", [True, False])
