@@ -136,13 +136,18 @@ def compile_program(folder, about, count):
 def remove_torn(compiled):
     """Removes programs that were not written to their end, which jax would not replace."""
     for path in compiled.glob("*-cache"):
-        content, stream = path.read_bytes(), zlib.decompressobj()
-        if content.startswith(ZSTANDARD):  # which jax writes where it can; not judged
-            continue
-        with contextlib.suppress(zlib.error):
-            stream.decompress(content)
-        if not stream.eof:
-            path.unlink(missing_ok=True)
+        # Another process may be faster, and the folder may be somebody else's.
+        with contextlib.suppress(OSError):
+            if not is_whole(path.read_bytes()):
+                path.unlink()
+
+
+def is_whole(content):
+    """Whether zlib's data have their end; Zstandard's, which jax writes where it can, pass."""
+    stream = zlib.decompressobj()
+    with contextlib.suppress(zlib.error):
+        stream.decompress(content)
+    return stream.eof or content.startswith(ZSTANDARD)
 
 
 def checked(folder, about, name):

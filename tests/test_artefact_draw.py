@@ -1,6 +1,8 @@
 """The command that lies beside an exported sampler; test_artefact.py has what it draws."""
 
 import sys
+import zlib
+from pathlib import Path
 
 import pytest
 
@@ -17,3 +19,18 @@ def test_files_that_the_command_cannot_read_or_write(tmp_path, monkeypatch):
         artefact_draw.read_tokens(tmp_path / "tokens.json")
     (tmp_path / "tokens.json").write_text("[[11, 3]]")
     assert artefact_draw.read_tokens(tmp_path / "tokens.json").tolist() == [[11, 3]]
+
+
+def test_torn_programs_are_removed(tmp_path, monkeypatch):
+    whole, other = zlib.compress(b"program" * 99), artefact_draw.ZSTANDARD + b"..."
+    for name, content in (("a", whole), ("b", whole[:-5]), ("c", b""), ("d", b"no"), ("e", other)):
+        (tmp_path / f"{name}-cache").write_bytes(content)
+
+    def refuse(path):
+        raise PermissionError
+
+    with monkeypatch.context() as patch:  # the folder of another user
+        patch.setattr(Path, "unlink", refuse)
+        artefact_draw.remove_torn(tmp_path)
+    artefact_draw.remove_torn(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"a-cache", "e-cache"}
