@@ -11,12 +11,12 @@ demo:
 # Stable Diffusion the whole way, with a tiny teacher of random weights: distil, draw, export, and
 # compare the export with the stock pipeline. torch makes the teacher and runs the stock pipeline.
 demo-sd: .venv/installed-test
-	$(RUN) tests/tiny_stable_diffusion.py $(RUNS)/tiny_teachers/sd15 --family sd15
+	$(RUN) tests/support/tiny_stable_diffusion.py $(RUNS)/tiny_teachers/sd15 --family sd15
 	launch/local.sh configs/sd.py:tiny --resume --workdir $(RUNS)/tiny_sd \
 	  --config.teacher.path=$(RUNS)/tiny_teachers/sd15
-	$(RUN) -m slam_jax.sample --model $(RUNS)/tiny_sd --prompt "a lighthouse by the sea" \
+	$(RUN) -m slam_jax sample --model $(RUNS)/tiny_sd --prompt "a lighthouse by the sea" \
 	  --out $(RUNS)/tiny_sd/lighthouse.png
-	$(RUN) -m slam_jax.export --workdir $(RUNS)/tiny_sd --out $(RUNS)/tiny_sd_export --verify
+	$(RUN) -m slam_jax export --workdir $(RUNS)/tiny_sd --out $(RUNS)/tiny_sd_export --verify
 
 test: .venv/installed-test
 	$(RUN) -m pytest -n 2 --dist worksteal

@@ -22,9 +22,9 @@ import numpy as np
 import result
 import timing
 
-from slam_jax import runtime
 from slam_jax.models.attention import attention, why_not_cudnn
 from slam_jax.models.execution import ATTENTION
+from slam_jax.parallel import runtime
 
 HEADS = 8
 PROMPT = 77  # tokens

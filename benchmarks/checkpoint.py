@@ -24,8 +24,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from result import FOLDER, made_by, write
 
-from slam_jax import runtime
-from slam_jax.checkpoint import Checkpoints
+from slam_jax.parallel import runtime
+from slam_jax.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("jax", "jaxlib", "orbax-checkpoint", "tensorstore", "numpy")

@@ -35,8 +35,8 @@ from pathlib import Path
 import numpy as np
 from result import FOLDER, made_by, write
 
-from slam_jax.checkpoint_files import steps_in
-from slam_jax.models.weights import load_arrays
+from slam_jax.formats.safetensors import load_arrays
+from slam_jax.training.checkpoint_files import steps_in
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("jax", "jaxlib", "orbax-checkpoint", "tensorstore", "grain", "numpy")

@@ -24,12 +24,13 @@ import jax
 import numpy as np
 from result import FOLDER, made_by, write
 
-from slam_jax import runtime
-from slam_jax.models import convert, functional
+from slam_jax.formats import convert
+from slam_jax.formats.diffusers_folder import read_config, read_params, resolve
+from slam_jax.models import functional
 from slam_jax.models.clip import CLIPTextConfig, CLIPTextModel
-from slam_jax.models.folder import read_config, read_params, resolve
 from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
 from slam_jax.models.vae import AutoencoderKL, VAEConfig
+from slam_jax.parallel import runtime
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("jax", "jaxlib", "flax", "numpy")

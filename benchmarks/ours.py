@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from shapes import Model
 
-from slam_jax.config import Optimizer
-from slam_jax.distill import ENCODE, distillation_loss
-from slam_jax.draw import student_sampler
-from slam_jax.keys import keys_of
-from slam_jax.loss import Method, draw
+from slam_jax.config.options import Optimizer
+from slam_jax.drawing.samplers import student_sampler
+from slam_jax.families.family import Frozen
+from slam_jax.method.sampler import gaussian
+from slam_jax.method.slam import Method, draw
 from slam_jax.models import functional
 from slam_jax.models.execution import Execution
-from slam_jax.models.pipeline import Frozen
-from slam_jax.sampler import gaussian
-from slam_jax.sharding import make_mesh, put, put_batch
-from slam_jax.train import init_state, make_optimizer, make_train_step
+from slam_jax.parallel.keys import keys_of
+from slam_jax.parallel.sharding import make_mesh, shard, shard_batch
+from slam_jax.recipes.distill import ENCODE, distillation_loss
+from slam_jax.training.step import init_state, make_optimizer, make_train_step
 
 EMA, SEED = 0.95, 0
 LEARNING_RATE = 8e-6
@@ -88,9 +88,9 @@ def train_arguments(model: Model, batch: dict[str, np.ndarray], setup: Setup) ->
     count = len(batch["tokens"])
     dtypes = setup.student_dtype or setup.dtype, setup.target_dtype or setup.dtype
     step = make_train_step(loss, tx, EMA, keys_of(SEED).student, count, mesh, 1, dtypes)
-    state = init_state(put(model.student, mesh), tx, mesh)
-    state = dataclasses.replace(state, ema=put(model.ema, mesh))
-    return step, state, put(_frozen(model, setup), mesh), put_batch(batch, mesh)
+    state = init_state(shard(model.student, mesh), tx, mesh)
+    state = dataclasses.replace(state, ema=shard(model.ema, mesh))
+    return step, state, shard(_frozen(model, setup), mesh), shard_batch(batch, mesh)
 
 
 def step_draws(model: Model, count: int, step: int, method: Method) -> dict[str, np.ndarray]:

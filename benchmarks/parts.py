@@ -24,7 +24,7 @@ from race import (
 from shapes import make_batch, make_model
 from starts import first_steps
 
-from slam_jax.loss import Method
+from slam_jax.method.slam import Method
 
 PARITY_STEPS, PARITY_ROWS = 3, 2
 # Precision of the authors' step: float16 on a GPU, as in their README.

@@ -18,9 +18,9 @@ import transformers
 from diffusers.schedulers import scheduling_lcm
 from shapes import LENGTH, Model
 
-from slam_jax.models.convert import to_torch
-from slam_jax.models.pipeline import Params
-from slam_jax.models.sd_pipeline import TEXT_ENCODERS
+from slam_jax.families.family import Params
+from slam_jax.families.sd_pipeline import TEXT_ENCODERS
+from slam_jax.formats.convert import to_torch
 
 TEXT_MODELS = {
     False: transformers.CLIPTextModel,

@@ -14,14 +14,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from slam_jax.families.family import Params, student_config, student_params
+from slam_jax.families.sd_pipeline import TEXT_ENCODERS, StableDiffusionPipeline
+from slam_jax.formats.tokenizer import Tokenizer
+from slam_jax.method.schedule import NoiseSchedule
 from slam_jax.models import functional
 from slam_jax.models.clip import CLIPTextConfig, CLIPTextModel
-from slam_jax.models.pipeline import Params, student_config, student_params
-from slam_jax.models.sd_pipeline import TEXT_ENCODERS, StableDiffusionPipeline
-from slam_jax.models.tokenizer import Tokenizer
 from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
 from slam_jax.models.vae import AutoencoderKL, VAEConfig
-from slam_jax.schedule import NoiseSchedule
 
 LENGTH = 77  # of a prompt, in tokens
 SCHEDULER = {

@@ -36,7 +36,7 @@ import table
 from race import ParityError
 from shapes import SHAPES
 
-from slam_jax import runtime
+from slam_jax.parallel import runtime
 
 PEERS = ("authors", "tuned", "tuned_compiled", "stock", "stock_compiled")
 PEER_LIBRARIES = ("torch", "diffusers", "transformers")

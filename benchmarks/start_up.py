@@ -5,7 +5,7 @@ with and without programs that were compiled before.
     PYTHONPATH=. python benchmarks/start_up.py
 
 draws one picture with the tiny Stable Diffusion student of `make demo-sd` in a new process each
-time. "warm" finds its compiled program: the artefact in its own folder, the command in the cache of
+time. "warm" finds its compiled program: the artifact in its own folder, the command in the cache of
 slam_jax. "cold" finds none.
 """
 
@@ -31,7 +31,7 @@ from draw import load
 imported = time.perf_counter()
 draw = load(sys.argv[1])
 loaded = time.perf_counter()
-tokens = json.load(open(sys.argv[1] + "/artefact.json"))["example"]["tokens"]
+tokens = json.load(open(sys.argv[1] + "/artifact.json"))["example"]["tokens"]
 draw(tokens, seed=3)
 drawn = time.perf_counter()
 draw(tokens, seed=4)
@@ -60,20 +60,20 @@ def subjects(model: str, steps: int, folder: Path, parts: dict[str, list]) -> Ma
     Args:
       model: to draw with.
       steps: of the sampler.
-      folder: for the artefact and the caches.
-      parts: where the artefact's processes say what took how long, by the name of the subject.
+      folder: for the artifact and the caches.
+      parts: where the artifact's processes say what took how long, by the name of the subject.
     """
-    made = folder / "artefact"
-    export = ["-m", "slam_jax.export", "--artefact", "--batch-sizes", "1", "--platforms", "cpu"]
+    made = folder / "artifact"
+    export = ["-m", "slam_jax", "export", "--artifact", "--batch-sizes", "1", "--platforms", "cpu"]
     run(*export, "--model", model, "--steps", steps, "--out", made)
     shutil.copytree(made, folder / "cold", ignore=shutil.ignore_patterns("compiled"))
-    text = json.loads((made / "artefact.json").read_text())["example"]["prompt"]
+    text = json.loads((made / "artifact.json").read_text())["example"]["prompt"]
 
-    def artefact(name, at):
+    def artifact(name, at):
         parts[name].append(json.loads(run("-c", FIRST_PICTURE, at)))
 
     def sample(cache):
-        command = ["-m", "slam_jax.sample", "--model", model, "--prompt", text, "--steps", steps]
+        command = ["-m", "slam_jax", "sample", "--model", model, "--prompt", text, "--steps", steps]
         run(*command, "--out", folder / "x.png", XDG_CACHE_HOME=str(cache))
 
     def without_compiled(draw, compiled):
@@ -82,9 +82,9 @@ def subjects(model: str, steps: int, folder: Path, parts: dict[str, list]) -> Ma
 
     sample(folder / "warm")
     return {
-        "artefact, warm": lambda: artefact("artefact, warm", made),
-        "artefact, cold": lambda: without_compiled(
-            lambda: artefact("artefact, cold", folder / "cold"), folder / "cold" / "compiled"
+        "artifact, warm": lambda: artifact("artifact, warm", made),
+        "artifact, cold": lambda: without_compiled(
+            lambda: artifact("artifact, cold", folder / "cold"), folder / "cold" / "compiled"
         ),
         "sample, warm": lambda: sample(folder / "warm"),
         "sample, cold": lambda: without_compiled(
@@ -96,13 +96,13 @@ def subjects(model: str, steps: int, folder: Path, parts: dict[str, list]) -> Ma
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--model", default="runs/tiny_sd", help="as in slam_jax.sample")
+    parser.add_argument("--model", default="runs/tiny_sd", help="as in slam-jax sample")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--repeats", type=result.positive, default=5)
     parser.add_argument("--out", type=Path, default=result.FOLDER, help="folder")
     arguments = parser.parse_args(argv)
     report = result.made_by("start_up.py", argv, ("jax", "jaxlib", "numpy"))
-    parts = {"artefact, warm": [], "artefact, cold": []}
+    parts = {"artifact, warm": [], "artifact, cold": []}
     with tempfile.TemporaryDirectory() as folder:
         compared = subjects(arguments.model, arguments.steps, Path(folder), parts)
         report["process_start_to_first_picture"] = timing.take_turns(

@@ -18,7 +18,7 @@ import ours
 import timing
 from shapes import make_batch, make_model
 
-from slam_jax import runtime
+from slam_jax.parallel import runtime
 
 STARTS = 3  # of each kind
 

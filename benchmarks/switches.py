@@ -44,7 +44,7 @@ from race import (
 from shapes import SHAPES, Model, make_batch, make_model
 from switch_values import Switch, switches
 
-from slam_jax import runtime
+from slam_jax.parallel import runtime
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 SAMPLER_STEPS, PARITY_STEPS, PARITY_ROWS, MOST_ROWS = 4, 3, 2, 8

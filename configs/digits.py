@@ -3,7 +3,7 @@
 python -m slam_jax.main --config configs/digits.py
 """
 
-from slam_jax.config import default_config
+from slam_jax.config.options import default_config
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """Stable Diffusion 1.5 by the recipe of the SLAM authors (ECCV 2024, arXiv 2404.13903).
 
-    python -m slam_jax.prepare --source 'data/laion/{00000..00331}.tar' \
+    slam-jax prepare --source 'data/laion/{00000..00331}.tar' \
         --model stable-diffusion-v1-5/stable-diffusion-v1-5 --out data/sd15_512
     python -m slam_jax.main --config configs/sd.py --config.data.source=data/sd15_512
     python -m slam_jax.main --config configs/sd.py --config.data.source=data/sd15_512 --resume
@@ -24,7 +24,7 @@ teacher that has random weights (`make demo-sd` makes and distils it) and the ph
 with scikit-learn and scikit-image.
 """
 
-from slam_jax.config import default_config
+from slam_jax.config.options import default_config
 
 
 def get_config(size="full"):

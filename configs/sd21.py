@@ -4,7 +4,7 @@
 
 The paper's recipe, which it gives for SD 1.5; neither the paper nor this project has a result for
 this teacher. `configs/sd21.py:tiny` needs
-`python tests/tiny_stable_diffusion.py runs/tiny_teachers/sd21 --family sd21`.
+`python tests/support/tiny_stable_diffusion.py runs/tiny_teachers/sd21 --family sd21`.
 """
 
 import runpy

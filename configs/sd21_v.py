@@ -4,7 +4,7 @@
 
 The authors' script cannot distil v-prediction: it takes v for noise. Neither the paper nor this
 project has a result for this teacher. `configs/sd21_v.py:tiny` needs
-`python tests/tiny_stable_diffusion.py runs/tiny_teachers/sd21_v --family sd21_v`.
+`python tests/support/tiny_stable_diffusion.py runs/tiny_teachers/sd21_v --family sd21_v`.
 """
 
 import runpy

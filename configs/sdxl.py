@@ -4,9 +4,9 @@
 
 The authors published a LoRA for SDXL and no recipe for it; this trains all 2.6 billion weights.
 Weights, EMA and Adam take 41 GB in float32, gradients 10 GB, the teacher 5 GB, on each device, or
-split over 8 with `--config.mesh.fsdp=8`; `python -m slam_jax.plan` says what else a step needs. No
+split over 8 with `--config.mesh.fsdp=8`; `slam-jax plan` says what else a step needs. No
 result has been measured. `configs/sdxl.py:tiny` needs
-`python tests/tiny_stable_diffusion.py runs/tiny_teachers/sdxl --family sdxl`.
+`python tests/support/tiny_stable_diffusion.py runs/tiny_teachers/sdxl --family sdxl`.
 """
 
 import runpy

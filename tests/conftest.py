@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch: idle threads spin on tin
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache/jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
-from slam_jax import runtime  # noqa: E402
+from slam_jax.parallel import runtime  # noqa: E402
 
 # Compiling takes most of the time here; the arithmetic is the same without LLVM's optimisations and
 # XLA's newer kernels.
@@ -80,7 +80,7 @@ def finished_sd(teachers, made_once) -> Path:
     import tiny_runs
 
     def make(workdir):
-        tiny_runs.run_without_torch(["main", *tiny_runs.flags(teachers["sd15"], workdir)])
+        tiny_runs.run_without_torch(["train", *tiny_runs.flags(teachers["sd15"], workdir)])
 
     return made_once("finished_sd", make)
 

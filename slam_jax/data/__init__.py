@@ -9,5 +9,5 @@ tar_shards (shards, tar_index, tar_scan), image_folder, tfds_examples
 images        contents of image files -> RGB
 image_text    an image with captions -> crop and token ids
 prepared      latents that were encoded before; prepared_write, views: how they are made
-__main__      python -m slam_jax.data: what a source holds
+__main__      slam-jax inspect: what a source holds
 """

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
+from slam_jax.base.errors import InputError
 from slam_jax.data.rejects import FEW, Rejects
 from slam_jax.data.workers import elements, in_workers
-from slam_jax.errors import InputError
 
 Batch = dict[str, np.ndarray]
 READ_AHEAD = 2  # batches that are ready while a step is computed

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from slam_jax.base.errors import InputError
 from slam_jax.data import images, metadata
 from slam_jax.data.examples import Example, Filters
 from slam_jax.data.metadata import printable
 from slam_jax.data.rejects import Rejected, Rejects
-from slam_jax.errors import InputError
 
 METADATA = "metadata.jsonl"
 CAPTION_KEYS = ("text", "caption")

@@ -1,4 +1,4 @@
-"""Latents that were encoded once: a folder that `python -m slam_jax.prepare` makes.
+"""Latents that were encoded once: a folder that `slam-jax prepare` makes.
 
     plan.json                decides the contents; written first
     shard-00000.arrayrecord  one record for each example: its fields' bytes, one after the other
@@ -29,9 +29,9 @@ import ml_dtypes
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
+from slam_jax.base.errors import InputError
 from slam_jax.data.batches import Batch
 from slam_jax.data.rejects import Rejected, Rejects, first_usable
-from slam_jax.errors import InputError
 
 PLAN_FILE, INFO_FILE, EMPTY_FILE = "plan.json", "info.json", "empty.bin"
 FORMAT = 1
@@ -46,7 +46,7 @@ OPEN_SHARDS = 256
 OPENERS = 16  # threads that look at the shards
 # For random access; the large buffers that are usual are for reading all in order.
 READER = dict(options="readahead_buffer_size:0,max_parallelism:0", file_reader_buffer_size=32768)
-GO_ON = "run the slam_jax.prepare command that made the folder again, which makes what is missing"
+GO_ON = "run the slam-jax prepare command that made the folder again, which makes what is missing"
 
 
 def shard_name(shard: int) -> str:
@@ -98,9 +98,9 @@ def read_info(folder: Path) -> dict[str, Any]:
             wanted = -(-plan.get("examples", 0) // plan.get("shard_size", 1))
             raise InputError(
                 f"{folder}: not finished, {done} of {wanted} shards are done; run the "
-                "slam_jax.prepare command that began it again, without --part or with every part"
+                "slam-jax prepare command that began it again, without --part or with every part"
             )
-        raise InputError(f"{path}: no such file; python -m slam_jax.prepare makes such a folder")
+        raise InputError(f"{path}: no such file; slam-jax prepare makes such a folder")
     info = read_json(path)
     if info.get("format") != FORMAT:
         found = info.get("format")

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from slam_jax.base.errors import InputError
+from slam_jax.base.files import write_whole
 from slam_jax.data.prepared import (
     EMPTY_FILE,
     INFO_FILE,
@@ -23,8 +25,6 @@ from slam_jax.data.prepared import (
     state_of,
 )
 from slam_jax.data.rejects import Rejects
-from slam_jax.errors import InputError
-from slam_jax.files import write_whole
 
 # One record in a chunk, for random access. Half of the bits are noise and do not compress.
 WRITER = "group_size:1,uncompressed"
@@ -45,7 +45,7 @@ def check_folder(folder: Path) -> None:
         not other.name.startswith(f".{PLAN_FILE}") for other in folder.iterdir()
     ):
         raise InputError(
-            f"{folder}: not empty, and nothing that slam_jax.prepare began; choose another folder"
+            f"{folder}: not empty, and nothing that slam-jax prepare began; choose another folder"
         )
 
 

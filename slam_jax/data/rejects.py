@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from slam_jax.errors import InputError
+from slam_jax.base.errors import InputError
 
 FEW = 100  # examples; while fewer are read, a share says little
 ATTEMPTS = 100  # damaged examples in a row

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import fsspec
 from braceexpand import braceexpand
 
-from slam_jax.errors import InputError
+from slam_jax.base.errors import InputError
 
 CONNECTIONS = 32  # shards of a store that are asked about at once
 COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$")

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from slam_jax.base.errors import InputError
+from slam_jax.base.files import unfinished
 from slam_jax.data.shards import Shard, describe
 from slam_jax.data.tar_scan import ROW, Index, scan
-from slam_jax.errors import InputError
-from slam_jax.files import unfinished
 
 FORMAT = 2  # of the index files; also to be raised when other examples are rejected than before
 MANY = 4 * 2**30  # bytes to index from which on processes are worth their start

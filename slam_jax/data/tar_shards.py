@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from slam_jax.base.errors import InputError
 from slam_jax.data import metadata, tar_index
 from slam_jax.data.examples import Example, Filters
 from slam_jax.data.rejects import Rejected, Rejects
 from slam_jax.data.shards import Shard, describe, find
 from slam_jax.data.tar_scan import Index, text_of
-from slam_jax.errors import InputError
 
 OPEN_FILES = 64
 GAP = 2**16  # bytes between image and caption that are read with them

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from slam_jax.base.errors import InputError
 from slam_jax.data import images, metadata
 from slam_jax.data.examples import Example, Filters
 from slam_jax.data.rejects import Rejected, Rejects
-from slam_jax.errors import InputError
 
 FORMAT = "array_record"
 THREADS = 16  # that wait for the disk

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from slam_jax.errors import InputError
+from slam_jax.base.errors import InputError
 
 
 def in_workers(dataset: grain.IterDataset, workers: int, ready: int) -> grain.IterDataset:

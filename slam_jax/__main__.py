@@ -1,0 +1,34 @@
+"""`slam-jax COMMAND ...`, or `python -m slam_jax COMMAND ...`."""
+
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "train": "train a student, or go on with it; then draw, measure and export it",
+    "sample": "draw with a student or a teacher",
+    "export": "write a student for diffusers, or a sampler that needs jax alone",
+    "check": "look through a published few-step student",
+    "prepare": "encode pictures and captions once, for training",
+    "inspect": "what a source of training data holds",
+    "plan": "what a run will need of each device",
+    "replay": "look again at a step whose loss or gradient was not finite",
+}
+HELP = "usage: slam-jax COMMAND [options]; slam-jax COMMAND --help says which\n\n" + "\n".join(
+    f"  {name:9} {what}" for name, what in COMMANDS.items()
+)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line; a command is imported when it is asked for."""
+    argv = sys.argv[1:] if argv is None else argv
+    name = argv[0] if argv else "--help"
+    if name in ("-h", "--help"):
+        print(HELP)
+    elif name not in COMMANDS:
+        sys.exit(f"error: {name}: no such command; expected one of {', '.join(COMMANDS)}")
+    else:
+        import_module(f"slam_jax.commands.{name}").main(argv[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Files that are whole or not there at all, whenever a run is killed and whoever else writes."""
+
+import fcntl
+import os
+import socket
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from slam_jax.base.errors import InputError
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to, which no other process has; becomes `path` at the end, and
+    disappears when anything fails."""
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        with suppress(OSError):  # what went wrong before matters more
+            beside.unlink(missing_ok=True)
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether it is a folder with nothing in it but hidden files: a lock, or what a killed process
+    left `unfinished`."""
+    return folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a folder, which is made; the system opens the lock again however
+    the process ends.
+
+    Raises:
+      InputError: another process is in it, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror}); choose another folder"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise InputError(
+                f"{folder}: another run is using it ({lock.read().strip() or 'just begun'}); let "
+                "it end, or choose another folder"
+            ) from error
+        except OSError as error:
+            print(f"note: {folder}: cannot be locked ({error.strerror})", file=sys.stderr)
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        yield
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file; a text gets a line end."""
+    with unfinished(path) as beside:
+        beside.write_bytes(content if isinstance(content, bytes) else f"{content}\n".encode())

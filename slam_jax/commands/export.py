@@ -1,0 +1,167 @@
+"""Exports a student: a folder that the stock pipelines of diffusers run, and that loads here.
+
+slam-jax export --workdir runs/sd --out sd-student [--step 4000|best] [--verify]
+slam-jax export --workdir runs/sd --artifact --out sd-sampler [--steps 4] (see artifact)
+
+    model_index.json   scheduler/ (LCMScheduler)   unet/ (the student's EMA weights, float32)
+    vae/   text_encoder/   tokenizer/              the teacher's; SDXL has a second pair
+    slam.json                                      how the student was made, and how to use it
+    flax/                                          config.json and flax_params.safetensors
+    README.md                                      a model card
+
+A run that finishes writes this into export/ of its workdir. A digits student is the two files of
+flax/ alone: diffusers has no pipeline for it.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from slam_jax.base.errors import BackendError, InputError
+from slam_jax.base.out_folder import whole_folder
+from slam_jax.config.options import DTYPES
+from slam_jax.families.load import load
+from slam_jax.formats.flax_folder import save_model
+from slam_jax.parallel import runtime
+from slam_jax.recipes.export import is_export, write_folder
+from slam_jax.recipes.student import as_model, from_checkpoint
+from slam_jax.serving import torch_check
+from slam_jax.serving.artifact import PLATFORMS, Options, write_artifact
+
+# All that an export has at its top.
+
+
+def run(arguments: argparse.Namespace) -> Path:
+    """Exports what the command line asks for, and returns the folder."""
+    out = arguments.out or arguments.workdir / "export"
+    if arguments.verify:
+        torch_check.require("--verify")
+    student, teacher = from_checkpoint(arguments.workdir, arguments.step, arguments.teacher)
+    if teacher is not None:
+        checks = [torch_check.verify] if arguments.verify else []
+        write_folder(student, teacher, out, checks)
+    elif arguments.verify:
+        raise InputError("--verify: diffusers has no pipeline for digits to compare with")
+    else:
+        with whole_folder(out, is_export, "export") as folder:
+            save_model(folder, student)
+    return out
+
+
+def run_artifact(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Path:
+    """Writes the artifact that the command line asks for, and returns the folder."""
+    options = Options(
+        **{
+            name: getattr(arguments, name)
+            for name in ("steps", "batch_sizes", "platforms", "dtype")
+            if getattr(arguments, name) is not None
+        }
+    )
+    if arguments.model:
+        model = load(arguments.model, dtype=options.dtype)
+        name, out = arguments.model, arguments.out
+    else:
+        student, teacher = from_checkpoint(arguments.workdir, arguments.step, arguments.teacher)
+        model = as_model(student, teacher, options.dtype)
+        name, out = str(arguments.workdir), arguments.out or arguments.workdir / "artifact"
+    write_artifact(model, name, out, options, environment)
+    return out
+
+
+def check_options(arguments: argparse.Namespace) -> None:
+    """Refuses options that do not belong together.
+
+    Raises:
+      InputError: names them.
+    """
+    if (arguments.workdir is None) == (arguments.model is None):
+        raise InputError("--workdir or --model: expected one of them")
+    if arguments.model is not None and not (arguments.artifact and arguments.out):
+        raise InputError("--model: needs --artifact and --out; a run is exported by --workdir")
+    with_workdir, with_artifact = (
+        ("step", "teacher"),
+        ("steps", "batch_sizes", "platforms", "dtype"),
+    )
+    unset = dict.fromkeys(with_workdir + with_artifact) | {"teacher": "", "verify": False}
+    for names, wanted, given in (
+        (with_workdir, "--workdir", arguments.workdir is not None),
+        (with_artifact, "--artifact", arguments.artifact),
+        (("verify",), "an export without --artifact", not arguments.artifact),
+    ):
+        for name in names:
+            if getattr(arguments, name) != unset[name] and not given:
+                raise InputError(f"--{name.replace('_', '-')}: is for {wanted}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="slam-jax export",
+        description="Export the student (EMA weights) of a run, finished or interrupted: a folder "
+        "for the pipelines of diffusers, or with --artifact a sampler that needs jax alone. A "
+        "digits student becomes config.json and flax_params.safetensors, as diffusers has no "
+        "pipeline for it.",
+    )
+    parser.add_argument("--workdir", type=Path, help="of the run")
+    parser.add_argument(
+        "--out", type=Path, help="folder to make; default: export/ or artifact/ in the workdir"
+    )
+    parser.add_argument(
+        "--step",
+        type=lambda text: text if text == "best" else int(text),
+        metavar="N|best",
+        help="of the checkpoint; best: by config.training.best_metric; default: the newest",
+    )
+    parser.add_argument("--teacher", default="", help="where it is now, if it was moved")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="draw with torch and diffusers too, and fail where pictures differ (slow)",
+    )
+    add_artifact_options(parser.add_argument_group("a sampler that needs jax alone"))
+    environment = dict(os.environ)  # before our own flags
+    runtime.configure()
+    try:
+        arguments = parser.parse_args(argv)
+        check_options(arguments)
+        out = run_artifact(arguments, environment) if arguments.artifact else run(arguments)
+    except (InputError, BackendError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    if arguments.artifact:
+        print(f"sampler: {out}\ntry it: python {out}/draw.py --seed 3 --out picture.npy")
+    else:
+        print(f"student: {out}")
+
+
+def add_artifact_options(group: Any) -> None:
+    """Adds the options that only an artifact has."""
+    group.add_argument("--artifact", action="store_true", help="export this")
+    group.add_argument("--model", help="folder or hub repository to export so, in place of a run")
+    group.add_argument("--steps", type=int, help="network evaluations per picture (4)")
+    group.add_argument(
+        "--batch-sizes", type=numbers, metavar="1,4", help="pictures at a time; one program each"
+    )
+    group.add_argument(
+        "--platforms",
+        type=lambda text: tuple(dict.fromkeys(text.split(","))),
+        metavar="cpu,cuda,tpu",
+        help=f"some of {', '.join(PLATFORMS)}",
+    )
+    group.add_argument("--dtype", choices=DTYPES, help="of the networks (float32)")
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Those of "1,4"."""
+    try:
+        return tuple(dict.fromkeys(int(word) for word in text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers, as in 1,4") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Stable Diffusion around its UNet: the VAE and the text encoder, or SDXL's two.
+
+Batches:
+  "images"    uint8 [B, H, W, 3], for training and image-to-image
+  "tokens"    int32 [B, E, L], the prompt's token ids for each of E text encoders
+  "time_ids"  float32 [B, 6], read by SDXL only: height and width of the original, top and left of
+              the crop, height and width of the picture
+
+and what slam-jax prepare has computed before, in any floating dtype:
+
+  "moments"                in place of "images": what the VAE makes of them, [B, h, w, 2 C]
+  "encoder_hidden_states"  [B, L, D] and, for SDXL, "text_embeds" [B, P]: what the text encoders
+                           make of "tokens"
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from slam_jax.families.family import Batch, Frozen, Pipeline
+from slam_jax.formats.tokenizer import Tokenizer, tokenize
+from slam_jax.method.sampler import gaussian
+from slam_jax.method.solver import Context
+from slam_jax.models import functional
+from slam_jax.models.clip import CLIPTextConfig, CLIPTextModel
+from slam_jax.models.vae import AutoencoderKL, VAEConfig, sample_latents
+
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+
+
+@dataclass(frozen=True)
+class StableDiffusionPipeline(Pipeline):
+    """Stable Diffusion 1.x and 2.x with one text encoder, SDXL with two.
+
+    Attributes:
+      vae: configuration of the autoencoder.
+      text_encoders: configurations of the text encoders, E of them.
+      tokenizers: theirs.
+      zeros_for_empty_prompt: the empty prompt's features are zeros (SDXL) and not its encoding.
+    """
+
+    vae: VAEConfig
+    text_encoders: tuple[CLIPTextConfig, ...]
+    tokenizers: tuple[Tokenizer, ...]
+    zeros_for_empty_prompt: bool
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the pictures, in pixels."""
+        height, width, _ = self.latent_shape
+        return height * self.vae.downscale, width * self.vae.downscale
+
+    def cut(self, text: str) -> str:
+        """The end of the text that is beyond the text encoders' length; "" where it fits."""
+        return max((tokenizer.cut(text) for tokenizer in self.tokenizers), key=len)
+
+    def tokenize(self, texts: Sequence[str]) -> Int[np.ndarray, "B E L"]:
+        """Token ids of the texts; what is beyond the encoders' length is cut off."""
+        return tokenize(self.tokenizers, texts)
+
+    def prompts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """A batch of prompts for pictures of the pipeline's size."""
+        time_ids = np.array([*self.image_size, 0, 0, *self.image_size], np.float32)
+        time_ids = np.tile(time_ids, (len(texts), 1))
+        return {"tokens": self.tokenize(texts), "time_ids": time_ids}
+
+    def latents(
+        self, frozen: Frozen, batch: Batch, key: Array, examples: Int[Array, " B"]
+    ) -> Float[Array, "B H W C"]:
+        if "moments" in batch:
+            moments = batch["moments"].astype(jnp.float32)
+        else:
+            moments = self.moments(frozen, batch["images"])
+        mean, logvar = jnp.split(moments, 2, axis=-1)
+        return sample_latents(mean, logvar, gaussian(key, examples, mean.shape[1:]), self.vae)
+
+    def moments(self, frozen: Frozen, images: UInt8[Array, "B H W 3"]) -> Float[Array, "B h w 2*C"]:
+        """Mean and log variance of the VAE's latents, one behind the other."""
+        encode = functional.apply_fn(AutoencoderKL, self.vae, "encode", self.execution)
+        mean, logvar = encode(frozen["vae"], images.astype(jnp.float32) / 127.5 - 1)
+        return jnp.concatenate([mean, logvar], axis=-1)
+
+    def contexts(self, frozen: Frozen, batch: Batch, w: float) -> tuple[Context, Context | None]:
+        if "encoder_hidden_states" in batch:
+            context = self._stored(batch)
+        else:
+            context = self._embed(frozen, batch["tokens"], batch["time_ids"])
+        if w == 0:
+            return context, None
+        # The empty prompt is encoded once, whatever the batch.
+        null = self._embed(frozen, jnp.asarray(self.tokenize([""])), batch["time_ids"][:1])
+        if self.zeros_for_empty_prompt:
+            null = jax.tree.map(jnp.zeros_like, null)
+        null = jax.tree.map(lambda n, c: jnp.broadcast_to(n, c.shape), null, context)
+        if len(self.text_encoders) == 2:
+            null["added_cond"]["time_ids"] = batch["time_ids"]
+        return context, null
+
+    def decode(self, frozen: Frozen, latents: Float[Array, "B H W C"]) -> Float[Array, "B H W 3"]:
+        decode = functional.apply_fn(AutoencoderKL, self.vae, "decode", self.execution)
+        return jnp.clip(decode(frozen["vae"], latents / self.vae.scaling_factor), -1, 1)
+
+    def _stored(self, batch: Batch) -> Context:
+        """A batch's embeddings as `_embed` gives them."""
+        context = {"encoder_hidden_states": batch["encoder_hidden_states"].astype(jnp.float32)}
+        if len(self.text_encoders) == 2:
+            pooled = batch["text_embeds"].astype(jnp.float32)
+            context["added_cond"] = {"text_embeds": pooled, "time_ids": batch["time_ids"]}
+        return context
+
+    def _embed(
+        self, frozen: Frozen, tokens: Int[Array, "B E L"], time_ids: Float[Array, "B 6"]
+    ) -> Context:
+        features = [
+            functional.apply_fn(CLIPTextModel, config, execution=self.execution)(
+                frozen[name], tokens[:, i]
+            )
+            for i, (name, config) in enumerate(zip(TEXT_ENCODERS, self.text_encoders, strict=False))
+        ]
+        if len(features) == 1:
+            return {"encoder_hidden_states": features[0].last_hidden_state}
+        return {
+            "encoder_hidden_states": jnp.concatenate([f.penultimate for f in features], axis=-1),
+            "added_cond": {"text_embeds": features[1].pooled, "time_ids": time_ids},
+        }

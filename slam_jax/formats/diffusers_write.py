@@ -1,0 +1,213 @@
+"""Writes students into folders in the layout of diffusers, with a teacher's frozen parts copied.
+
+Reading is in `folder`. Whatever the teacher's files are (a variant, shards, Flax's msgpack), the
+copies have the names that diffusers looks for first, and are float32.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from slam_jax.base.files import write_whole
+from slam_jax.formats import convert, weight_files
+from slam_jax.formats import safetensors as weights
+from slam_jax.formats.diffusers_folder import (
+    CLASSES,
+    CLASSES_XL,
+    NOT_USED,
+    STEMS,
+    Folder,
+    read_config,
+    read_params,
+)
+from slam_jax.method.schedule import TIMESTEP_SCALING
+from slam_jax.models.clip import CLIPTextConfig, CLIPTextModel
+from slam_jax.models.functional import Params
+from slam_jax.models.unet import UNetConfig
+from slam_jax.models.vae import AutoencoderKL, VAEConfig
+
+COPIED = {  # from the teacher, and what reads them where the file has to be converted
+    "vae": (AutoencoderKL, VAEConfig.from_dict),
+    "text_encoder": (CLIPTextModel, CLIPTextConfig.from_dict),
+    "text_encoder_2": (CLIPTextModel, CLIPTextConfig.from_dict),
+}
+TOKENIZERS = ("tokenizer", "tokenizer_2")
+TOKENIZER_FILES = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+)
+
+USAGE = (
+    "StableDiffusionPipeline (SDXL: StableDiffusionXLPipeline).from_pretrained(folder)(prompt, "
+    "num_inference_steps=4, guidance_scale=1). Guidance is built in; README.md says what another "
+    "guidance_scale would do."
+)
+# What diffusers makes of another scale, with and without a gamma embedding in the UNet.
+OTHER_SCALES = {
+    True: "A `guidance_scale` of g would tell the network gamma = 1 - (g - 1) / 10, its place on\n"
+    "a sub-path: 7.5 would mean gamma = 0.35, where no pictures are drawn. Negative prompts do\n"
+    "nothing.",
+    False: "Any other scale would guide a second time, at twice the cost.",
+}
+CARD = """# A student of {teacher}
+
+Distilled with SLAM (sub-path linear approximation, arXiv 2404.13903) by slam_jax; `slam.json` says
+with which options. It draws in 1 to 8 steps:
+
+```python
+from diffusers import {pipeline}
+
+pipeline = {pipeline}.from_pretrained("path/to/this/folder")
+prompt = "a lighthouse by the sea at sunset"
+image = pipeline(prompt, num_inference_steps=4, guidance_scale=1).images[0]
+image.save("lighthouse.png")
+```
+
+Keep `guidance_scale=1`: the student has its guidance (w = {w:g}) built in.
+{other_scales}
+
+`slam-jax sample --model path/to/this/folder --prompt "..." --steps 4 --out picture.png`
+draws with JAX, and `slam_jax.load("path/to/this/folder")` reads it in Python.
+
+Everything but the UNet and the scheduler's configuration is a copy of the teacher's. The teacher's
+licence holds for this model too.
+"""
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file, and its folder where that is missing."""
+    path.parent.mkdir(exist_ok=True)
+    write_whole(path, json.dumps(content, indent=2))
+
+
+def model_index(teacher: dict[str, Any]) -> dict[str, Any]:
+    """The student's model_index.json from its teacher's: a text-to-image pipeline of torch classes
+    with LCMScheduler, and nothing that judges pictures."""
+    is_xl = "XL" in teacher["_class_name"]
+    index: dict[str, Any] = {
+        "_class_name": "StableDiffusionXLPipeline" if is_xl else "StableDiffusionPipeline",
+        "_diffusers_version": teacher.get("_diffusers_version", "0.22.0"),
+        "scheduler": ["diffusers", "LCMScheduler"],
+    }
+    for component in CLASSES_XL if is_xl else CLASSES:
+        library, name = teacher[component]
+        index[component] = [library, name.removeprefix("Flax")]
+    for component in sorted(NOT_USED - ({"safety_checker"} if is_xl else set())):
+        index[component] = [None, None]
+    if is_xl:
+        zeros = bool(teacher.get("force_zeros_for_empty_prompt", False))
+        return {**index, "force_zeros_for_empty_prompt": zeros}
+    return {**index, "requires_safety_checker": False}
+
+
+def write_card(path: Path, teacher: str, pipeline: str, w: float, unet: UNetConfig) -> None:
+    """Writes the model card: how to draw with the student, and why without guidance."""
+    other_scales = OTHER_SCALES[unet.time_cond_proj_dim is not None]
+    card = CARD.format(teacher=teacher, pipeline=pipeline, w=w, other_scales=other_scales)
+    write_whole(path, card.rstrip())
+
+
+def lcm_scheduler(teacher: dict[str, Any], num_ddim_timesteps: int) -> dict[str, Any]:
+    """The scheduler_config.json with which diffusers samples as `sampler` does.
+
+    Args:
+      teacher: contents of its scheduler_config.json.
+      num_ddim_timesteps: M of the distillation.
+    """
+    # A key that the teacher leaves out has another default in LCMScheduler: all are written.
+    return {
+        "_class_name": "LCMScheduler",
+        "num_train_timesteps": teacher.get("num_train_timesteps", 1000),
+        "beta_start": teacher.get("beta_start", 1e-4),
+        "beta_end": teacher.get("beta_end", 0.02),
+        "beta_schedule": teacher.get("beta_schedule", "linear"),
+        "trained_betas": teacher.get("trained_betas"),
+        "prediction_type": teacher.get("prediction_type", "epsilon"),
+        "rescale_betas_zero_snr": teacher.get("rescale_betas_zero_snr", False),
+        "original_inference_steps": num_ddim_timesteps,
+        "timestep_scaling": TIMESTEP_SCALING,
+        "clip_sample": False,
+        "thresholding": False,
+        # Written for other schedulers that a user may make of this config; LCM's does not read
+        # them.
+        "set_alpha_to_one": teacher.get("set_alpha_to_one", True),
+        "steps_offset": teacher.get("steps_offset", 0),
+        "timestep_spacing": "leading",
+    }
+
+
+def write_unet(to: Path, unet: UNetConfig, params: Params) -> None:
+    """Writes config.json and the weights, in the dtype that they have."""
+    write_json(to / "config.json", unet.to_dict())
+    weights.save_arrays(to / f"{STEMS['unet']}.safetensors", convert.to_torch(params))
+
+
+def copy_surroundings(teacher: Folder, index: dict[str, Any], to: Path) -> None:
+    """Copies all that `index` has beside UNet and scheduler.
+
+    Raises:
+      InputError: a file of the teacher is missing or damaged; names it.
+      OSError: a file cannot be copied.
+    """
+    for component in COPIED:
+        if component in index:
+            _copy_network(teacher, component, to / component)
+    for component in TOKENIZERS:
+        if component in index:
+            (to / component).mkdir()
+            for name in TOKENIZER_FILES:
+                if (source := teacher.path / component / name).is_file():
+                    shutil.copyfile(source, to / component / name)
+
+
+def _copy_network(teacher: Folder, component: str, to: Path) -> None:
+    """Copies config and weights, as float32: the UNet is, and a pipeline wants one dtype."""
+    config, stem = read_config(teacher, component), STEMS[component]
+    if "_class_name" in config:
+        config["_class_name"] = config["_class_name"].removeprefix("Flax")
+    for key in config.keys() & {"dtype", "torch_dtype"}:  # in which transformers would load it
+        config[key] = "float32"
+    write_json(to / "config.json", config)
+    source = weight_files.find(teacher.path / component, stem, teacher.variant)
+    if source.suffix == ".msgpack":
+        module_class, parse = COPIED[component]
+        params = read_params(teacher, component, module_class, parse(config))
+        weights.save_arrays(to / f"{stem}.safetensors", convert.to_torch(params))
+        return
+    arrays = weight_files.open_weights(source)
+    if any(_is_other_float(array.dtype) for array in arrays.values()):
+        single = {
+            key: array.astype(np.float32) if _is_other_float(array.dtype) else array
+            for key, array in arrays.items()
+        }
+        weights.save_arrays(to / f"{stem}.safetensors", single)
+    elif source.suffix == ".json":
+        _copy_shards(source, to, stem)
+    else:
+        shutil.copyfile(source, to / f"{stem}.safetensors")
+
+
+def _is_other_float(dtype: np.dtype) -> bool:
+    return dtype != np.float32 and jnp.issubdtype(dtype, jnp.floating)
+
+
+def _copy_shards(source: Path, to: Path, stem: str) -> None:
+    """Copies an index and its shards, none of them named after a variant."""
+    index = json.loads(source.read_text(encoding="utf-8"))
+    shards = sorted(set(index["weight_map"].values()))
+    names = {
+        shard: f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+        for number, shard in enumerate(shards, 1)
+    }
+    for shard, name in names.items():
+        shutil.copyfile(source.with_name(shard), to / name)
+    index["weight_map"] = {key: names[shard] for key, shard in index["weight_map"].items()}
+    write_json(to / f"{stem}.safetensors.index.json", index)

@@ -1,0 +1,170 @@
+"""Sampling: few steps with the student (LCM multistep consistency), many with the teacher (DDIM).
+
+    (1)  timesteps: the descending grid t_{M-1} .. t_0 at floor(linspace(0, M, n, endpoint=False))
+    (2)  d = f(x, t, 1);   not last:  x = alpha_{t'} d + sigma_{t'} z,  z ~ N(0, I);   last:  the
+    result is d
+
+Both samplers are one `lax.scan` over the steps: one copy of the network, compiled once per (steps,
+batch).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from slam_jax.method.schedule import NoiseSchedule, add_noise, distillation_grid
+from slam_jax.method.slam import Student, consistency_function
+from slam_jax.method.solver import Context, Denoiser, guided_prediction
+
+
+def consistency_timesteps(
+    steps: int,
+    num_ddim_timesteps: int = 50,
+    num_train_timesteps: int = 1000,
+    strength: float = 1.0,
+    custom: list[int] | None = None,
+) -> np.ndarray:
+    """Descending timesteps, equation (1); diffusers' LCMScheduler has the same for every n.
+
+    Args:
+      steps: n, ignored when `custom` gives the timesteps.
+      num_ddim_timesteps: M of the distillation.
+      num_train_timesteps: N of the teacher.
+      strength: image-to-image: the share of the grid (or of `custom`) that is used, in (0, 1];
+        1 starts from pure noise.
+      custom: timesteps to use instead of the grid's, strictly descending integers.
+
+    Raises:
+      ValueError: more steps than the grid has points, or impossible values.
+    """
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength: {strength} must be in (0, 1]")
+    if custom is not None:
+        timesteps = np.asarray(custom)
+        integers = timesteps.ndim == 1 and len(timesteps) and timesteps.dtype.kind == "i"
+        if not integers or np.any(np.diff(timesteps) >= 0):
+            raise ValueError(f"timesteps: {custom} must be a list of strictly descending integers")
+        if timesteps[0] >= num_train_timesteps or timesteps[-1] < 0:
+            raise ValueError(
+                f"timesteps: {custom} must lie between 0 and {num_train_timesteps - 1}"
+            )
+        used = int(len(timesteps) * strength)
+        if used < 1:
+            raise ValueError(f"strength: {strength} leaves none of the {len(timesteps)} timesteps")
+        return timesteps[len(timesteps) - used :]
+    grid = distillation_grid(num_train_timesteps, num_ddim_timesteps)[
+        : int(num_ddim_timesteps * strength)
+    ][::-1]
+    if not 1 <= steps <= len(grid):
+        raise ValueError(
+            f"steps: {steps} must be between 1 and {len(grid)}, the number of grid points at "
+            f"strength {strength:g}"
+        )
+    return grid[np.floor(np.linspace(0, len(grid), steps, endpoint=False)).astype(np.int64)]
+
+
+def ddim_timesteps(steps: int, num_train_timesteps: int = 1000) -> np.ndarray:
+    """Descending timesteps with diffusers' "trailing" spacing: from N - 1, every N / n.
+
+    Raises:
+      ValueError: steps is not in 1 .. N.
+    """
+    if not 1 <= steps <= num_train_timesteps:
+        raise ValueError(f"steps: {steps} must be between 1 and {num_train_timesteps}")
+    return (
+        np.round(np.arange(num_train_timesteps, 0, -num_train_timesteps / steps)).astype(np.int64)[
+            :steps
+        ]
+        - 1
+    )
+
+
+def gaussian(
+    key: Array, examples: Int[Array, " B"], shape: tuple[int, ...]
+) -> Float[Array, "B ..."]:
+    """Standard normal noise, [B, *shape]; row i depends on (key, examples[i]) only."""
+    return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(examples)
+
+
+def sample_consistency(
+    student: Student,
+    schedule: NoiseSchedule,
+    x: Float[Array, "B H W C"],
+    context: Context,
+    timesteps: Int[Array, " n"],
+    key: Array,
+    examples: Int[Array, " B"],
+) -> Float[Array, "B H W C"]:
+    """Draws latents with the student at gamma = 1, equation (2).
+
+    Args:
+      student: the network.
+      schedule: the teacher's noise schedule.
+      x: noise, or for image-to-image the noised image, at timesteps[0].
+      context: of the prompts.
+      timesteps: descending, see `consistency_timesteps`.
+      key: of the noise between the steps.
+      examples: index of each row: the same (key, index) is the same picture in any batch.
+
+    Returns:
+      Clean latents.
+    """
+    batch = x.shape[0]
+    ones = jnp.ones(batch, x.dtype)
+
+    def step(x, inputs):
+        t, alpha_next, sigma_next, step_key = inputs
+        t = jnp.full(batch, t)
+        # At gamma = 1 "embedding" and "snr" are the same function: n = 1 and t_g = t.
+        d = consistency_function(
+            student, schedule, x, t, context, ones, schedule.at(t)[1], "embedding"
+        )
+        z = gaussian(step_key, examples, x.shape[1:])
+        return add_noise(d, z, alpha_next * ones, sigma_next * ones), None
+
+    alphas_next, sigmas_next = _scales_after(schedule, timesteps)
+    keys = jax.random.split(key, len(timesteps))
+    return jax.lax.scan(step, x, (jnp.asarray(timesteps), alphas_next, sigmas_next, keys))[0]
+
+
+def sample_ddim(
+    teacher: Denoiser,
+    schedule: NoiseSchedule,
+    x: Float[Array, "B H W C"],
+    context: Context,
+    null_context: Context | None,
+    timesteps: Int[Array, " n"],
+    w: float,
+) -> Float[Array, "B H W C"]:
+    """Draws latents with the teacher by deterministic DDIM; the last step goes to alpha = 1.
+
+    Args:
+      teacher: the network.
+      schedule: its noise schedule.
+      x: noise at timesteps[0].
+      context, null_context: of the prompts and of the empty one (None: no guidance).
+      timesteps: descending, see `ddim_timesteps`.
+      w: guidance strength in LCM form.
+
+    Returns:
+      Clean latents.
+    """
+    batch = x.shape[0]
+    ones = jnp.ones(batch, x.dtype)
+
+    def step(x, inputs):
+        t, alpha_next, sigma_next = inputs
+        x0, eps = guided_prediction(
+            teacher, schedule, x, jnp.full(batch, t), context, null_context, w
+        )
+        return add_noise(x0, eps, alpha_next * ones, sigma_next * ones), None
+
+    return jax.lax.scan(step, x, (jnp.asarray(timesteps), *_scales_after(schedule, timesteps)))[0]
+
+
+def _scales_after(schedule: NoiseSchedule, timesteps: Int[Array, " n"]) -> tuple[Array, Array]:
+    """alpha and sigma that each step goes to; the last one goes to the clean latents, (1, 0)."""
+    alphas, sigmas = schedule.at(jnp.asarray(timesteps[1:]))
+    one = jnp.ones(1, alphas.dtype)
+    return jnp.concatenate([alphas, one]), jnp.concatenate([sigmas, 0 * one])

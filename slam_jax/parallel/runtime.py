@@ -1,0 +1,129 @@
+"""Start-up: XLA's flags for the platform, where compiled programs are kept, and a probe of whatever
+backend there is.
+
+jaxlib 0.10.2 and 0.11.0 miscompile some small reductions on CPU through the "ynn" fusions (jax
+issue 39103). An empty `--xla_cpu_experimental_ynn_fusion_type=` turns these off. An unknown XLA
+flag aborts the process, so one is set only where the installed jaxlib knows it, and only on the
+platform that it is for.
+"""
+
+import importlib.util
+import mmap
+import os
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from slam_jax import __version__
+from slam_jax.base.errors import BackendError
+from slam_jax.parallel import compile_cache
+
+CPU_FLAG = "xla_cpu_experimental_ynn_fusion_type"
+FLAGS = {
+    "cpu": {CPU_FLAG: ""},
+    # Arrays are gathered, and gradients summed, while others are being computed; a TPU does so
+    # without being asked.
+    "gpu": {"xla_gpu_enable_latency_hiding_scheduler": "true"},
+    "tpu": {},
+}
+ACCELERATOR_PACKAGES = {
+    "jax_cuda12_plugin": "gpu",
+    "jax_cuda13_plugin": "gpu",
+    "jax_rocm7_plugin": "gpu",
+    "libtpu": "tpu",
+}
+
+
+def configure(alone: bool = True) -> None:
+    """Sets the platform's FLAGS in XLA_FLAGS, but for those that are there, and turns the cache of
+    compiled programs on. Call it before the first JAX computation.
+
+    Args:
+      alone: this is the run's only process.
+    """
+    for name, value in FLAGS[_platform()].items():
+        flags = os.environ.get("XLA_FLAGS", "")
+        if name not in flags and jaxlib_knows(name):
+            os.environ["XLA_FLAGS"] = f"{flags} --{name}={value}".strip()
+    compile_cache.configure(alone)
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers of a run."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {"slam_jax": __version__, **{name: metadata.version(name) for name in packages}}
+
+
+def probe(run: Callable = jax.jit) -> None:
+    """Compares a reduction, a convolution and an attention on the backend with numpy.
+
+    Args:
+      run: how a function is compiled; tests pass a broken one.
+
+    Raises:
+      BackendError: a result is off by more than rounding; training on would give wrong weights
+        silently.
+    """
+    generator = np.random.default_rng(0)
+    rows = generator.standard_normal((32769, 3)).astype(np.float32)
+    x = generator.standard_normal((1, 6, 6, 2)).astype(np.float32)
+    kernel = generator.standard_normal((3, 3, 2, 2)).astype(np.float32)
+    q, k, v = generator.standard_normal((3, 1, 5, 2, 8)).astype(np.float32)
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))
+    scores = np.exp(np.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(8))
+    cases = {
+        "reduction": (_sum_of_squares, (rows,), np.sum(rows.astype(np.float64) ** 2, axis=1)),
+        "convolution": (_convolution, (x, kernel), np.einsum("bhwcij,ijco->bhwo", windows, kernel)),
+        "attention": (
+            jax.nn.dot_product_attention,
+            (q, k, v),
+            np.einsum("bhqk,bkhd->bqhd", scores / scores.sum(-1, keepdims=True), v),
+        ),
+    }
+    for name, (function, arguments, expected) in cases.items():
+        result = np.asarray(run(function)(*arguments))
+        error = np.max(np.abs(result - expected)) / np.max(np.abs(expected))
+        # GPUs and TPUs multiply float32 in lower precision unless told otherwise. A CPU does not,
+        # and there the known defect is as small as 8e-3 on some.
+        if not error < (1e-4 if jax.default_backend() == "cpu" else 2e-2):
+            raise BackendError(
+                f"the {jax.default_backend()} backend of jaxlib {jax.lib.__version__} computes "
+                f"a {name} wrongly (relative error {error:.1e}); install another jaxlib, or on "
+                f"a CPU set JAX_PLATFORMS=cpu and XLA_FLAGS=--{CPU_FLAG}="
+            )
+
+
+def _sum_of_squares(rows):
+    return jax.vmap(lambda r: jnp.sum((jnp.eye(3) @ r) ** 2))(rows)
+
+
+def _convolution(x, kernel):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _platform() -> str:
+    """What will compute, a key of FLAGS: what the user asks for, or else what is installed."""
+    asked = os.environ.get("JAX_PLATFORMS", "").split(",")[0]
+    if asked:
+        return asked if asked in FLAGS else "gpu"  # named cuda or rocm, too
+    installed = (k for name, k in ACCELERATOR_PACKAGES.items() if importlib.util.find_spec(name))
+    return next(installed, "cpu")
+
+
+def jaxlib_knows(flag: str) -> bool:
+    """Whether a shared library of jaxlib has the flag's name in it; nothing is imported."""
+    folder = Path(importlib.util.find_spec("jaxlib").origin).parent
+    for library in sorted(folder.glob("*.so*"), key=lambda p: -p.stat().st_size)[:2]:
+        with (
+            library.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            if content.find(flag.encode()) >= 0:
+                return True
+    return False

@@ -1,0 +1,182 @@
+"""Where arrays live: the device mesh, the rules that split the state over it, and the transfers.
+
+Nothing else in the project knows of devices. A batch is split over both axes of the mesh. The
+state and the frozen networks are split over "fsdp" and repeated along "data" (fully sharded data
+parallelism: Rajbhandari et al. 2020, ZeRO stage 3). Arrays are made whole for a step: the student's
+stay so from its forward to its backward pass.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
+
+AXES = ("data", "fsdp")
+
+# (pattern that is searched in an array's dotted path, what to do with it). The first that fits
+# decides: "split" is along the longest axis that fsdp divides, the last of equal ones; an array
+# without such an axis is repeated.
+RULES = (
+    (r"\b(bias|scale)$", "repeat"),  # a thousandth of a UNet, in half of its arrays
+    (r"", "split"),
+)
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with axes "data" and "fsdp" over all devices, in the order of their processes; so the
+    rows of a batch that a process holds are one behind the other.
+
+    Args:
+      data: -1 takes the devices that fsdp leaves.
+      fsdp: neighbours, over which state is split.
+      devices: if not all.
+
+    Raises:
+      ValueError: the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
+    if data == -1 and fsdp > 0:
+        data = count // fsdp
+        if data * fsdp != count:
+            raise ValueError(f"mesh: fsdp = {fsdp} does not divide the {count} devices")
+    if data < 1 or fsdp < 1 or data * fsdp != count:
+        raise ValueError(f"mesh: data = {data} times fsdp = {fsdp} must equal the {count} devices")
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(ordered).reshape(data, fsdp), AXES)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis is split over all devices."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def specs_of(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, str]] = RULES) -> Any:
+    """How each array of a tree is split.
+
+    Args:
+      tree: state, weights, or ShapeDtypeStructs of them.
+      mesh: of `make_mesh`.
+      rules: as RULES.
+
+    Returns:
+      The same tree with a PartitionSpec in the place of each array.
+
+    Raises:
+      ValueError: a rule does what is not known.
+    """
+    size = mesh.shape["fsdp"]
+
+    def spec(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        action = next(action for pattern, action in rules if re.search(pattern, name))
+        if action not in ("split", "repeat"):
+            raise ValueError(f"a sharding rule for {name} is {action!r}, expected split or repeat")
+        divisible = [(n, axis) for axis, n in enumerate(leaf.shape) if n % size == 0]
+        if size == 1 or action == "repeat" or not divisible:
+            return PartitionSpec()
+        _, longest = max(divisible)
+        return PartitionSpec(*[None] * longest, "fsdp")
+
+    return jax.tree_util.tree_map_with_path(spec, tree)
+
+
+def shardings_of(tree: Any, mesh: Mesh) -> Any:
+    """Where each array of a tree lives, by RULES: NamedShardings in the places of the arrays."""
+    return jax.tree.map(partial(NamedSharding, mesh), specs_of(tree, mesh))
+
+
+def shard(tree: Any, mesh: Mesh) -> Any:
+    """Arrays of the host, the same in every process, as global arrays split by RULES; a device is
+    sent nothing but its part."""
+
+    def place(array, sharding):
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
+
+    return jax.tree.map(place, tree, shardings_of(tree, mesh))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Global arrays, however they are split, with every device holding all of them."""
+    return jax.device_put(tree, replicated(mesh))
+
+
+def to_host(tree: Any, mesh: Mesh) -> Any:
+    """The same as numpy arrays in every process; one array at a time is whole on the devices."""
+    return jax.tree.map(lambda array: np.asarray(replicate(array, mesh)), tree)
+
+
+def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows of a batch, as global arrays split over the devices."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+    }
+
+
+def rows_here(batch: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    """What `shard_batch` was given."""
+
+    def rows(array):
+        shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+        return np.concatenate([shards[start] for start in sorted(shards)])
+
+    return {name: rows(array) for name, array in batch.items()}
+
+
+# What follows is called inside jax.shard_map, where each device sees its own parts.
+
+
+def rows_of_device(batch_size: int) -> Int[Array, " B_device"]:
+    """Which rows of a batch this device has."""
+    count = batch_size // jax.lax.axis_size(AXES)
+    return jax.lax.axis_index(AXES) * count + jnp.arange(count)
+
+
+def gather(tree: Any, specs: Any, dtype: str | None = None) -> Any:
+    """The whole arrays in `dtype`, from the parts that the devices hold; None leaves them as they
+    are.
+
+    The gradient of a whole array, which differs from device to device, is summed over "fsdp" and
+    split again: in the dtype of the parts, while what is gathered travels in `dtype`.
+    """
+    return jax.tree.map(lambda part, spec: _gather(part, spec, dtype or part.dtype), tree, specs)
+
+
+def _gather(array: Array, spec: PartitionSpec, dtype: str) -> Array:
+    if "fsdp" not in spec:
+        return array.astype(dtype)
+    axis = spec.index("fsdp")
+
+    @jax.custom_vjp
+    def gathered(part):
+        return jax.lax.all_gather(part.astype(dtype), "fsdp", axis=axis, tiled=True)
+
+    def scatter(_, gradient):
+        gradient = gradient.astype(array.dtype)
+        return (jax.lax.psum_scatter(gradient, "fsdp", scatter_dimension=axis, tiled=True),)
+
+    gathered.defvjp(lambda part: (gathered(part), None), scatter)
+    return gathered(array)
+
+
+def sum_gradients(tree: Any, specs: Any) -> Any:
+    """Gradients with respect to the parts that `gather` was given, summed over all devices."""
+
+    def total(gradient, spec):
+        return jax.lax.psum(gradient, tuple(axis for axis in AXES if axis not in spec))
+
+    return jax.tree.map(total, tree, specs)

@@ -1,0 +1,176 @@
+"""Encodes examples on all devices of this process: the VAE's moments and, if asked for, the text
+encoders' embeddings."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from slam_jax.base.errors import InputError
+from slam_jax.data.prepared import empty_dtype, row_dtype
+from slam_jax.data.views import Views
+from slam_jax.families.load import TIME_IDS, read_surroundings, read_vae
+from slam_jax.families.sd_pipeline import StableDiffusionPipeline
+from slam_jax.formats.diffusers_folder import Folder
+from slam_jax.parallel.sharding import AXES, batch_sharding, replicated
+
+EMBEDDINGS = ("encoder_hidden_states", "text_embeds")
+
+
+class Encoded(NamedTuple):
+    """Examples on their way.
+
+    Attributes:
+      fields: what needed no device.
+      results: what the devices compute: name -> array of the rows that were asked for and more.
+      flags: name -> whether the array is finite as computed, and as stored.
+    """
+
+    fields: dict[str, np.ndarray]
+    results: dict[str, jax.Array]
+    flags: dict[str, tuple[jax.Array, jax.Array]]
+
+
+class Encoder:
+    """Views of examples to the fields of their records.
+
+    Args:
+      pipeline: the model, for pictures of the views' size.
+      folder: where its weights are.
+      precision: that it computes in.
+      fields: what is stored, as plan.json has it.
+      batch: how many examples are encoded at once, at least; a multiple of the devices.
+
+    Attributes:
+      batch: how many they are.
+
+    Raises:
+      InputError: the weights cannot be read.
+    """
+
+    def __init__(
+        self,
+        pipeline: StableDiffusionPipeline,
+        folder: Folder,
+        precision: str,
+        fields: Mapping[str, Mapping[str, Any]],
+        batch: int,
+    ):
+        devices = jax.local_devices()
+        mesh = Mesh(np.reshape(devices, (-1, 1)), AXES)
+        self.batch = -(-batch // len(devices)) * len(devices)
+        self._pipeline, self._precision, self._row = pipeline, precision, row_dtype(fields)
+        self._embeds = "encoder_hidden_states" in fields
+        self._sharding = batch_sharding(mesh)
+        self._dtype = self._row["moments"].base
+        if self._embeds:
+            frozen = read_surroundings(folder, pipeline, precision, precision)
+        else:
+            frozen = {"vae": read_vae(folder, pipeline, precision)}
+        self._frozen = jax.device_put(frozen, replicated(mesh))
+        self._moments, self._embed = jax.jit(self._trace_moments), jax.jit(self._trace_embeddings)
+
+    def start(self, views: Sequence[Views]) -> Encoded:
+        """Has the devices begin with up to `batch` examples, one or more."""
+        fields = self._host_fields(views)
+        images = self._put(np.stack([view.images for view in views]))
+        computed = {"moments": self._moments(self._frozen, images)}
+        if self._embeds:
+            computed |= self._embed(self._frozen, self._put(fields["tokens"]))
+        results = {name: result for name, (result, *_) in computed.items()}
+        return Encoded(fields, results, {name: flags for name, (_, *flags) in computed.items()})
+
+    def finish(self, encoded: Encoded) -> dict[str, np.ndarray]:
+        """Waits for the devices; the fields of the examples' records, stacked.
+
+        Raises:
+          InputError: the model gives NaN or infinity, or more than the stored numbers can hold.
+        """
+        fields = dict(encoded.fields)
+        count = len(fields["tokens"])
+        for name, result in encoded.results.items():
+            self._check(name, *encoded.flags[name])
+            shape = self._row[name].shape
+            fields[name] = np.asarray(result)[: count * shape[0]].reshape(count, *shape)
+        return fields
+
+    def empty_prompt(self) -> np.ndarray:
+        """Its fields, as prepared.empty_dtype has them.
+
+        Raises:
+          InputError: as `finish`.
+        """
+        row = np.empty((), empty_dtype(self._row))
+        row["tokens"] = self._pipeline.tokenize([""])[0]
+        if self._embeds:
+            captions = self._row["tokens"].shape[0]
+            tokens = np.broadcast_to(row["tokens"], (1, captions, *row["tokens"].shape))
+            for name, (result, *flags) in self._embed(self._frozen, self._put(tokens)).items():
+                self._check(name, *flags)
+                row[name] = np.asarray(result)[0]
+        return row
+
+    def _host_fields(self, views: Sequence[Views]) -> dict[str, np.ndarray]:
+        most = self._row["tokens"].shape[0]
+        kept = [view.captions[:most] for view in views]
+        texts = [texts[i % len(texts)] for texts in kept for i in range(most)]
+        tokens = self._pipeline.tokenize(texts)
+        return {
+            "time_ids": np.stack([view.time_ids for view in views]),
+            "tokens": tokens.reshape(len(views), most, *tokens.shape[1:]),
+            "caption_count": np.array([len(texts) for texts in kept], np.int32),
+        }
+
+    def _put(self, rows: np.ndarray) -> jax.Array:
+        """Rows of examples, with as many copies of the first one as there are too few of them: one
+        shape, one compiled program; the first two axes as one."""
+        missing = self.batch - len(rows)
+        rows = np.concatenate([rows, np.repeat(rows[:1], missing, axis=0)])
+        return jax.device_put(rows.reshape(-1, *rows.shape[2:]), self._sharding)
+
+    def _trace_moments(self, frozen, images):
+        return self._stored(self._pipeline.moments(frozen, images))
+
+    def _trace_embeddings(self, frozen, tokens):
+        no_sizes = jnp.zeros((len(tokens), TIME_IDS))  # what embeddings do not depend on
+        batch = {"tokens": tokens, "time_ids": no_sizes}
+        context, _ = self._pipeline.contexts(frozen, batch, w=0)
+        arrays = {**context, **context.get("added_cond", {})}
+        return {name: self._stored(arrays[name]) for name in EMBEDDINGS if name in arrays}
+
+    def _stored(self, array):
+        stored = array.astype(self._dtype)
+        return stored, jnp.isfinite(array).all(), jnp.isfinite(stored).all()
+
+    def _check(self, name: str, is_finite: jax.Array, is_held: jax.Array) -> None:
+        if not is_finite:
+            raise InputError(
+                f"{name}: the model gives NaN or infinity in {self._precision}; use another "
+                "--precision, or another model"
+            )
+        if not is_held:
+            raise InputError(f"{name}: too large for {self._dtype}; use --dtype bfloat16")
+
+
+def fields_of(
+    pipeline: StableDiffusionPipeline, views: int, captions: int, embeddings: bool, dtype: str
+) -> dict[str, dict[str, Any]]:
+    """What is stored of an example: name -> dtype and shape."""
+    *size, channels = pipeline.latent_shape
+    length = pipeline.tokenize([""]).shape[1:]
+    fields = {
+        "moments": (dtype, (views, *size, 2 * channels)),
+        "time_ids": ("float32", (views, TIME_IDS)),
+        "tokens": ("int32", (captions, *length)),
+        "caption_count": ("int32", ()),
+    }
+    if embeddings:
+        width = pipeline.unet.cross_attention_dim
+        fields["encoder_hidden_states"] = (dtype, (captions, length[-1], width))
+        if len(pipeline.text_encoders) == 2:
+            width = pipeline.text_encoders[1].projection_dim
+            fields["text_embeds"] = (dtype, (captions, width))
+    return {name: {"dtype": kind, "shape": list(shape)} for name, (kind, shape) in fields.items()}

@@ -1,0 +1,283 @@
+"""What a run needs of each device, from shapes alone: bytes of its state, bytes of a step, FLOPs.
+
+Weights, state and gradients follow from their shapes and the sharding rules, exactly. What a step
+needs besides is asked of XLA, or counted.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh
+
+from slam_jax.base.errors import InputError, options_of, prefixed
+from slam_jax.config import options as options
+from slam_jax.config.options import Config
+from slam_jax.data import digits
+from slam_jax.data.prepared import read_info
+from slam_jax.data.sources import kind_of
+from slam_jax.families.family import Frozen, Params, Pipeline, student_config
+from slam_jax.families.sd_pipeline import TEXT_ENCODERS, StableDiffusionPipeline
+from slam_jax.models import functional
+from slam_jax.models.clip import CLIPTextModel
+from slam_jax.models.unet import UNet2DConditionModel
+from slam_jax.models.vae import AutoencoderKL
+from slam_jax.parallel.sharding import AXES, batch_sharding, make_mesh, shardings_of, specs_of
+from slam_jax.recipes.distill import distillation_loss, student_step
+from slam_jax.recipes.encode import fields_of
+from slam_jax.training.step import TrainState, check_batch_size
+
+PREPARED = "latents that slam-jax prepare makes"  # for a config that leaves the data to the user
+# Nothing will run. XLA's usual order of operations on a CPU is for speed, and it drops the barriers
+# that keep the gradient from computing things again before it needs them; accelerators keep these.
+ON_CPU = {
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    "xla_disable_hlo_passes": "cse_barrier_expander",
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a run needs.
+
+    Attributes:
+      parts: name -> bytes of it all, and on each device.
+      temporary: bytes on each device that come and go in a step, beside gradients.
+      source: where that number comes from.
+    """
+
+    parts: dict[str, tuple[int, int]]
+    temporary: int
+    source: str
+
+    @property
+    def total(self) -> int:
+        """Bytes on each device."""
+        return self.temporary + sum(here for _, here in self.parts.values())
+
+
+def networks_of(config: Config, pipeline: Pipeline) -> tuple[Params, Frozen]:
+    """Shapes of the student's weights and of the frozen networks'."""
+
+    def shapes(module_class, module_config, dtype):
+        params = functional.abstract_params(module_class, module_config)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), params)
+
+    precision = config.precision
+    unet = student_config(pipeline.unet, config.method.conditioning)
+    frozen = {"unet": shapes(UNet2DConditionModel, pipeline.unet, jnp.dtype(precision.teacher))}
+    if isinstance(pipeline, StableDiffusionPipeline):
+        frozen["vae"] = shapes(AutoencoderKL, pipeline.vae, jnp.dtype(precision.vae))
+        dtype = jnp.dtype(precision.text_encoder)
+        for name, encoder in zip(TEXT_ENCODERS, pipeline.text_encoders, strict=False):
+            frozen[name] = shapes(CLIPTextModel, encoder, dtype)
+    return shapes(UNet2DConditionModel, unet, jnp.dtype("float32")), frozen
+
+
+def batch_of(config: Config, pipeline: Pipeline, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of `size` examples of the config's data.
+
+    Raises:
+      InputError: there is no such source.
+    """
+    source = config.data.source
+    if source == "digits":
+        arrays, _ = digits.Source().read(np.arange(1), np.arange(1))
+    elif source == PREPARED or _kind_of(source) == "prepared":
+        if source == PREPARED:
+            fields = fields_of(pipeline, 1, 1, False, "float16")
+        else:
+            fields = read_info(Path(source).expanduser())["fields"]
+        return {
+            name: jax.ShapeDtypeStruct((size, *field["shape"][1:]), jnp.dtype(field["dtype"]))
+            for name, field in fields.items()
+            if name != "caption_count"
+        }
+    else:
+        images = np.zeros((1, *pipeline.image_size, 3), np.uint8)
+        arrays = {"images": images, **pipeline.prompts([""])}
+    return {
+        name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype)
+        for name, array in arrays.items()
+    }
+
+
+def _kind_of(source: str) -> str:
+    with prefixed("config.data.source = "):
+        return kind_of(source)
+
+
+def bytes_of(tree: Any, mesh: Mesh | AbstractMesh) -> tuple[int, int]:
+    """Bytes of arrays: all of them, and what one device holds of them."""
+    leaves, places = jax.tree.leaves(tree), jax.tree.leaves(shardings_of(tree, mesh))
+    here = sum(
+        math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf, place in zip(leaves, places, strict=True)
+    )
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves), here
+
+
+def parts_of(config: Config, pipeline: Pipeline) -> dict[str, tuple[int, int]]:
+    """What stays on the devices, and the gradients: name -> bytes of it all, and on each."""
+    params, frozen = networks_of(config, pipeline)
+    mesh = _mesh_of(config)
+    one_device = make_mesh(1, 1, jax.local_devices()[:1])
+    _, init = student_step(replace(config, mesh=options.Mesh(1, 1)), pipeline, one_device)
+    state: TrainState = jax.eval_shape(init, params)
+    batch = batch_of(config, pipeline, config.training.batch_size)
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in batch.values())
+    names = {"unet": f"teacher ({config.precision.teacher})"}
+    return {
+        **{names.get(name, name): bytes_of(tree, mesh) for name, tree in frozen.items()},
+        "student": bytes_of(state.params, mesh),
+        "EMA": bytes_of(state.ema, mesh),
+        "optimiser": bytes_of(state.opt_state, mesh),
+        "gradients": bytes_of(params, mesh),
+        "batch": (total, total // mesh.size),
+    }
+
+
+def lower(config: Config, pipeline: Pipeline, mesh: Mesh) -> jax.stages.Lowered:
+    """The training step, of shapes alone."""
+    step, init = student_step(config, pipeline, mesh)
+    params, frozen = networks_of(config, pipeline)
+
+    def placed(tree, shardings):
+        return jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            tree,
+            shardings,
+        )
+
+    state = jax.eval_shape(init, params)
+    state, frozen = (placed(tree, shardings_of(tree, mesh)) for tree in (state, frozen))
+    batch = batch_of(config, pipeline, config.training.batch_size)
+    batch = placed(batch, dict.fromkeys(batch, batch_sharding(mesh)))
+    return step.lower(state, frozen, batch)
+
+
+def flops_per_sample(config: Config, pipeline: Pipeline) -> float:
+    """Additions and multiplications of a step with one sample, as XLA counts them; it does not
+    see what a fused or chunked attention does."""
+    plain = replace(pipeline.execution, attention="xla")
+    pipeline = replace(pipeline, execution=plain)
+    training = replace(config.training, batch_size=1, accumulation=1)
+    config = replace(config, training=training, mesh=options.Mesh(1, 1))
+    return lower(config, pipeline, make_mesh(1, 1, jax.local_devices()[:1])).cost_analysis()[
+        "flops"
+    ]
+
+
+def rows_of(config: Config) -> int:
+    """Examples that a device computes at a time."""
+    training = config.training
+    return training.batch_size // (config.mesh.data * config.mesh.fsdp * training.accumulation)
+
+
+def compiled_bytes(config: Config, pipeline: Pipeline) -> tuple[int, str]:
+    """Bytes that XLA sets aside on a device for a step, gradients included; and whose XLA it is.
+
+    Raises:
+      InputError: there are not enough devices, and none can be made up.
+    """
+    data, fsdp = min(config.mesh.data, 2), config.mesh.fsdp
+    devices = jax.devices()
+    if len(devices) < data * fsdp:
+        try:
+            devices = jax.devices("cpu")
+        except RuntimeError:
+            devices = []
+    if len(devices) < data * fsdp:
+        raise InputError(
+            f"--mesh: {data * fsdp} devices are needed to compile for it; set JAX_PLATFORMS=cpu, "
+            "where they are made up, or give --no-compile"
+        )
+    platform = devices[0].platform
+    accumulation = config.training.accumulation
+    training = replace(config.training, batch_size=rows_of(config) * accumulation * data * fsdp)
+    config = replace(config, training=training, mesh=options.Mesh(data, fsdp))
+    lowered = lower(config, pipeline, make_mesh(data, fsdp, devices[: data * fsdp]))
+    compiled = lowered.compile(compiler_options=ON_CPU if platform == "cpu" else None)
+    source = (
+        "of XLA on cpu, an estimate for others" if platform == "cpu" else f"of XLA on {platform}"
+    )
+    return compiled.memory_analysis().temp_size_in_bytes, source
+
+
+def counted_bytes(config: Config, pipeline: Pipeline) -> int:
+    """Bytes on a device of what the gradient keeps of the forward pass, and of weights that are
+    gathered or cast for a step."""
+    params, frozen = networks_of(config, pipeline)
+    precision, rows = config.precision, rows_of(config)
+    loss = distillation_loss(pipeline, config.method, config.training.remat)
+
+    def cast(dtype):
+        return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.dtype(dtype)), params)
+
+    def pullback(params, ema, frozen, batch, key):
+        def total(params):
+            return loss(params, ema, frozen, batch, jnp.arange(rows), key)[0].sum()
+
+        return jax.vjp(total, params)[1]
+
+    student, target = cast(precision.student), cast(precision.target)
+    batch = batch_of(config, pipeline, rows)
+    arguments = (student, target, frozen, batch, jax.eval_shape(lambda: jax.random.key(0)))
+    jaxpr = jax.make_jaxpr(pullback)(*arguments).jaxpr
+    kept = {v for v in jaxpr.outvars if isinstance(v, jax.extend.core.Var)} - {*jaxpr.invars}
+
+    def copies(tree, stored):
+        pairs = zip(*map(jax.tree.leaves, (tree, stored, specs_of(tree, mesh))), strict=True)
+        return sum(
+            leaf.size * leaf.dtype.itemsize
+            for leaf, original, spec in pairs
+            if "fsdp" in spec or leaf.dtype != original.dtype
+        )
+
+    mesh = _mesh_of(config)
+    weights = copies(student, params) + copies(target, params) + copies(frozen, frozen)
+    return weights + sum(v.aval.size * v.aval.dtype.itemsize for v in kept)
+
+
+def _mesh_of(config: Config) -> AbstractMesh:
+    return AbstractMesh((config.mesh.data, config.mesh.fsdp), AXES)
+
+
+def check_batch(config: Config) -> None:
+    """Makes sure that the batch can be split over the config's mesh.
+
+    Raises:
+      InputError: it cannot.
+    """
+    with options_of("config.training"):
+        check_batch_size(config.training, _mesh_of(config))
+
+
+def held_bytes(config: Config, pipeline: Pipeline) -> int:
+    """Bytes on each device of what stays there, and of gradients."""
+    return sum(here for _, here in parts_of(config, pipeline).values())
+
+
+def need_of(config: Config, pipeline: Pipeline, compiling: bool) -> Need:
+    """What a run needs.
+
+    Args:
+      config: with a mesh in numbers, over which its batch can be split.
+      pipeline: the teacher's surroundings.
+      compiling: whether to ask XLA what a step needs, or to count.
+
+    Raises:
+      InputError: as `compiled_bytes`.
+    """
+    parts = parts_of(config, pipeline)
+    if not compiling:
+        return Need(parts, counted_bytes(config, pipeline), "at least, counted")
+    temporary, source = compiled_bytes(config, pipeline)
+    return Need(parts, max(temporary - parts["gradients"][1], 0), source)

@@ -1,0 +1,209 @@
+"""What can be said about a student's UNet alone: keys, shapes, dtypes, numbers, predictions."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from slam_jax.base.errors import InputError
+from slam_jax.families.family import GAMMA_EMBEDDING_DIM, Params
+from slam_jax.families.load import TIME_IDS
+from slam_jax.formats import convert, weight_files
+from slam_jax.formats.diffusers_folder import STEMS, Folder, read_config
+from slam_jax.method.schedule import gamma_embedding
+from slam_jax.models import functional
+from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
+from slam_jax.serving import torch_check
+
+OK, FAIL, SKIPPED = "ok", "FAIL", "skipped"
+TOLERANCE = 1e-4  # of the UNet's output, relative, against torch
+LATENTS = 32  # largest edge of the random input for that
+CONTEXT = 77  # tokens of it
+LONGEST_REASON = 500  # characters
+
+
+class Result(NamedTuple):
+    """One line of the report."""
+
+    status: str
+    name: str
+    facts: str
+
+
+def reason(error: Exception) -> str:
+    """What an exception says, in one line."""
+    kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+    return kind + " ".join(str(error).split())[:LONGEST_REASON]
+
+
+class Inspected(Mapping[str, np.ndarray]):
+    """A state dict that notes, as each array is read, its dtype and whether it is finite.
+
+    Attributes:
+      dtypes: how many arrays have which.
+      not_finite: keys of arrays with NaN or infinity.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]):
+        self._arrays = arrays
+        self.dtypes: Counter[str] = Counter()
+        self.not_finite: list[str] = []
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        array = self._arrays[key]
+        self.dtypes[str(array.dtype)] += 1
+        if not np.isfinite(array.astype(np.float32, copy=False)).all():
+            self.not_finite.append(key)
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._arrays
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+
+def inspect_unet(
+    where: Path, variant: str, record: Mapping[str, Any]
+) -> tuple[list[Result], UNetConfig | None, Params | None]:
+    """Configuration and weights of the UNet; each array is read once.
+
+    Args:
+      where: folder with its config.json and weights.
+      variant: of the weights.
+      record: how the student was made, where that is known.
+
+    Returns:
+      Results, the configuration, and the parameters in float32; None for what cannot be read.
+    """
+    try:
+        config = UNetConfig.from_dict(read_config(Folder(where.parent, str(where)), where.name))
+        abstract = functional.abstract_params(UNet2DConditionModel, config)
+    # Whatever numbers that make no sense lead to is a finding.
+    except Exception as error:
+        file = "" if isinstance(error, InputError) else f"{where / 'config.json'}: "
+        return [Result(FAIL, "unet config", file + reason(error))], None, None
+    method = record.get("method")
+    conditioning = method.get("conditioning") if isinstance(method, Mapping) else None
+    results = [check_gamma_input(config, conditioning)]
+    try:
+        path = weight_files.find(where, STEMS["unet"], variant)
+        arrays = Inspected(weight_files.open_weights(path))
+    except InputError as error:
+        return [*results, Result(FAIL, "unet weights", str(error))], config, None
+    try:
+        params, missing, extra = convert.from_torch(arrays, abstract)
+    except InputError as error:
+        return [*results, Result(FAIL, "unet weights", str(error))], config, None
+    except ValueError as error:  # a wrong shape, and no word of the keys
+        _, expected, _ = convert.from_torch({}, abstract)
+        missing, extra = sorted(set(expected) - set(arrays)), sorted(set(arrays) - set(expected))
+        results += [
+            _check_keys(len(arrays), missing, extra),
+            Result(FAIL, "unet shapes", f"{error}"),
+        ]
+        return results, config, None
+    for key in extra:
+        arrays[key]  # so that it is inspected too
+    count = functional.count_params(params)
+    results += [
+        _check_keys(len(arrays), missing, extra),
+        Result(OK, "unet shapes", f"{count / 1e6:,.1f} million numbers, as config.json says"),
+        Result(OK, "unet dtypes", ", ".join(f"{n} of {d}" for d, n in arrays.dtypes.items())),
+        _check_finite(arrays),
+    ]
+    if config.time_cond_proj_dim is not None and not missing:
+        results.append(_check_projection(params))
+    return results, config, params if not missing else None
+
+
+def check_gamma_input(config: UNetConfig, conditioning: str | None) -> Result:
+    """Whether the UNet is told gamma (LCM: the guidance) beside the time."""
+    dim, name = config.time_cond_proj_dim, "gamma input"
+    if dim == GAMMA_EMBEDDING_DIM:
+        return Result(OK, name, f"time_cond_proj_dim = {dim}")
+    if dim is None and conditioning == "snr":
+        return Result(OK, name, "none, as this student was distilled with conditioning = 'snr'")
+    return Result(
+        FAIL,
+        name,
+        f"time_cond_proj_dim = {dim}, expected {GAMMA_EMBEDDING_DIM} in a student's config.json",
+    )
+
+
+def _check_keys(count: int, missing: list[str], extra: list[str]) -> Result:
+    wrong = [
+        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for kind, keys in (("missing", missing), ("not expected", extra))
+        if keys
+    ]
+    if wrong:
+        return Result(FAIL, "unet keys", f"{', '.join(wrong)}; config.json asks for others")
+    return Result(OK, "unet keys", f"{count}, as config.json says")
+
+
+def _check_finite(arrays: Inspected) -> Result:
+    if arrays.not_finite:
+        facts = f"{len(arrays.not_finite)} arrays have NaN or infinity, first"
+        return Result(FAIL, "unet finite", f"{facts} {arrays.not_finite[0]}")
+    return Result(OK, "unet finite", f"all {len(arrays)} arrays")
+
+
+def _check_projection(params: Params) -> Result:
+    norm = float(np.linalg.norm(params["time_embedding"]["cond_proj"]["kernel"]))
+    facts = f"norm of time_embedding.cond_proj.weight = {norm:.4g}"
+    if norm == 0:
+        return Result(FAIL, "gamma weights", f"{facts}: they were never trained")
+    return Result(OK, "gamma weights", facts)
+
+
+def compare_with_torch(where: Path, variant: str, config: UNetConfig, params: Params) -> Result:
+    """One prediction for random inputs, here and by diffusers."""
+    name = "prediction"
+    if missing := torch_check.missing_libraries():
+        return Result(SKIPPED, name, f"no {' and no '.join(missing)}")
+    inputs = _random_inputs(config)
+    try:
+        unet, wrong = torch_check.load_unet(where, variant)
+        expected = torch_check.unet_output(unet, inputs)
+    # Whatever a broken file makes of it there, it is a finding.
+    except Exception as error:
+        return Result(FAIL, name, f"diffusers: {reason(error)}")
+    if wrong:
+        return Result(FAIL, name, f"diffusers: keys missing or not expected, first {wrong[0]}")
+    # Accelerators multiply float32 in lower precision unless told otherwise.
+    with jax.default_matmul_precision("highest"):
+        apply = jax.jit(functional.apply_fn(UNet2DConditionModel, config))
+        output = np.asarray(apply(params, **inputs))
+    error = float(np.abs(output - expected).max() / np.abs(expected).max())
+    status = OK if error <= TOLERANCE else FAIL  # and NaN fails
+    return Result(status, name, f"of random inputs: relative difference from torch's {error:.1e}")
+
+
+def _random_inputs(config: UNetConfig) -> dict[str, Any]:
+    """Arguments for the UNet: two latents, times in the middle and at the end."""
+    rng, edge = np.random.default_rng(0), min(config.sample_size or LATENTS, LATENTS)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    added, dim = None, config.addition_time_embed_dim
+    if dim is not None:
+        pooled = config.projection_class_embeddings_input_dim - TIME_IDS * dim
+        ids = np.tile(np.float32([8 * edge, 8 * edge, 0, 0, 8 * edge, 8 * edge]), (2, 1))
+        added = {"text_embeds": normal(2, pooled), "time_ids": ids}
+    gamma, features = np.float32([0.35, 1]), config.time_cond_proj_dim
+    return {
+        "sample": normal(2, edge, edge, config.in_channels),
+        "timesteps": np.float32([499, 999]),
+        "encoder_hidden_states": normal(2, CONTEXT, config.cross_attention_dim),
+        "timestep_cond": features and np.asarray(gamma_embedding(jnp.asarray(gamma), features)),
+        "added_cond": added,
+    }

@@ -1,0 +1,201 @@
+"""The same computed by torch and diffusers, to compare with. Nothing else here needs these two:
+they are imported when a comparison is asked for.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from slam_jax.base.errors import InputError
+from slam_jax.drawing.samplers import student_sampler
+from slam_jax.families.load import Model
+from slam_jax.method.sampler import gaussian
+from slam_jax.parallel import runtime
+from slam_jax.parallel.keys import keys_of
+
+STEPS = (1, 2, 4, 8)
+PROMPTS = ("a lighthouse by the sea at sunset", "portrait of a cat wearing a hat, oil painting")
+TOLERANCE = 2.0  # largest difference of a pixel, in 1/255
+
+
+def missing_libraries() -> list[str]:
+    """Which of the two are not installed."""
+    return [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]
+
+
+def require(option: str) -> None:
+    """Raises InputError where torch or diffusers is not installed."""
+    if missing := missing_libraries():
+        names = " and ".join(missing)
+        raise InputError(f"{option}: needs {names}; pip install {' '.join(missing)}")
+
+
+@contextmanager
+def _quiet():
+    """diffusers and transformers say nothing below an error, and show no progress bars."""
+    import diffusers
+    import transformers
+
+    levels = []
+    for library in (diffusers, transformers):
+        levels.append((library.utils.logging, library.utils.logging.get_verbosity()))
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logging, level in levels:
+            logging.set_verbosity(level)
+            logging.enable_progress_bar()
+
+
+def stock_sampler(folder: Path) -> Callable[..., Float[np.ndarray, "B H W 3"]]:
+    """(prompts, x [B, H, W, C], zs [n - 1, B, H, W, C]) -> pictures in [-1, 1], drawn in n steps
+    by the stock pipeline of a diffusers folder: from noise x, with zs between the steps.
+
+    Raises:
+      InputError: diffusers cannot load the folder.
+    """
+    import torch
+    from diffusers import DiffusionPipeline
+    from diffusers.schedulers import scheduling_lcm
+
+    with _quiet():
+        try:
+            # Cast afterwards: the option's name differs between versions of diffusers.
+            pipeline = DiffusionPipeline.from_pretrained(folder).to(torch.float32)
+        # It raises whatever its parts do.
+        except Exception as error:
+            why = " ".join(str(error).split())
+            raise InputError(f"{folder}: diffusers cannot load it: {why}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.watermark = None  # SDXL's, which it draws where a library for it is installed
+
+    def as_torch(x):
+        return torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.asarray(x), -1, 1)))
+
+    def draw(prompts: Sequence[str], x: np.ndarray, zs: np.ndarray) -> np.ndarray:
+        noise = iter(zs)
+        height, width = (side * pipeline.vae_scale_factor for side in x.shape[1:3])
+        original = scheduling_lcm.randn_tensor
+        scheduling_lcm.randn_tensor = lambda *_, **__: as_torch(next(noise))
+        try:
+            with _quiet():
+                images = pipeline(
+                    list(prompts),
+                    height=height,
+                    width=width,
+                    num_inference_steps=len(zs) + 1,
+                    guidance_scale=1,
+                    latents=as_torch(x),
+                    output_type="np",
+                ).images
+        finally:
+            scheduling_lcm.randn_tensor = original
+        return 2 * images - 1
+
+    return draw
+
+
+def compare(
+    model: Model, folder: Path, prompts: Sequence[str], steps: Sequence[int], seed: int = 0
+) -> dict[int, tuple[Float[np.ndarray, "B H W 3"], Float[np.ndarray, "B H W 3"]]]:
+    """Steps -> pictures in [-1, 1] of the same prompts and noise, ours and the stock pipeline's.
+
+    Args:
+      model: the student, float32.
+      folder: what was exported of it.
+      prompts: B of them.
+      steps: step counts.
+      seed: of the noise.
+
+    Raises:
+      InputError: diffusers cannot load the folder.
+    """
+    pipeline = model.pipeline
+    draw = student_sampler(pipeline, pipeline.unet, model.num_ddim_timesteps)
+    draw_stock, keys = stock_sampler(folder), keys_of(seed)
+    batch, examples = pipeline.prompts(prompts), jnp.arange(len(prompts))
+    x = np.asarray(gaussian(keys.noise, examples, pipeline.latent_shape))
+    images = {}
+    for count in steps:
+        # The noise that `sample_consistency` draws; its last step has none.
+        step_keys = jax.random.split(keys.steps, count)[:-1]
+        zs = [np.asarray(gaussian(key, examples, pipeline.latent_shape)) for key in step_keys]
+        ours = draw(model.frozen, model.params, batch, seed, 0, steps=count)
+        images[count] = np.asarray(ours), draw_stock(prompts, x, zs)
+    return images
+
+
+def verify(model: Model, folder: Path) -> None:
+    """Prints how far our pictures are from the stock pipeline's, for 1, 2, 4 and 8 steps.
+
+    Args:
+      model: the student as it was before it was exported, float32.
+      folder: what was exported of it.
+
+    Raises:
+      InputError: diffusers cannot load the folder, or a pixel is off by more than 2 of 255.
+      BackendError: the backend of JAX computes wrongly.
+    """
+    runtime.probe()
+    print("drawing with the stock pipeline of diffusers too ...", file=sys.stderr, flush=True)
+    # Accelerators multiply float32 in lower precision unless told otherwise.
+    with jax.default_matmul_precision("highest"):
+        images = compare(model, folder, PROMPTS, STEPS)
+    print("steps  largest difference of a pixel from the stock pipeline's, of 255")
+    differences = {}
+    for count, (ours, stock) in images.items():
+        differences[count] = float(np.abs(ours - stock).max()) * 127.5
+        print(f"{count:5}  {differences[count]:.3f}")
+    # Also true for NaN.
+    if wrong := [count for count, value in differences.items() if not value <= TOLERANCE]:
+        raise InputError(
+            f"pictures of {', '.join(map(str, wrong))} steps differ from the stock pipeline's by "
+            f"more than {TOLERANCE:g} of 255; the export was not kept"
+        )
+
+
+def load_unet(folder: Path, variant: str) -> tuple[Any, list[str]]:
+    """diffusers' UNet from a folder with its config.json and weights, in float32; and the keys
+    that its file lacks or has too many."""
+    from diffusers import UNet2DConditionModel
+
+    with _quiet():
+        unet, found = UNet2DConditionModel.from_pretrained(
+            folder, variant=variant or None, use_safetensors=True, output_loading_info=True
+        )
+    return unet.float().eval(), [*found["missing_keys"], *found["unexpected_keys"]]
+
+
+def unet_output(unet: Any, inputs: dict[str, Any]) -> Float[np.ndarray, "B H W C"]:
+    """What diffusers' UNet computes.
+
+    Args:
+      unet: from `load_unet`.
+      inputs: as for our UNet, numpy: sample [B, H, W, C], timesteps [B], encoder_hidden_states,
+        timestep_cond or None, added_cond or None.
+    """
+    import torch
+
+    def as_torch(value: Any) -> Any:
+        return None if value is None else torch.from_numpy(np.array(value))
+
+    added = inputs["added_cond"]
+    with torch.inference_mode():
+        output = unet(
+            as_torch(np.moveaxis(inputs["sample"], -1, 1)),
+            as_torch(inputs["timesteps"]),
+            as_torch(inputs["encoder_hidden_states"]),
+            timestep_cond=as_torch(inputs["timestep_cond"]),
+            added_cond_kwargs=added and {name: as_torch(value) for name, value in added.items()},
+        ).sample
+    return np.moveaxis(output.numpy(), 1, -1)

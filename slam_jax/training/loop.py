@@ -1,0 +1,269 @@
+"""The loop around the step: batches, metrics, checkpoints, pictures, and all that may end a run."""
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from slam_jax.base.errors import InputError
+from slam_jax.config.options import Training
+from slam_jax.data.batches import Batches
+from slam_jax.formats.safetensors import save_arrays
+from slam_jax.parallel.processes import Votes, is_main, wait
+from slam_jax.parallel.sharding import rows_here, shard, shard_batch, shardings_of
+from slam_jax.training.checkpoint import Checkpoints
+from slam_jax.training.metric_log import MetricLog
+from slam_jax.training.step import Init, Params, Step, TrainState
+
+# (state, step) -> what was measured.
+DrawSamples = Callable[[TrainState, int], dict[str, float]]
+
+REPLAY = "replay"  # folder of the batches whose loss or gradient was not finite
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; everything up to the step named is saved."""
+
+
+class StopRequest:
+    """The first Ctrl-C or SIGTERM becomes a flag that the loop reads; the second stops at once."""
+
+    def __enter__(self) -> "StopRequest":
+        self.asked = False
+        self._previous = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _ask(self, number, frame) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr, flush=True)
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+class Events:
+    """What happens beside the steps: metrics, pictures, checkpoints, and what ends the run.
+
+    All processes decide the same at the same step: by the step's number, by numbers that all have,
+    or by vote.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        stop: StopRequest,
+        data: Batches,
+        training: Training,
+        folder: Path,
+        name: str,
+        state: TrainState,
+        draw_samples: DrawSamples | None,
+    ):
+        self._checkpoints, self._stop, self._data = checkpoints, stop, data
+        self._training, self._folder, self._name = training, folder, name
+        self._draw_samples = draw_samples
+        self._first, self._skipped = int(state.step), int(state.skipped)
+        self._votes, self._saved = Votes(2), time.monotonic()
+        self._previous: tuple[int, dict[str, jax.Array], dict[str, jax.Array]] | None = None
+        self._log = MetricLog(folder, self._first, training.batch_size)
+        self._bar = tqdm(
+            desc=name,
+            total=training.steps,
+            initial=self._first,
+            unit="step",
+            mininterval=1,
+            disable=not is_main(),
+        )
+        if self._first < training.steps:
+            self._bar.set_postfix_str("compiling the first step")
+
+    def after(self, step: int, state: TrainState, metrics: dict, batch: dict) -> None:
+        """Looks after everything, when the step is on its way to the devices."""
+        training, last = self._training, step == self._training.steps
+        # No more than two steps are in flight, so that a stop does not wait for more.
+        self._look_at_previous()
+        self._previous = step, metrics, batch
+        self._log.add(metrics)
+        if step == self._first + 1:  # compiling says nothing about the time to come
+            self._log.start_clock()
+            self._saved = time.monotonic()
+            self._bar.unpause()
+            self._bar.set_postfix_str("")
+        self._bar.update()
+        stopping, saving = self._votes(self._stop.asked, self._is_save_due())
+        too_many = self._skipped >= training.max_skipped
+        saving |= step % training.checkpoint_every == 0 or last or stopping or too_many
+        if saving:  # which waits for this step; and a run that goes on would not look at it
+            self._look_at_previous()
+        values = self._measure(step, state, last, stopping)
+        if saving:
+            self.save(step, state, values)
+        if self._skipped >= training.max_skipped:
+            raise InputError(
+                f"{self._skipped} steps of the {self._name} were not finite, the last of them at "
+                f"or before step {step}, and changed nothing; their batches are in {self._folder}/"
+                f"{REPLAY}; lower training.optimizer.learning_rate, or raise training.max_skipped "
+                "to go on"
+            )
+        if stopping:
+            raise Interrupted(self._stopped_at(step))
+
+    def end(self, step: int) -> None:
+        """Hears, after the last step, who asked for a stop since the vote before."""
+        stopping, _ = self._votes(self._stop.asked, False)
+        if stopping:
+            raise Interrupted(self._stopped_at(step))
+
+    def data_ended(self, step: int, state: TrainState) -> None:
+        """Saves, where that is possible, when no batch came after `step`; the data ended it, or a
+        stop that their processes heard of first."""
+        if jax.process_count() > 1:
+            return  # the others do not know of it, and a checkpoint takes all
+        if self._stop.asked or step > self._first:
+            self._look_at_previous()
+            self.save(step, state)
+        if self._stop.asked:
+            raise Interrupted(self._stopped_at(step))
+
+    def save(self, step: int, state: TrainState, metrics: dict[str, float] | None = None) -> None:
+        """Saves the state, where the data are, and what was measured in this very step."""
+        self._checkpoints.save(step, state, self._data.position(step), metrics)
+        self._saved = time.monotonic()
+
+    def close(self) -> None:
+        """Ends bar and log."""
+        self._bar.close()
+        self._log.close()
+
+    def _stopped_at(self, step: int) -> str:
+        return f"stopped at step {step} of {self._training.steps} ({self._name}), and saved"
+
+    def _is_save_due(self) -> bool:
+        """Whether the newest checkpoint is older than it may get; true once for each."""
+        due = time.monotonic() - self._saved >= 60 * self._training.checkpoint_minutes > 0
+        if due:
+            self._saved = time.monotonic()
+        return due
+
+    def _look_at_previous(self) -> None:
+        """Waits for the step before; says so where it was skipped, and keeps its batch."""
+        if self._previous is None:
+            return
+        step, metrics, batch = self._previous
+        self._previous, skipped = None, int(metrics["skipped"])
+        if skipped > self._skipped:
+            self._skipped = skipped
+            part = f"{jax.process_index()}_of_{jax.process_count()}"
+            path = self._folder / REPLAY / f"step_{step:06d}.process_{part}.safetensors"
+            path.parent.mkdir(exist_ok=True)
+            save_arrays(path, rows_here(batch))
+            tqdm.write(
+                f"note: step {step} of the {self._name} changed nothing: loss "
+                f"{metrics['loss']:.4g}, gradient norm {metrics['grad_norm']:.4g}; its batch is "
+                f"in {path}",
+                file=sys.stderr,
+            )
+
+    def _measure(
+        self, step: int, state: TrainState, last: bool, stopping: bool
+    ) -> dict[str, float]:
+        """What is known of this very step: drawn, logged, shown."""
+        training, drawn = self._training, {}
+        every = training.sample_every
+        if self._draw_samples and every and step % every == 0 and not stopping:
+            with self._log.clock_stopped():
+                drawn = self._draw_samples(state, step)
+                wait("the pictures are drawn")
+        if not (drawn or step % training.log_every == 0 or last):
+            return {}
+        values = self._log.write(step, self._data.rejects, drawn)
+        rate, loss = values.get("samples_per_second", nan), values.get("loss", nan)
+        self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} samples/s", False)
+        return values
+
+
+def fit(
+    step_fn: Step,
+    init: Init,
+    params: Params,
+    frozen: Any,
+    data: Batches,
+    mesh: Mesh,
+    training: Training,
+    folder: Path,
+    name: str,
+    record: dict[str, Any],
+    draw_samples: DrawSamples | None = None,
+) -> TrainState:
+    """Trains until `training.steps`, from the newest checkpoint in `folder` where there is one.
+
+    Args:
+      step_fn: from `make_train_step`.
+      init: weights on the mesh -> the state before the first step.
+      params: these weights in the host's memory.
+      frozen: weights on the mesh that the loss reads.
+      data: endless batches.
+      mesh: devices.
+      training: how long and how often.
+      folder: for checkpoints/, replay/, metrics.jsonl and tensorboard/.
+      name: of the progress bar.
+      record: what a checkpoint says of the run, see `Checkpoints`.
+      draw_samples: called with (state, step) every `training.sample_every` steps; what it returns
+        joins the metrics.
+
+    Raises:
+      InputError: the newest checkpoint is of another model, another teacher or other data, it
+        cannot be saved, too many steps were not finite, or too many examples are damaged.
+      Interrupted: Ctrl-C or SIGTERM came, to any process; the state is saved.
+    """
+    like = jax.eval_shape(init, params)
+    with (
+        Checkpoints(
+            folder / "checkpoints",
+            training.keep_checkpoints,
+            record,
+            training.keep_best,
+            training.best_metric,
+        ) as checkpoints,
+        StopRequest() as stop,
+    ):
+        if found := checkpoints.restore(like, shardings_of(like, mesh)):
+            state, position = found
+            data.restore(position)
+        else:
+            state = init(shard(params, mesh))
+        first = int(state.step)
+        with (
+            closing(
+                Events(checkpoints, stop, data, training, folder, name, state, draw_samples)
+            ) as events,
+            closing(data.iterate(first, partial(shard_batch, mesh=mesh))) as batches,
+        ):
+            for step in range(first + 1, training.steps + 1):
+                try:
+                    batch = next(batches)
+                except Exception:
+                    events.data_ended(step - 1, state)
+                    raise
+                if step == first + 1:
+                    step_fn = step_fn.lower(state, frozen, batch).compile()
+                    # Who compiled first would wait for the others' answers, and not for long.
+                    wait("the step is compiled")
+                state, metrics = step_fn(state, frozen, batch)
+                events.after(step, state, metrics, batch)
+            events.end(training.steps)
+    for line in data.rejects.lines():
+        print(f"note: passed over {line}", file=sys.stderr)
+    return state

@@ -1,0 +1,107 @@
+"""The metrics of a run: means since the last row, in metrics.jsonl and in TensorBoard."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from slam_jax.base.files import write_whole
+from slam_jax.data.rejects import Rejects
+from slam_jax.parallel.processes import is_main
+
+
+class MetricLog:
+    """Means of the metrics since the last row: every process knows them, the first one writes them.
+
+    Rows after `step`, which a run wrote that was killed after its last checkpoint, are dropped.
+    """
+
+    def __init__(self, folder: Path, step: int, batch_size: int):
+        self._file = self._board = None
+        if is_main():
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / "metrics.jsonl"
+            rows = path.read_text().splitlines() if path.exists() else []
+            kept = "".join(row + "\n" for row in rows if _step_of(row) <= step)
+            write_whole(path, kept.encode())
+            self._file = path.open("a")
+            self._board = _board(folder / "tensorboard", step)
+        self._batch_size, self._rows, self._known = batch_size, [], set()
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Steps added so far do not count as training time; the first one was compiled."""
+        self._started, self._untimed = time.perf_counter(), len(self._rows)
+
+    def add(self, metrics: dict[str, jax.Array]) -> None:
+        """Keeps a step's metrics on the device; nothing waits for them."""
+        self._rows.append(metrics)
+
+    def write(self, step: int, rejects: Rejects, measured: dict[str, float]) -> dict[str, float]:
+        """Writes a row and returns it: the means of what is finite (a bin that stayed empty, a step
+        that was skipped), and what was measured once. Says which kinds of examples were passed over
+        for the first time."""
+        rows = jax.device_get(self._rows)
+        seconds = time.perf_counter() - self._started
+        values = dict(measured)
+        if timed := len(rows) - self._untimed:
+            values["samples_per_second"] = timed * self._batch_size / seconds
+        for name in rows[0]:
+            column = np.array([row[name] for row in rows], np.float64)
+            if np.any(finite := np.isfinite(column)):
+                values[name] = float(column[finite].mean())
+        values["skipped"] = int(rows[-1]["skipped"])  # in the whole run
+        if rejects.total:
+            values["rejected_examples"] = rejects.total
+        for reason, name in rejects.first.items():
+            if reason not in self._known:
+                tqdm.write(f"note: passed over {name}: {reason}", file=sys.stderr)
+        self._known = set(rejects.first)
+        if self._file:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        self._rows = []
+        self.start_clock()
+        return values
+
+    @contextmanager
+    def clock_stopped(self) -> Iterator[None]:
+        """What happens inside does not count as training time."""
+        stopped = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - stopped
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+            self._board.close()
+
+
+def _board(folder: Path, step: int) -> Any:
+    """A SummaryWriter that drops what comes after `step`."""
+    # tensorboardX imports torch where it can: seconds, for what is not used here.
+    without_torch = "torch" not in sys.modules
+    if without_torch:
+        sys.modules["torch"] = None
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if without_torch:
+            del sys.modules["torch"]
+    return SummaryWriter(str(folder), purge_step=step + 1)
+
+
+def _step_of(row: str) -> float:
+    try:
+        return json.loads(row)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return np.inf  # the last line of a run that was killed while writing it

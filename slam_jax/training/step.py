@@ -1,0 +1,212 @@
+"""Training: the state, the optimiser and the one jitted step. What is trained is decided by the
+loss handed in.
+
+A step is compiled once for all devices (jit). In it each device computes loss and gradient for its
+rows of the batch (shard_map), gathering the arrays that are split. Gradients are summed over "data"
+once, and over "fsdp" for each part of an accumulation; then each device updates its part of the
+state.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from slam_jax.config.options import Optimizer, Training
+from slam_jax.parallel.sharding import (
+    AXES,
+    gather,
+    replicated,
+    rows_of_device,
+    shardings_of,
+    specs_of,
+    sum_gradients,
+)
+
+Params = dict[str, Any]
+Batch = dict[str, Array]
+# Metrics as (total, count), of which the mean is wanted: those of parts of a batch can be added.
+Sums = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
+# (params, ema, frozen weights, batch, global example indices [B], key) -> (losses [B], metrics)
+Loss = Callable[[Params, Params, Any, Batch, Array, Array], tuple[Array, Sums]]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Everything that a step changes.
+
+    Attributes:
+      step: number of steps taken.
+      skipped: how many of them changed nothing else, as loss or gradient was not finite.
+      params: trained weights, float32.
+      ema: their exponential moving average, float32; also the target of the distillation.
+      opt_state: the optimiser's.
+    """
+
+    step: Int[Array, ""]
+    skipped: Int[Array, ""]
+    params: Params
+    ema: Params
+    opt_state: Any
+
+
+Step = Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Array]]]
+Init = Callable[[Params], TrainState]
+
+
+def check_batch_size(training: Training, mesh: Mesh) -> None:
+    """Makes sure that a batch can be split over the devices, and each one's rows into parts.
+
+    Raises:
+      ValueError: it cannot.
+    """
+    if training.batch_size % (mesh.size * training.accumulation):
+        raise ValueError(
+            f"batch_size = {training.batch_size} must be divisible by the {mesh.size} devices "
+            f"times accumulation = {training.accumulation}"
+        )
+
+
+def make_optimizer(options: Optimizer, steps: int) -> optax.GradientTransformation:
+    """AdamW after clipping by global norm, with the learning-rate schedule over `steps`."""
+    peak, last = options.learning_rate, 0.02 * options.learning_rate
+    decay_steps = max(steps - options.warmup_steps, 1)
+    decay = {
+        "constant": optax.constant_schedule(peak),
+        "linear": optax.linear_schedule(peak, last, decay_steps),
+        "cosine": optax.cosine_decay_schedule(peak, decay_steps, alpha=last / peak),
+    }[options.schedule]
+    warmup = optax.linear_schedule(peak / max(options.warmup_steps, 1), peak, options.warmup_steps)
+    return optax.chain(
+        optax.clip_by_global_norm(options.clip_norm),
+        optax.adamw(
+            optax.join_schedules([warmup, decay], [options.warmup_steps])
+            if options.warmup_steps
+            else decay,
+            b1=options.b1,
+            b2=options.b2,
+            weight_decay=options.weight_decay,
+        ),
+    )
+
+
+def init_state(params: Params, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The state before the first step, each part on its device; the EMA starts as a copy of the
+    weights.
+
+    Args:
+      params: global arrays, see `sharding.put`; or ShapeDtypeStructs, under jax.eval_shape.
+      tx: optimiser.
+      mesh: devices.
+    """
+
+    def build(params):
+        zero, averaged = jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params)
+        return TrainState(zero, jnp.copy(zero), params, averaged, tx.init(params))
+
+    shardings = shardings_of(jax.eval_shape(build, params), mesh)
+    return jax.jit(build, out_shardings=shardings)(params)
+
+
+def make_train_step(
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    ema: float,
+    key: Array,
+    batch_size: int,
+    mesh: Mesh,
+    accumulation: int = 1,
+    dtypes: tuple[str, str] = ("float32", "float32"),
+) -> Step:
+    """The jitted step (state, frozen, batch) -> (state, metrics); donates the state it is given.
+
+    Random draws depend on (key, step, example index) only: they are the same on any devices.
+
+    Args:
+      loss: unreduced loss.
+      tx: optimiser.
+      ema: decay of the moving average.
+      key: of all its random draws.
+      batch_size: over all devices; their number times `accumulation` divides it.
+      mesh: where it runs.
+      accumulation: parts of its rows that a device goes through one after the other.
+      dtypes: in which the loss gets the weights and their EMA.
+    """
+    gradients = _make_gradients(loss, batch_size, mesh, accumulation, dtypes)
+
+    def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        step_key = jax.random.fold_in(key, state.step)
+        grads, metrics = gradients(state.params, state.ema, frozen, batch, step_key)
+        norm = optax.tree.norm(grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        averaged = jax.tree.map(lambda old, new: ema * old + (1 - ema) * new, state.ema, params)
+        new = replace(state, params=params, ema=averaged, opt_state=opt_state)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        new = jax.tree.map(partial(jnp.where, finite), new, state)
+        new = replace(new, step=state.step + 1, skipped=state.skipped + ~finite)
+        metrics = {**metrics, "grad_norm": norm, "skipped": new.skipped}
+        shardings = shardings_of(new, mesh), replicated(mesh)
+        return jax.lax.with_sharding_constraint((new, metrics), shardings)
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def _make_gradients(
+    loss: Loss, batch_size: int, mesh: Mesh, accumulation: int, dtypes: tuple[str, str]
+) -> Callable[[Params, Params, Any, Batch, Array], tuple[Params, dict[str, Array]]]:
+    """(params, ema, frozen, batch, key) -> (gradients, split as the params are; metrics)."""
+
+    def gradients(params, ema, frozen, batch, key):
+        specs = specs_of((params, ema, frozen), mesh)
+
+        def share_of_loss(params, ema, frozen, batch, examples, key):
+            params, ema = gather(params, specs[0], dtypes[0]), gather(ema, specs[1], dtypes[1])
+            losses, sums = loss(params, ema, gather(frozen, specs[2]), batch, examples, key)
+            total = losses.sum()
+            return total / batch_size, {"loss": (total, jnp.float32(losses.size)), **sums}
+
+        def on_device(params, ema, frozen, batch, key):
+            def gradient_of(part):
+                return jax.grad(share_of_loss, has_aux=True)(params, ema, frozen, *part, key)
+
+            def add(grads, part):
+                more, sums = gradient_of(part)
+                return jax.tree.map(jnp.add, grads, more), sums
+
+            rows = batch, rows_of_device(batch_size)
+            if accumulation == 1:  # not in a loop, where XLA is slow at convolutions on a CPU
+                grads, sums = gradient_of(rows)
+            else:
+                parts = jax.tree.map(lambda a: a.reshape(accumulation, -1, *a.shape[1:]), rows)
+                grads, sums = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts)
+                sums = jax.tree.map(lambda a: a.sum(axis=0), sums)
+            sums = jax.lax.psum(sums, AXES)
+            means = {name: total / count for name, (total, count) in sums.items()}
+            return sum_gradients(grads, specs[0]), means
+
+        everywhere, rows = PartitionSpec(), PartitionSpec(AXES)
+        # Its check of what is equal on all devices does not know a gradient before it is summed.
+        return jax.shard_map(
+            on_device,
+            mesh=mesh,
+            in_specs=(*specs, rows, everywhere),
+            out_specs=(specs[0], everywhere),
+            check_vma=False,
+        )(params, ema, frozen, batch, key)
+
+    return gradients
+
+
+def sums_by_bin(values: Float[Array, " B"], bins: Int[Array, " B"], count: int, name: str) -> Sums:
+    """Values in each of `count` bins, for metrics name0 ..; the mean of an empty bin is NaN."""
+    totals = jnp.zeros(count).at[bins].add(values)
+    sizes = jnp.zeros(count).at[bins].add(1.0)
+    return {f"{name}{i}": (totals[i], sizes[i]) for i in range(count)}

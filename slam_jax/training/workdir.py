@@ -1,0 +1,79 @@
+"""The folder of a run: one run at a time, always with the same config."""
+
+import errno
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from slam_jax.base.errors import InputError
+from slam_jax.base.files import is_empty, locked, write_whole
+from slam_jax.config.options import Config
+from slam_jax.config.validate import first_change, to_json
+from slam_jax.parallel.processes import is_main, wait
+
+CONFIG_FILE = "config.json"
+# The disk, the quota, a file's size; or a file system that became read-only after an error.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+@contextmanager
+def claimed(workdir: Path, config: Config, resume: bool) -> Iterator[None]:
+    """Makes the workdir, records the config in it, and keeps other runs out until the end.
+
+    The first process does; the others wait for it.
+
+    Raises:
+      InputError: it cannot be written, now or later; another run is using it; or it holds a run and
+        `resume` is not asked for, or another config's run, or something that is no run.
+    """
+    with _claim(workdir, config, resume) if is_main() else _join(workdir):
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise InputError(
+                f"{error.filename or workdir}: cannot be written ({error.strerror}); checkpoints "
+                "are kept; make room, then go on with --resume"
+            ) from error
+
+
+@contextmanager
+def _join(workdir: Path) -> Iterator[None]:
+    wait("workdir")
+    if not (workdir / CONFIG_FILE).exists():
+        raise InputError(
+            f"{workdir}: not the folder that the first process made; give a --workdir on a file "
+            "system that all processes share"
+        )
+    yield
+
+
+@contextmanager
+def _claim(workdir: Path, config: Config, resume: bool) -> Iterator[None]:
+    record = workdir / CONFIG_FILE
+    if workdir.exists() and not record.exists() and not is_empty(workdir):
+        raise InputError(f"{workdir}: holds no run, but is not empty; choose another --workdir")
+    with locked(workdir):
+        _record(record, config, resume)
+        wait("workdir")
+        yield
+
+
+def _record(record: Path, config: Config, resume: bool) -> None:
+    workdir, text = record.parent, to_json(config)
+    if record.exists():
+        try:
+            recorded = json.loads(record.read_text())
+        except json.JSONDecodeError as error:
+            raise InputError(f"{record}: damaged ({error}); choose another --workdir") from error
+        if change := first_change(recorded, json.loads(text)):
+            raise InputError(
+                f"{workdir}: holds another config's run: {change}; choose another --workdir"
+            )
+        if not resume:
+            raise InputError(
+                f"{workdir}: holds a run; add --resume to go on, or choose another --workdir"
+            )
+    write_whole(record, text)

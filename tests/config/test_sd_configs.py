@@ -1,0 +1,45 @@
+"""The configs for Stable Diffusion teachers."""
+
+import runpy
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from slam_jax.base.errors import InputError
+from slam_jax.commands import train as main
+from slam_jax.config.validate import freeze
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "configs").glob("s*.py")))
+def test_the_configs_are_the_authors_recipe_on_each_teacher(name):
+    get_config = runpy.run_path(str(ROOT / "configs" / name))["get_config"]
+    values = get_config("full")
+    with pytest.raises(InputError, match="config.data.source = '', expected digits, photographs"):
+        freeze(values)  # which images is everybody's own choice
+    values.data.source = "data/prepared"
+    config, tiny_config = freeze(values), freeze(get_config("tiny"))
+    method, optimizer = config.method, config.training.optimizer
+    assert (method.num_ddim_timesteps, method.gamma, method.sigma) == (50, "uniform", "paper")
+    assert (method.conditioning, method.loss, method.huber_c) == ("embedding", "huber", 1e-3)
+    assert method.w == (7 if name == "sdxl.py" else 8)
+    assert (optimizer.learning_rate, optimizer.weight_decay) == (8e-6, 0)
+    assert (optimizer.b1, optimizer.b2, optimizer.clip_norm) == (0.9, 0.999, 1)
+    assert (optimizer.schedule, config.training.ema) == ("constant", 0.95)
+    assert len(config.teacher.revision) == 40 and "/" in config.teacher.path
+    assert config.precision.vae == "float32"
+    assert config.data.resolution == {"sd21_v.py": 768, "sdxl.py": 1024}.get(name, 512)
+    assert tiny_config.teacher.path == f"runs/tiny_teachers/{tiny_family(name)}"
+    assert set(asdict(tiny_config.precision).values()) == {"float32"}
+
+
+def tiny_family(name):
+    return {"sd.py": "sd15"}.get(name, name.removesuffix(".py"))
+
+
+def test_an_unknown_size_of_a_config_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="sd.py:huge: expected full or tiny") as exit_:
+        main.main(["--config", f"{ROOT}/configs/sd.py:huge", "--workdir", str(tmp_path / "x")])
+    assert "\n" not in str(exit_.value)

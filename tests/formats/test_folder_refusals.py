@@ -1,0 +1,309 @@
+"""What is wrong with a model folder is said in one line: each test breaks a good one."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_folders import VAE, assert_params_are, load_in_torch, read, rename, shard
+
+from slam_jax.base.errors import InputError
+from slam_jax.formats import diffusers_folder as folder
+from slam_jax.formats import safetensors as weights
+
+
+def edit_json(file, **changes):
+    content = json.loads(file.read_text())
+    content.update(changes)
+    file.write_text(json.dumps(content))
+
+
+def edit_header(file, edit):
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    edit(header)
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+
+def truncate(file, size):
+    os.truncate(file, size)
+
+
+def edit_arrays(file, edit):
+    arrays = weights.load_arrays(file)
+    edit(arrays)
+    weights.save_arrays(file, arrays)
+
+
+def read_index(path):
+    folder.read_model_index(folder.resolve(str(path)))
+
+
+def read_vae(path):
+    read(path, "vae")
+
+
+def read_vae_fp16(path):
+    read(path, "vae", "fp16")
+
+
+def read_text_encoder(path):
+    read(path, "text_encoder")
+
+
+def read_tokenizer(path):
+    folder.read_tokenizer(folder.resolve(str(path)), "tokenizer")
+
+
+def assert_refused(action, path, file, *parts):
+    with pytest.raises(InputError) as caught:
+        action(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(str(path / file))
+    for part in parts:
+        assert part in message
+    return message
+
+
+VAE_INDEX = f"{VAE}.index.json"
+SHARDS = [f"vae/diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+CLIP = "text_encoder/model.safetensors"
+BIAS = "decoder.conv_in.bias"
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"_class_name": "FluxPipeline"}, ["'FluxPipeline'", "StableDiffusionXLPipeline"]),
+        ({"_class_name": None}, ["None"]),
+        ({"_class_name": "StableDiffusionXLPipeline"}, ["text_encoder_2 is None"]),
+        ({"unet": ["diffusers", "UNet2DModel"]}, ["unet is UNet2DModel", "UNet2DCond"]),
+        ({"unet": [None, None]}, ["unet is None"]),
+        ({"vae": ["diffusers", "AutoencoderTiny"]}, ["vae is AutoencoderTiny", "AutoencoderKL"]),
+        ({"text_encoder": ["transformers", "T5EncoderModel"]}, ["T5EncoderModel"]),
+        ({"tokenizer": ["transformers", "T5Tokenizer"]}, ["T5Tokenizer", "CLIPTokenizer"]),
+        ({"text_encoder_2": ["transformers", "CLIPTextModel"]}, ["text_encoder_2", "is not sup"]),
+        ({"controlnet": ["diffusers", "ControlNetModel"]}, ["controlnet (ControlNetModel)"]),
+    ],
+)
+def test_refused_model_indices(changeable, changes, parts):
+    edit_json(changeable / "model_index.json", **changes)
+    assert_refused(read_index, changeable, "model_index.json", *parts)
+
+
+def test_accepted_model_indices(changeable):
+    file = changeable / "model_index.json"
+    edit_json(file, safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
+    read_index(changeable)
+    edit_json(file, unet=["diffusers", "FlaxUNet2DConditionModel"])
+    edit_json(file, _class_name="FlaxStableDiffusionPipeline")
+    read_index(changeable)
+
+
+@pytest.mark.parametrize("name", ["model_index.json", "vae/config.json"])
+def test_refused_json(changeable, name):
+    action = read_index if "index" in name else read_vae
+    file = changeable / name
+    for content, part in (
+        (b'{"a": 1,}', "broken JSON"),
+        (b"", "broken JSON"),
+        (b"\xff\xfe", "broken JSON"),
+        (b"[1]", "expected a JSON object, found a list"),
+    ):
+        file.write_bytes(content)
+        assert_refused(action, changeable, name, part)
+    file.unlink()
+    assert_refused(action, changeable, name, "missing")
+    file.mkdir()
+    assert_refused(action, changeable, name, "cannot be read", "directory")
+    shutil.rmtree(file.parent)
+    with pytest.raises(InputError, match="no such folder" if "index" in name else "missing"):
+        action(changeable)
+
+
+# (what is done to the folder, what is read, the file named, parts of the message)
+REFUSED_WEIGHTS = {
+    "no file": (lambda p: (p / VAE).unlink(), read_vae, VAE, ["missing"]),
+    "no variant": (
+        lambda p: None,
+        read_vae_fp16,
+        "vae",
+        ["of variant 'fp16' are asked for, those of no variant", "set variant to ''"],
+    ),
+    "a variant only": (
+        lambda p: rename(p, VAE, VAE.replace(".safe", ".fp16.safe")),
+        read_vae,
+        "vae",
+        ["of no variant are asked for, those of variant 'fp16'", "set variant to 'fp16'"],
+    ),
+    "an empty file": (lambda p: truncate(p / VAE, 0), read_vae, VAE, ["not a safetensors file"]),
+    "no safetensors": (
+        lambda p: (p / VAE).write_bytes(b"PK\3\4" * 1000),
+        read_vae,
+        VAE,
+        ["not a safetensors file"],
+    ),
+    "a page of HTML": (
+        lambda p: (p / VAE).write_bytes(b"\x20\0\0\0\0\0\0\0" + b"<html>" * 50),
+        read_vae,
+        VAE,
+        ["not a safetensors file (Expecting value"],
+    ),
+    "cut in the header": (lambda p: truncate(p / VAE, 99), read_vae, VAE, ["truncated at 99"]),
+    "cut in an array": (
+        lambda p: truncate(p / VAE, (p / VAE).stat().st_size - 1),
+        read_vae,
+        VAE,
+        ["truncated", "bytes", "download it again"],
+    ),
+    "too long": (
+        lambda p: (p / VAE).write_bytes((p / VAE).read_bytes() + b"\0"),
+        read_vae,
+        VAE,
+        ["expected"],
+    ),
+    "an unknown dtype": (
+        lambda p: edit_header(p / VAE, lambda header: header[BIAS].update(dtype="F4")),
+        read_vae,
+        VAE,
+        ["dtype F4, supported: F64"],
+    ),
+    "impossible offsets": (
+        lambda p: edit_header(p / VAE, lambda header: header[BIAS].update(shape=[2])),
+        read_vae,
+        VAE,
+        ["F32 [2] cannot be bytes"],
+    ),
+    "a missing key": (
+        lambda p: edit_arrays(p / VAE, lambda arrays: arrays.pop(BIAS)),
+        read_vae,
+        VAE,
+        [f"1 keys missing ({BIAS})", "not those of vae/config.json"],
+    ),
+    "many keys of another model": (
+        lambda p: edit_arrays(p / VAE, lambda a: a.update({f"x.{i}": a[BIAS] for i in range(5)})),
+        read_vae,
+        VAE,
+        ["5 keys not expected (x.0, x.1, x.2, ...)"],
+    ),
+    "another shape": (
+        lambda p: edit_json(p / "text_encoder/config.json", intermediate_size=48),
+        read_text_encoder,
+        CLIP,
+        ["fc1.bias has shape (64,), expected (48,)", "not those of text_encoder/config.json"],
+    ),
+    "no shard": (
+        lambda p: shard(p)[1].unlink(),
+        read_vae,
+        SHARDS[1],
+        ["missing", "index.json lists it"],
+    ),
+    "a truncated shard": (lambda p: truncate(shard(p)[0], 9999), read_vae, SHARDS[0], ["truncat"]),
+    "a key that no shard has": (
+        lambda p: edit_arrays(shard(p)[0], lambda arrays: arrays.pop(BIAS)),
+        read_vae,
+        SHARDS[0],
+        ["1 keys differ", f"first {BIAS} (the index only)"],
+    ),
+    "a key that the index lacks": (
+        lambda p: edit_arrays(shard(p)[0], lambda arrays: arrays.update(a=arrays[BIAS])),
+        read_vae,
+        SHARDS[0],
+        ["1 keys differ", "first a (the file only)"],
+    ),
+    "an index of nothing": (
+        lambda p: shard(p)[2].write_text("{}"),
+        read_vae,
+        VAE_INDEX,
+        ["no index of safetensors files"],
+    ),
+    "an index that leads elsewhere": (
+        lambda p: edit_json(shard(p)[2], weight_map={BIAS: "../../secret"}),
+        read_vae,
+        VAE_INDEX,
+        ["'../../secret'", "beside the index"],
+    ),
+    "broken msgpack": (
+        lambda p: rename(p, VAE, "vae/diffusion_flax_model.msgpack"),
+        read_vae,
+        "vae/diffusion_flax_model.msgpack",
+        ["not a file of Flax weights"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_WEIGHTS)
+def test_refused_weights(changeable, case):
+    change, action, file, parts = REFUSED_WEIGHTS[case]
+    change(changeable)
+    assert_refused(action, changeable, file, *parts)
+
+
+def test_a_file_that_shrinks_while_it_is_read(changeable):
+    lazy = weights.open_arrays(changeable / VAE)
+    truncate(changeable / VAE, 9999)
+    assert_refused(lambda path: dict(lazy), changeable, VAE, "became shorter")
+    (changeable / VAE).unlink()
+    assert_refused(lambda path: dict(lazy), changeable, VAE, "cannot be read", "No such file")
+
+
+def test_pickles_are_refused_with_a_command_that_converts_them(changeable):
+    """The command runs as it is printed, with tensors that share memory, and the result loads."""
+    where = changeable / "text_encoder"
+    _, state = load_in_torch(changeable, "text_encoder")
+    first, second = (f"text_model.encoder.layers.{i}.layer_norm1.bias" for i in (0, 1))
+    state[first] = state[second]
+    torch.save(state, where / "pytorch_model.bin")
+    torch.save({"nothing": torch.ones(1)}, where / "pytorch_model.fp16.bin")
+    (where / "model.safetensors").unlink()
+    file = "text_encoder/pytorch_model.bin"
+    message = assert_refused(read_text_encoder, changeable, file, "pickle", "any code")
+    command = message.partition("convert it with: ")[2]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(command, shell=True, check=True, env={**os.environ, "PATH": path}, timeout=300)
+    assert_params_are(read(changeable, "text_encoder"), state)
+
+
+def test_a_checkpoint_of_another_kind_is_refused(changeable):
+    rename(changeable, VAE, "vae/model.ckpt")
+    assert_refused(read_vae, changeable, "vae/model.ckpt", "pickle", "python -c")
+
+
+@pytest.mark.parametrize(
+    ("change", "file", "part"),
+    [
+        (lambda p: (p / "vocab.json").unlink(), "tokenizer/vocab.json", "missing"),
+        (lambda p: (p / "merges.txt").unlink(), "tokenizer/merges.txt", "missing"),
+        (
+            lambda p: (p / "tokenizer_config.json").unlink(),
+            "tokenizer/tokenizer_config.json",
+            "missing",
+        ),
+        (lambda p: shutil.rmtree(p), "tokenizer/tokenizer_config.json", "missing"),
+        (
+            lambda p: edit_json(p / "tokenizer_config.json", model_max_length=10**30),
+            "tokenizer/tokenizer_config.json",
+            "model_max_length is 1000",
+        ),
+        (lambda p: (p / "vocab.json").write_text("{"), "tokenizer", "not a CLIP tokenizer ("),
+        (lambda p: (p / "merges.txt").write_text("a b c d\n" * 3), "tokenizer", "not a CLIP"),
+    ],
+)
+def test_refused_tokenizers(changeable, change, file, part):
+    change(changeable / "tokenizer")
+    assert_refused(read_tokenizer, changeable, file, part)
+
+
+def test_a_part_that_was_not_fetched(changeable):
+    """A snapshot of the hub holds what was asked for, which may not be all there is."""
+    (changeable / VAE).unlink()
+    model = folder.Folder(changeable, "owner/tiny", "c" * 40, "fp16")
+    with pytest.raises(InputError, match=r"fetched for variant 'fp16'"):
+        folder.fingerprints(model)

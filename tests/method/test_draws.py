@@ -1,0 +1,142 @@
+"""The random part: what it depends on, what it is distributed like, and no key used twice."""
+
+from collections import Counter
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import jit, sd_schedule
+from scipy import stats
+
+from slam_jax.method.sampler import sample_consistency
+from slam_jax.method.slam import GAMMA_POLICIES, Method, draw
+from slam_jax.parallel.keys import Keys, keys_of
+
+SHAPE = (2, 2, 4)
+METHOD = Method(gammas_per_subpath=3)
+KEY = 7
+
+
+@partial(jit, static_argnums=2)
+def _draws(key, examples, method):
+    return draw(key, examples, SHAPE, method)
+
+
+def draws(examples, key=KEY, method=METHOD):
+    return _draws(jax.random.key(key), jnp.asarray(examples), method)
+
+
+def rows(tree, i):
+    return [np.asarray(a)[i].tolist() for a in tree]
+
+
+def test_a_row_depends_on_key_and_example_only():
+    together, other_order, alone = draws([3, 11, 8, 0]), draws([8, 3, 1, 2]), draws([11])
+    assert rows(other_order, 0) == rows(together, 2)
+    assert rows(other_order, 1) == rows(together, 0)
+    assert rows(alone, 0) == rows(together, 1)
+
+
+def test_rows_and_keys_differ():
+    a, b = draws(np.arange(64)), draws(np.arange(64), key=KEY + 1)
+    for one, another in ((a.gamma, b.gamma), (a.eps, b.eps)):
+        values = np.concatenate([np.ravel(one), np.ravel(another)])
+        assert len(np.unique(values)) > 0.99 * len(values)  # float32 has some ties
+    assert np.mean(a.index == b.index) < 0.2
+    assert len(np.unique(a.index)) > 20
+
+
+def test_distributions():
+    actual = draws(np.arange(4000), method=Method(num_ddim_timesteps=10, gammas_per_subpath=1))
+    assert actual.index.shape == (4000,)
+    assert actual.gamma.shape == (4000, 1)
+    assert actual.eps.shape == (4000, *SHAPE)
+    assert stats.chisquare(np.bincount(actual.index, minlength=10)).pvalue > 0.01
+    assert stats.kstest(np.ravel(actual.gamma), "uniform").pvalue > 0.01
+    assert stats.kstest(np.ravel(actual.eps), "norm").pvalue > 0.01
+    parts = np.stack([actual.index, actual.gamma[:, 0], actual.eps.mean(axis=(1, 2, 3))])
+    assert np.abs(np.corrcoef(parts) - np.eye(3)).max() < 4 / np.sqrt(4000)
+
+
+# P(gamma <= q) for q < 1, of the first gamma of an example and of the others.
+POLICIES = {
+    "uniform": (lambda q: q, lambda q: q),
+    "half": (lambda q: q / 2, lambda q: q / 2),
+    "paired": (lambda q: 0, lambda q: q),
+}
+
+
+@pytest.fixture(scope="module")
+def gammas():
+    """Two gammas of each of 4,000 examples, by policy."""
+    methods = {name: Method(gamma=name, gammas_per_subpath=2) for name in GAMMA_POLICIES}
+    key, examples = jax.random.key(KEY), jnp.arange(4000)
+    return jit(
+        lambda: {name: draw(key, examples, SHAPE, method).gamma for name, method in methods.items()}
+    )()
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES.keys() | GAMMA_POLICIES.keys()))
+def test_gamma_policies(policy, gammas):
+    gamma = np.asarray(gammas[policy])
+    if policy == "one":  # a second gamma at 1 would be the same work twice
+        assert gamma.shape == (4000, 1) and np.all(gamma == 1)
+        return
+    assert gamma.shape == (4000, 2)
+    assert np.all((gamma >= 0) & (gamma <= 1))
+    for q in (0.2, 0.5, 0.9):
+        expected = [below(q) for below in POLICIES[policy]]
+        np.testing.assert_allclose(np.mean(gamma <= q, axis=0), expected, atol=4 * 0.5 / 4000**0.5)
+
+
+@pytest.fixture
+def used_keys(monkeypatch):
+    """Counts how often each key is split or drawn from, per example and per step."""
+    counter = Counter()
+
+    def count(key):
+        jax.debug.callback(lambda data: counter.update([tuple(data.tolist())]), key)
+
+    def watched(function):
+        def call(key, *args, **kwargs):
+            count(jax.random.key_data(key))
+            return function(key, *args, **kwargs)
+
+        return call
+
+    for name in ("split", "normal", "uniform", "randint"):
+        monkeypatch.setattr(jax.random, name, watched(getattr(jax.random, name)))
+    return counter
+
+
+def test_draw_uses_no_key_twice(used_keys):
+    draw_five = jit(lambda key: draw(key, jnp.arange(5), SHAPE, METHOD))
+    jax.block_until_ready(draw_five(jax.random.key(0)))
+    jax.effects_barrier()
+    assert len(used_keys) == 5 * 4  # one split and three draws an example
+    assert set(used_keys.values()) == {1}
+
+
+def test_sampling_uses_no_key_twice(used_keys):
+    schedule, context = sd_schedule(), jnp.zeros((5, 1, 1))
+    timesteps = [999, 759, 499, 259]
+
+    @jit
+    def sample(key):
+        x = jnp.ones((5, *SHAPE))
+        return sample_consistency(
+            lambda x, *_: x, schedule, x, context, np.array(timesteps), key, jnp.arange(5)
+        )
+
+    jax.block_until_ready(sample(jax.random.key(0)))
+    jax.effects_barrier()
+    assert len(used_keys) == 1 + 4 * 5  # one split, and a draw per step and example
+    assert set(used_keys.values()) == {1}
+
+
+def test_every_purpose_of_a_seed_has_its_own_key():
+    keys = [tuple(jax.random.key_data(k).tolist()) for seed in (0, 1) for k in keys_of(seed)]
+    assert len(set(keys)) == 2 * len(Keys._fields)
+    assert jax.random.key_data(keys_of(jnp.asarray(1)).encode).tolist() == list(keys[-1])

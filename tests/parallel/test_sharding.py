@@ -1,0 +1,186 @@
+"""The mesh, the rules, and the placement of arrays, on the 8 devices that conftest fakes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from slam_jax.parallel.sharding import (
+    AXES,
+    batch_sharding,
+    gather,
+    make_mesh,
+    replicate,
+    replicated,
+    rows_here,
+    rows_of_device,
+    shard,
+    shard_batch,
+    shardings_of,
+    specs_of,
+    sum_gradients,
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shape"),
+    [({}, (8, 1)), (dict(fsdp=4), (2, 4)), (dict(data=4, fsdp=2), (4, 2)), (dict(data=8), (8, 1))],
+)
+def test_mesh_uses_all_devices(arguments, shape):
+    mesh = make_mesh(**arguments)
+    assert tuple(mesh.shape.items()) == tuple(zip(("data", "fsdp"), shape, strict=True))
+    assert set(mesh.devices.ravel()) == set(jax.devices())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(data=3),
+        dict(fsdp=3),
+        dict(fsdp=16),
+        dict(data=4, fsdp=4),
+        dict(data=0),
+        dict(fsdp=0),
+        dict(fsdp=-1),
+        dict(data=-8, fsdp=-1),
+        dict(data=4),
+    ],
+)
+def test_mesh_that_does_not_fit_the_devices_is_refused(arguments):
+    with pytest.raises(ValueError, match="8 devices"):
+        make_mesh(**arguments)
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 8])
+def test_batch_is_split_over_all_devices(fsdp):
+    numbers = np.arange(96.0)
+    batch = {"latents": numbers.reshape(16, 2, 3), "tokens": numbers[:32].reshape(16, 2)}
+    placed = shard_batch(batch, make_mesh(fsdp=fsdp))
+    assert placed.keys() == batch.keys()
+    for name, array in placed.items():
+        np.testing.assert_array_equal(array, batch[name])
+        shards = array.addressable_shards
+        assert {shard.device for shard in shards} == set(jax.devices())
+        for part in shards:
+            start = part.index[0].start
+            np.testing.assert_array_equal(part.data, batch[name][start : start + 2])
+        assert sorted(shard.index[0].start for shard in shards) == list(range(0, 16, 2))
+    for name, rows in rows_here(placed).items():
+        np.testing.assert_array_equal(rows, batch[name])
+
+
+def test_rows_of_a_single_device():
+    batch = {"x": np.arange(6.0).reshape(3, 2)}
+    placed = shard_batch(batch, make_mesh(devices=jax.devices()[:1]))
+    np.testing.assert_array_equal(rows_here(placed)["x"], batch["x"])
+
+
+def test_replicated_arrays_are_whole_everywhere():
+    mesh = make_mesh(fsdp=2)
+    array = jax.device_put(np.arange(6.0), replicated(mesh))
+    assert [shard.data.shape for shard in array.addressable_shards] == [(6,)] * 8
+    assert array.sharding.is_fully_replicated
+    assert not jax.device_put(np.arange(8.0), batch_sharding(mesh)).sharding.is_fully_replicated
+
+
+SHAPES = {
+    "conv": {"kernel": (3, 3, 8, 16), "bias": (16,)},
+    "norm": {"scale": (16,)},
+    "bias": {"kernel": (16, 8)},  # a group of that name is no bias
+    "odd": (6, 10),
+    "count": (),
+}
+
+
+def abstract(shapes=SHAPES):
+    return jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, np.float32),
+        shapes,
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+
+
+def test_rules_split_the_longest_axis_that_fsdp_divides():
+    assert specs_of(abstract(), make_mesh(fsdp=4)) == {
+        "conv": {"kernel": P(None, None, None, "fsdp"), "bias": P()},
+        "norm": {"scale": P()},
+        "bias": {"kernel": P("fsdp")},
+        "odd": P(),
+        "count": P(),
+    }
+    assert specs_of(abstract(), make_mesh(fsdp=2))["odd"] == P(None, "fsdp")
+    assert set(jax.tree.leaves(specs_of(abstract(), make_mesh(fsdp=1)))) == {P()}
+
+
+def test_rules_are_data_and_the_first_that_fits_decides():
+    rules = ((r"^conv\.", "repeat"), (r"kernel|scale", "split"), (r"", "repeat"))
+    specs = specs_of(abstract(), make_mesh(fsdp=2), rules)
+    assert specs["conv"] == {"kernel": P(), "bias": P()}
+    assert specs["norm"]["scale"] == P("fsdp") and specs["odd"] == P()
+    with pytest.raises(
+        ValueError, match="rule for bias.kernel is 'half', expected split or repeat"
+    ):
+        specs_of(abstract(), make_mesh(), ((r"", "half"),))
+
+
+def test_put_sends_each_device_its_part():
+    mesh = make_mesh(fsdp=4)
+    tree = jax.tree.map(lambda leaf: np.random.default_rng(0).normal(size=leaf.shape), abstract())
+    placed = shard(tree, mesh)
+    assert jax.tree.all(
+        jax.tree.map(lambda a, s: a.sharding == s, placed, shardings_of(tree, mesh))
+    )
+    shards = placed["conv"]["kernel"].addressable_shards
+    assert [shard.data.shape for shard in shards] == [(3, 3, 8, 4)] * 8
+    jax.tree.map(np.testing.assert_array_equal, placed, jax.tree.map(np.float32, tree))
+    together = replicate(placed, mesh)
+    assert all(array.sharding.is_fully_replicated for array in jax.tree.leaves(together))
+    jax.tree.map(np.testing.assert_array_equal, together, placed)
+
+
+@pytest.mark.parametrize(("fsdp", "dtype"), [(1, None), (4, None), (8, None), (4, "bfloat16")])
+def test_gradients_of_gathered_arrays_are_those_of_one_device(fsdp, dtype):
+    """In bfloat16 a device's part of the gradient is rounded, and the sum is not."""
+    mesh = make_mesh(fsdp=fsdp)
+    rng = np.random.default_rng(0)
+    params = {"kernel": rng.normal(size=(5, 16)), "bias": rng.normal(size=16)}
+    params = jax.tree.map(np.float32, params)
+    x = rng.normal(size=(16, 5)).astype(np.float32)
+    specs = specs_of(params, mesh)
+
+    def loss(params, x):
+        y = x.astype(params["kernel"].dtype) @ params["kernel"] + params["bias"][None, :]
+        return (y.astype(jnp.float32) ** 2).sum()
+
+    def on_device(params, x):
+        seen = []
+
+        def local(params):
+            params = gather(params, specs, dtype)
+            seen.append(params["kernel"].dtype)
+            return loss(params, x)
+
+        grads = sum_gradients(jax.grad(local)(params), specs)
+        assert seen == [dtype or "float32"] and grads["kernel"].dtype == "float32"
+        return grads, rows_of_device(16)
+
+    rows = P(AXES)
+    grads, indices = jax.jit(
+        jax.shard_map(
+            on_device,
+            mesh=mesh,
+            in_specs=(specs, rows),
+            out_specs=(specs, rows),
+            check_vma=False,
+        )
+    )(shard(params, mesh), shard_batch({"x": x}, mesh)["x"])
+    np.testing.assert_array_equal(indices, np.arange(16))
+    if dtype is None:
+        expected = jax.grad(loss)(params, x)
+    else:  # two rows to a device
+        rounded = jax.tree.map(lambda a: jnp.asarray(a, dtype), params)
+        parts = [jax.grad(loss)(rounded, x[i : i + 2]) for i in range(0, 16, 2)]
+        expected = jax.tree.map(lambda *g: sum(np.asarray(a, np.float64) for a in g), *parts)
+    for name, gradient in grads.items():
+        np.testing.assert_allclose(gradient, expected[name], rtol=2e-5)

@@ -1,0 +1,275 @@
+"""What a run is said to need of each device, and what is offered where that does not fit."""
+
+import dataclasses
+import re
+import shlex
+import shutil
+from pathlib import Path
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hub_files import REPOSITORY, WANTED
+from huggingface_hub.utils import filter_repo_objects
+from jax.sharding import AbstractMesh
+
+from slam_jax.commands import plan
+from slam_jax.config.options import Mesh, Optimizer
+from slam_jax.families.family import student_config
+from slam_jax.formats import diffusers_folder as folder
+from slam_jax.models import functional
+from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
+from slam_jax.parallel.sharding import AXES, make_mesh, shard
+from slam_jax.recipes import memory as need
+from slam_jax.training.step import init_state, make_optimizer
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+DIGITS = ["--config", str(CONFIGS / "digits.py")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def devices():
+    """Started before a plan asks for other numbers of them."""
+    assert jax.device_count() == 8
+
+
+@pytest.fixture(scope="module")
+def command(teachers, tmp_path_factory):
+    """A plan's arguments for a tiny SD 1.5 whose weights are not there."""
+    path = tmp_path_factory.mktemp("plan") / "sd15"
+    weights = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(teachers["sd15"], path, ignore=weights)
+    options = f"--config.teacher.path={path} --config.teacher.revision= --config.data.resolution=64"
+    return ["--config", str(CONFIGS / "sd.py"), *options.split()]
+
+
+def run(capsys, *arguments):
+    """(what a plan without compiling says, its exit status)."""
+    flops = mock.patch.object(plan, "flops_per_sample", return_value=0.0)  # it takes long
+    with flops, pytest.raises(SystemExit) as exit_:
+        plan.main([*arguments, "--no-compile"])
+    return capsys.readouterr().out, exit_.value.code
+
+
+def read(command):
+    config = plan.read_config(command)
+    return config, plan.read_model(config)
+
+
+def nbytes(tree):
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def test_a_device_holds_its_share_of_sd15():
+    """Of state and of each part of it; within a tenth of the eighth."""
+    tx = make_optimizer(Optimizer(), 10)
+    unet = student_config(UNetConfig(cross_attention_dim=768), "embedding")
+    params = functional.abstract_params(UNet2DConditionModel, unet)
+    state = jax.eval_shape(lambda p: init_state(p, tx, make_mesh(8, 1)), params)
+    for tree in (state, state.params, state.opt_state):
+        total, here = need.bytes_of(tree, AbstractMesh((1, 8), AXES))
+        assert total == nbytes(tree)
+        assert total / 8 <= here <= 1.1 * total / 8
+        assert need.bytes_of(tree, AbstractMesh((8, 1), AXES)) == (total, total)
+        assert need.bytes_of(tree, AbstractMesh((4, 8), AXES)) == (total, here)
+    # Weights, their average, and two moments in float32: 859.6M of each.
+    assert abs(nbytes(state) / (4 * 4 * 859.6e6) - 1) < 1e-4
+
+
+def test_bytes_are_those_of_real_arrays():
+    config, pipeline = read(DIGITS)
+    config = dataclasses.replace(config, mesh=Mesh(2, 4))
+    params, _ = need.networks_of(config, pipeline)
+    mesh = make_mesh(2, 4)
+    tx = make_optimizer(Optimizer(), 10)
+    weights = shard(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params), mesh)
+    state = init_state(weights, tx, mesh)
+    parts = need.parts_of(config, pipeline)
+    assert parts["gradients"] == parts["student"]
+    for name, tree in (("student", weights), ("EMA", state.ema), ("optimiser", state.opt_state)):
+        for device in mesh.devices.flat:
+            shards = (s for a in jax.tree.leaves(tree) for s in a.addressable_shards)
+            here = sum(shard.data.nbytes for shard in shards if shard.device == device)
+            assert parts[name] == (nbytes(tree), here), name
+    assert parts["student"][1] < parts["student"][0] / 3
+
+
+def test_the_table_of_a_stable_diffusion_run(command, capsys):
+    config, pipeline = read(command)
+    parts = need.parts_of(dataclasses.replace(config, mesh=Mesh(2, 1)), pipeline)
+    teacher = functional.count_params(
+        functional.abstract_params(UNet2DConditionModel, pipeline.unet)
+    )
+    gamma = 256 * 16  # weights of the student's gamma embedding
+    assert parts["teacher (bfloat16)"] == (2 * teacher,) * 2
+    assert parts["student"] == parts["EMA"] == (4 * (teacher + gamma),) * 2
+    assert parts["optimiser"][0] == pytest.approx(8 * (teacher + gamma), abs=8)
+    # Prepared: 8x8 moments of 8 channels in float16, six numbers, 77 tokens.
+    assert parts["batch"] == (96 * (2 * 8 * 8 * 8 + 4 * 6 + 4 * 77), 48 * (1024 + 24 + 308))
+    text, status = run(capsys, *command, "--mesh", "data=2,fsdp=1", "--memory", "64")
+    assert status == 0
+    assert "data: assumed to be latents that slam-jax prepare makes" in text
+    assert "2 devices, data=2 x fsdp=1; batch 96, of which each device has 48 at a time" in text
+    assert re.search(r"^vae +[\d.]+ MiB +[\d.]+ MiB$", text, re.MULTILINE)
+    assert re.search(r"^text_encoder +[\d.]+ MiB +[\d.]+ MiB$", text, re.MULTILINE)
+    assert text.endswith("fits into 64.00 GiB\n")
+
+
+def test_images_are_encoded_where_they_are_the_data(command):
+    config, pipeline = read([*command, "--config.data.source=photographs"])
+    shapes = need.batch_of(config, pipeline, 3)
+    assert {name: (x.shape, x.dtype) for name, x in shapes.items()} == {
+        "images": ((3, 64, 64, 3), np.uint8),
+        "tokens": ((3, 1, 77), np.int32),
+        "time_ids": ((3, 6), np.float32),
+    }
+
+
+@pytest.mark.slow
+def test_what_is_offered_fits(command, capsys):
+    """The flags, given to another plan, make the run fit."""
+    command = [*command, "--config.training.batch_size=8", "--config.training.remat=none"]
+    mesh = ["--mesh", "data=4,fsdp=1", "--memory", "0.005"]
+    text, status = run(capsys, *command, *mesh)
+    assert status == 1
+    flags = shlex.split(text.splitlines()[-1])
+    assert "does not fit into 5.12 MiB; this does:" in text
+    assert "--config.training.remat=minimal" in flags
+    values = dict(flag.removeprefix("--config.").split("=") for flag in flags)
+    mesh[1] = f"data={values['mesh.data']},fsdp={values['mesh.fsdp']}"
+    text, status = run(capsys, *command, *flags, *mesh)
+    assert status == 0
+    assert text.endswith("fits into 5.12 MiB\n")
+
+
+def test_nothing_is_offered_where_nothing_fits(command, capsys):
+    options = "--mesh data=1,fsdp=1 --memory 0.001 --config.training.remat=full"
+    text, status = run(capsys, *command, *options.split(), "--config.training.batch_size=1")
+    assert status == 1
+    assert text.endswith("nor does anything else on as many devices\n")
+
+
+def test_easier_configs_come_in_the_order_of_their_price():
+    config = plan.read_config([*DIGITS, "--config.training.batch_size=96"])
+    config = dataclasses.replace(config, mesh=Mesh(8, 1))
+
+    def steps(held, memory):
+        return [
+            (c.mesh.fsdp, c.training.remat, c.training.accumulation)
+            for c in plan.easier(config, held, memory)
+        ]
+
+    last = [(1, "minimal", n) for n in (1, 2, 4, 12)] + [(1, "full", 12)]
+    assert steps({1: 40, 2: 30, 4: 20, 8: 10}, 100) == [*last, (8, "full", 12)]
+    assert steps({1: 60, 2: 51, 4: 20, 8: 10}, 100)[:2] == [(4, "none", 1), (4, "minimal", 1)]
+    assert steps({1: 90, 2: 80, 4: 70, 8: 60}, 100)[0] == (8, "none", 1)
+
+
+@pytest.mark.slow
+def test_activations_are_counted_for_each_example(command):
+    """Twice the examples, twice the activations; weights in bfloat16 are copies beside them."""
+    config, pipeline = read(command)
+
+    def counted(size):
+        training = dataclasses.replace(config.training, batch_size=size * 3, accumulation=3)
+        changed = dataclasses.replace(config, training=training, mesh=Mesh(1, 1))
+        return need.counted_bytes(changed, pipeline)
+
+    two, four, eight = counted(2), counted(4), counted(8)
+    assert eight - four == 2 * (four - two)
+    params, _ = need.networks_of(config, pipeline)
+    copies = 2 * nbytes(params) // 2
+    assert copies < two - (four - two) < 1.1 * copies
+
+
+def test_compiling_takes_two_devices_along_data_and_as_many_rows_for_each(monkeypatch):
+    config, pipeline = read([*DIGITS, "--config.training.accumulation=2"])
+    config = dataclasses.replace(config, mesh=Mesh(4, 4))
+    asked = []
+
+    def lower(config, pipeline, mesh):
+        asked.append((config.mesh, config.training.batch_size, dict(mesh.shape)))
+        x = jax.ShapeDtypeStruct((1000,), jnp.float32)
+        # The sorted array is needed after the first is gone, and is no output.
+        return jax.jit(lambda x: jnp.sort(x)[::7]).lower(x)
+
+    monkeypatch.setattr(need, "lower", lower)
+    found, source = need.compiled_bytes(config, pipeline)
+    assert asked == [(Mesh(2, 4), 64 // 16 * 8, {"data": 2, "fsdp": 4})]
+    assert source == "of XLA on cpu, an estimate for others"
+    assert 4000 <= found <= 12000
+    with pytest.raises(need.InputError, match="--mesh: 16 devices are needed to compile for it"):
+        need.compiled_bytes(dataclasses.replace(config, mesh=Mesh(1, 16)), pipeline)
+
+
+@pytest.mark.slow
+def test_a_compiled_plan(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        plan.main([*DIGITS, "--mesh", "data=1,fsdp=2", "--memory", "1"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    lines = {line[:28].strip(): line[28:].split() for line in text.splitlines()}
+    gradients, step = (float(lines[n][-2]) for n in ("gradients", "activations, copies"))
+    # 32 rows of 4x4 maps of 32 channels are a sixteenth of a MiB, and there are some twenty; the
+    # whole weights and their average are there for a while.
+    assert 20 / 16 + 4 * gradients < step < 200 / 16 + 8 * gradients
+    assert lines["sum"][-1] == "MiB"
+    # Teacher twice, target, student, and twice that of the student for its gradient; and what is
+    # no product of matrices. Two gammas need two students: 3 + 2 * 3 forward passes.
+    flops = float(re.search(r"([\d.e-]+) TFLOP per sample", text)[1]) * 1e12
+    assert 0.85 < flops / (9 * forward_flops()) < 1.6
+
+
+def forward_flops():
+    """Of the digits' UNet and one example, in matrix products and convolutions, as torch counts."""
+    import diffusers
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    unet = plan.read_config(DIGITS).digits.unet
+    model = diffusers.UNet2DConditionModel.from_config(unet.to_dict())
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 4, 4, 4), torch.zeros(1), torch.zeros(1, 2, 12))
+    return counter.get_total_flops()
+
+
+WRONG = {
+    "--mesh fsdp=8": "--mesh fsdp=8: expected data=N or data=N,fsdp=M",
+    "--mesh fsdp=2,data=4": "--mesh fsdp=2,data=4: expected data=N",
+    "--mesh data=0,fsdp=8": "--mesh data=0,fsdp=8: expected data=N",
+    "--mesh data=-1,fsdp=8": "--mesh data=-1,fsdp=8: expected data=N",
+    "--mesh data=5,fsdp=1": "config.training.batch_size = 64 must be divisible by the 5 devices",
+    "--mesh data=2,fsdp=1 --config.training.accumulation=3": "accumulation = 3",
+    "--memory lots": "--memory lots: expected a device's memory in GiB, as 80",
+    "--memory 0": "--memory 0: expected",
+    "--memory nan": "--memory nan: expected",
+    "--config.mesh.fsdp=16": "config.mesh: data = 1 times fsdp = 16, but 8 devices are here",
+    "--config.method.num_ddim_timesteps=37": "config.method.num_ddim_timesteps = 37",
+    "--config.training.remat=most": "config.training.remat = 'most', expected one of none",
+    "--colour blue": "colour",
+    "--config.data.source=nowhere --config.teacher.path=no/where/else": "no/where/else",
+}
+
+
+@pytest.mark.parametrize("arguments", WRONG)
+def test_wrong_arguments_are_refused_in_a_line(arguments, capsys):
+    text, message = run(capsys, *DIGITS, *arguments.split())
+    assert text == ""
+    assert message.startswith("error: ") and "\n" not in message
+    assert WRONG[arguments] in message
+
+
+def test_no_weights_are_fetched_from_the_hub(monkeypatch, tmp_path):
+    asked = []
+
+    def fetch(name, revision, patterns):
+        asked.append(set(filter_repo_objects(sorted(REPOSITORY), allow_patterns=patterns)))
+        return tmp_path
+
+    monkeypatch.setattr(folder.hub, "fetch", fetch)
+    folder.resolve("owner/name", weights=False)
+    folder.resolve("owner/name")
+    assert asked[0] == WANTED
+    assert asked[1] > WANTED

@@ -1,0 +1,27 @@
+"""Small runs of the digits by their command line."""
+
+from pathlib import Path
+
+from slam_jax.commands import train as main
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "--config",
+    str(ROOT / "configs/digits.py"),
+    "--config.digits.unet.block_out_channels=(8,)",
+    "--config.digits.training.steps=6",
+    "--config.digits.training.batch_size=16",
+    "--config.digits.training.optimizer.warmup_steps=2",
+    "--config.training.steps=6",
+    "--config.training.batch_size=16",
+    "--config.training.sample_every=3",
+    "--config.training.checkpoint_every=2",
+    "--config.training.log_every=2",
+    "--config.evaluation.samples=50",
+    "--config.evaluation.teacher_steps=(3,)",
+    "--config.evaluation.student_steps=(1,2)",
+]
+
+
+def launch(workdir, *more):
+    main.main([*SMALL, "--workdir", str(workdir), *more])

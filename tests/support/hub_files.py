@@ -1,0 +1,69 @@
+"""The files of a repository on the hub."""
+
+COMMIT, OLD_COMMIT = "c" * 40, "0" * 40
+
+STEMS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+}
+
+
+WANTED = {
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    *(f"{component}/config.json" for component in STEMS),
+    *(
+        f"{tokenizer}/{name}"
+        for tokenizer in ("tokenizer", "tokenizer_2")
+        for name in ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
+    ),
+}
+
+
+PLAIN = {f"{component}/{stem}.safetensors" for component, stem in STEMS.items()}
+
+
+FP16 = {f"{component}/{stem}.fp16.safetensors" for component, stem in STEMS.items()}
+
+
+SHARDED = {
+    "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+    "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
+    "unet/diffusion_pytorch_model.safetensors.index.json",
+}
+
+
+SHARDED_FP16 = {
+    "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
+    "unet/diffusion_pytorch_model.fp16-00002-of-00002.safetensors",
+    "unet/diffusion_pytorch_model.safetensors.index.fp16.json",
+}
+
+
+OLDER_FP16 = {
+    "unet/diffusion_pytorch_model-00001-of-00002.fp16.safetensors",
+    "unet/diffusion_pytorch_model.safetensors.fp16.index.json",
+}
+
+
+OTHERS = {
+    "README.md",
+    "sd_xl_base_1.0.safetensors",
+    "v1-5-pruned-emaonly.ckpt",
+    "safety_checker/config.json",
+    "safety_checker/model.safetensors",
+    "text_encoder/pytorch_model.bin",
+    "text_encoder/flax_model.msgpack",
+    "text_encoder/model.onnx",
+    "text_encoder/openvino_model.bin",
+    "unet/diffusion_pytorch_model.bin",
+    "unet/diffusion_pytorch_model.non_ema.safetensors",
+    "unet/diffusion_flax_model.msgpack",
+    "vae_1_0/diffusion_pytorch_model.safetensors",
+    "vae_decoder/model.onnx",
+}
+
+
+REPOSITORY = WANTED | PLAIN | FP16 | SHARDED | SHARDED_FP16 | OLDER_FP16 | OTHERS

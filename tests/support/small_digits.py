@@ -1,0 +1,73 @@
+"""A distillation of the digits with a UNet of one level, without files."""
+
+import dataclasses
+from contextlib import closing
+
+import jax
+import numpy as np
+
+from slam_jax.config.options import Config, DigitsTeacher, Optimizer, Training
+from slam_jax.data import digits
+from slam_jax.data.batches import Batches
+from slam_jax.families.digits_pipeline import digits_pipeline
+from slam_jax.method.slam import Method
+from slam_jax.models import functional
+from slam_jax.models.execution import Execution
+from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
+from slam_jax.parallel.sharding import make_mesh, shard, shard_batch
+from slam_jax.recipes.distill import student_step
+
+UNET = UNetConfig(
+    sample_size=4,
+    down_block_types=("DownBlock2D",),
+    up_block_types=("UpBlock2D",),
+    block_out_channels=(16,),
+    layers_per_block=1,
+    cross_attention_dim=12,
+    attention_head_dim=2,
+    norm_num_groups=8,
+)
+
+
+CONFIG = Config(
+    digits=DigitsTeacher(unet=UNET),
+    method=Method(w=2.0, gamma="paired", gammas_per_subpath=2, conditioning="both"),
+    training=Training(steps=20, batch_size=32, optimizer=Optimizer(learning_rate=8e-6)),
+)
+
+
+PIPELINE = digits_pipeline(UNET, "epsilon")
+
+
+class Run:
+    """A distillation of the digits on some devices."""
+
+    def __init__(self, devices, fsdp, accumulation, config=CONFIG, execution=Execution()):
+        training = dataclasses.replace(config.training, accumulation=accumulation)
+        pipeline = dataclasses.replace(PIPELINE, execution=execution)
+        self.mesh = make_mesh(-1, fsdp, jax.devices()[:devices])
+        self.step, init = student_step(
+            dataclasses.replace(config, training=training), pipeline, self.mesh
+        )
+        self.params = functional.init(UNet2DConditionModel, UNET, jax.random.key(0))
+        teacher = functional.init(UNet2DConditionModel, UNET, jax.random.key(1))
+        teacher = functional.cast(teacher, config.precision.teacher)
+        dim, channels = 256, UNET.block_out_channels[0]
+        projection = {"kernel": np.zeros((dim, channels), np.float32)}
+        self.params["time_embedding"]["cond_proj"] = projection
+        self.state = init(shard(self.params, self.mesh))
+        self.frozen = shard({"unet": teacher}, self.mesh)
+
+    def losses(self, steps):
+        history = []
+        with closing(Batches(digits.Source(), 32, seed=0).iterate(0)) as batches:
+            for _ in range(steps):
+                batch = shard_batch(next(batches), self.mesh)
+                self.state, metrics = self.step(self.state, self.frozen, batch)
+                history.append([metrics[name] for name in ("loss", "grad_norm", "loss_gamma3")])
+        return np.array(history, np.float64)
+
+    def compiled(self):
+        with closing(Batches(digits.Source(), 32, seed=0).iterate(0)) as batches:
+            batch = shard_batch(next(batches), self.mesh)
+        return self.step.lower(self.state, self.frozen, batch).compile()

@@ -1,0 +1,302 @@
+"""Checkpoints: every bit on any mesh, damage, failing writes, a kill, the newest and the best."""
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from slam_jax.base.errors import InputError
+from slam_jax.training.checkpoint import FORMAT, Checkpoints
+from slam_jax.training.checkpoint_files import best_step, read_part, read_position, steps_in
+
+ROOT = Path(__file__).parents[2]
+RECORD = {"config": {"a": 1}, "teacher": {"unet": "u", "vae": "v"}}
+SHAPES = {"ema": {"w": (16, 24), "b": (8,)}, "step": ()}
+SPLIT = {"w": PartitionSpec("fsdp"), "b": PartitionSpec(("data", "fsdp"))}
+SPECS = {"ema": SPLIT, "step": PartitionSpec()}
+ON_CPU = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+
+
+def values(seed):
+    """Random bits, NaNs included, as float32 arrays."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda shape: np.array(rng.integers(0, 2**32, shape, np.uint32)).view(np.float32),
+        SHAPES,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+def bits(tree):
+    return jax.tree.map(lambda a: np.asarray(a).view(np.uint32).tolist(), tree)
+
+
+def shardings(data, fsdp):
+    devices = np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp)
+    mesh = jax.sharding.Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), SPECS)
+
+
+def save(folder, *steps, metrics=None, keep=2, **options):
+    with Checkpoints(folder, keep, RECORD, **options) as checkpoints:
+        for step in steps:
+            found = {"kid": metrics[step]} if metrics and step in metrics else None
+            checkpoints.save(step, jax.device_put(values(step)), {"next": step}, found)
+
+
+def restored(folder, like=None, where=ON_CPU, record=RECORD):
+    with Checkpoints(folder, 2, record) as checkpoints:
+        return checkpoints.restore(like or values(0), where)
+
+
+def tree_of(folder):
+    return {str(p.relative_to(folder)): p.is_file() and p.read_bytes() for p in folder.rglob("*")}
+
+
+def largest(folder):
+    """The file with the data of the arrays."""
+    return max((p for p in folder.rglob("d/*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((2, 4), (1, 1)), ((1, 1), (2, 4)), ((8, 1), (2, 4))]
+)
+def test_every_bit_survives_another_mesh(tmp_path, before, after):
+    state = values(3)
+    with Checkpoints(tmp_path, 1, RECORD) as checkpoints:
+        checkpoints.save(3, jax.device_put(state, shardings(*before)), {"next": 7})
+    found, position = restored(tmp_path, where=shardings(*after))
+    assert bits(found) == bits(state) and position == {"next": 7}
+    assert jax.tree.map(lambda a: a.sharding, found) == shardings(*after)
+
+
+def test_what_is_saved_is_what_was_there_when_save_was_called(tmp_path):
+    """The step after it may take the state's memory, and the data may go on."""
+    step_fn = jax.jit(lambda s: jax.tree.map(lambda a: a * 2 + 1, s), donate_argnums=0)
+    big = {"w": np.arange(3_000_000, dtype=np.float32)}
+    state, position = jax.device_put(big), {"next": [1]}
+    with Checkpoints(tmp_path, 1, RECORD) as checkpoints:
+        checkpoints.save(1, state, position)
+        position["next"].append(2)
+        state = step_fn(step_fn(state))
+    found, position = restored(tmp_path, big)
+    np.testing.assert_array_equal(found["w"], big["w"])
+    assert position == {"next": [1]}
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    best = dict(keep_best=1, metric="kid")
+    kid = {1: 0.5, 2: 0.1, 3: 0.4, 4: np.nan, 6: 0.3}
+    save(tmp_path, 1, 2, 3, metrics=kid, **best)
+    assert steps_in(tmp_path) == [2, 3]
+    save(tmp_path, 4, 5, 6, metrics=kid, **best)  # a new process knows the old metrics
+    assert steps_in(tmp_path) == [2, 5, 6]
+    assert best_step(tmp_path, "kid") == 2 and best_step(tmp_path, "fid") is None
+    save(tmp_path, 7, 8, metrics={7: 0.1}, **best)  # as good, and newer
+    assert steps_in(tmp_path) == [7, 8] and best_step(tmp_path, "kid") == 7
+    assert restored(tmp_path)[1] == {"next": 8}
+    assert restored(tmp_path / "none") is None
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "one bit": lambda folder: flip(largest(folder)),
+    "cut off": lambda folder: os.truncate(largest(folder), 100),
+    "gone": lambda folder: largest(folder).unlink(),
+    "no state": lambda folder: shutil.rmtree(folder / "state"),
+    "nothing": lambda folder: [shutil.rmtree(folder), folder.mkdir()],
+    "not JSON": lambda folder: (folder / "about/metadata").write_text("{"),
+    "one digit": lambda folder: (folder / "about/metadata").write_text(
+        (folder / "about/metadata").read_text().replace('"next": 4', '"next": 5')
+    ),
+    "no checksums": lambda folder: (folder / "checksums.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_makes_way_for_the_one_before(tmp_path, capsys, damage):
+    save(tmp_path, 2, 4)
+    DAMAGES[damage](tmp_path / "4")
+    with Checkpoints(tmp_path, 2, RECORD) as checkpoints:
+        state, position = checkpoints.restore(values(0), ON_CPU)
+        assert bits(state) == bits(values(2)) and position == {"next": 2}
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"note: {tmp_path}/4 is damaged (") and "from step 2" in line
+        assert checkpoints.latest_step == 2
+        checkpoints.save(4, jax.device_put(values(44)), {"next": 44})
+    assert (tmp_path / "4.damaged").is_dir() and steps_in(tmp_path) == [2, 4]
+    assert bits(restored(tmp_path)[0]) == bits(values(44))
+
+
+def test_readers_of_damaged_checkpoints_change_nothing(tmp_path):
+    save(tmp_path, 2, 4, metrics={2: 0.2, 4: 0.1})
+    like = {name: np.zeros(shape, np.float32) for name, shape in SHAPES["ema"].items()}
+    assert bits(read_part(tmp_path, 4, "ema", like)) == bits(values(4)["ema"])
+    flip(largest(tmp_path / "4"))
+    (tmp_path / "4/about/metadata").write_text("{")
+    (tmp_path / "2/checksums.json").unlink()
+    before = tree_of(tmp_path)
+    assert read_position(tmp_path) == {"next": 2} and best_step(tmp_path, "kid") == 2
+    with pytest.raises(InputError, match=r"4: damaged \(.*choose another step"):
+        read_part(tmp_path, 4, "ema", like)
+    with pytest.raises(InputError, match=r"no checkpoint can be read \(step 4: .*; step 2: "):
+        restored(tmp_path)
+    assert tree_of(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("shape", r"ema.w has shape \(16, 24\), expected \(2, 3\)"),
+        ("key", "ema.new is missing"),
+        ("type", "ema.b is float32, expected float16"),
+        ("teacher", "its vae is not this run's"),
+        ("no teacher", "it is not this run's"),
+        ("format", rf"newer slam_jax \(format {FORMAT + 1}, this one reads {FORMAT}\); update"),
+    ],
+)
+def test_a_checkpoint_that_is_not_this_runs_is_refused_and_kept(tmp_path, what, words):
+    save(tmp_path, 1, 2)
+    like, record = values(0), {**RECORD, "teacher": {**RECORD["teacher"]}}
+    if what == "shape":
+        like["ema"]["w"] = np.zeros((2, 3), np.float32)
+    elif what == "key":
+        like["ema"]["new"] = np.zeros(3, np.float32)
+    elif what == "type":
+        like["ema"]["b"] = np.zeros(8, np.float16)
+    elif what == "teacher":
+        record["teacher"]["vae"] = "another"
+    elif what == "no teacher":
+        record["teacher"] = None
+    else:  # a newer one may do without checksums
+        (tmp_path / "2/about/metadata").write_text(json.dumps({"format": FORMAT + 1}))
+        (tmp_path / "2/checksums.json").unlink()
+    before = tree_of(tmp_path)
+    with pytest.raises(InputError, match=words) as error:
+        restored(tmp_path, like, record=record)
+    assert "\n" not in str(error.value) and tree_of(tmp_path) == before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # tensorstore's
+def test_a_disk_that_takes_no_more_is_one_line_and_older_checkpoints_stay(tmp_path):
+    save(tmp_path, 1)
+    one = jax.device_put(
+        {"w": values(2)["ema"]["w"]}
+    )  # of several, those that come late warn later still
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with (
+        pytest.raises(InputError, match=r"step 2 could not be saved \(File too large\); older .*"),
+        Checkpoints(tmp_path, 1, RECORD) as checkpoints,
+    ):
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+            checkpoints.save(2, one, {})
+            with pytest.raises(InputError, match="File too large") as error:
+                checkpoints.save(3, one, {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        raise error.value  # goes through the context manager as it would in the loop
+    assert steps_in(tmp_path) == [1] and restored(tmp_path)[1] == {"next": 1}
+    save(tmp_path, 3)
+    assert {p.name for p in tmp_path.iterdir()} == {"1", "3"}
+
+
+def test_a_folder_that_cannot_be_made_or_disappears(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written to .*; choose another workdir"):
+        Checkpoints(tmp_path / "file/checkpoints", 1, RECORD)
+    with Checkpoints(tmp_path / "c", 1, RECORD) as checkpoints:
+        (tmp_path / "c").rmdir()
+        (tmp_path / "c").touch()
+        # Which of the two it is depends on what orbax's threads meet first.
+        why = r"step 2 could not be saved \((Not a directory|No such file or directory)"
+        with pytest.raises(InputError, match=why):
+            checkpoints.save(2, jax.device_put(values(2)), {})
+
+
+def start(code, *arguments, devices=1):
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests"}
+    environment["JAX_NUM_CPU_DEVICES"] = str(devices)
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+import test_checkpoint as t
+t.save(Path(sys.argv[1]), 1)
+from slam_jax import checksums
+checksums.write = lambda folder: time.sleep(60)  # nothing is committed before the kill comes
+t.save(Path(sys.argv[1]), 2)
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path):
+    process = start(KILLED, tmp_path)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("2*/state*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert len(list(tmp_path.iterdir())) == 2 and steps_in(tmp_path) == [1]
+    assert restored(tmp_path)[1] == {"next": 1}
+    save(tmp_path, 3)
+    assert {p.name for p in tmp_path.iterdir()} == {"1", "3"}
+
+
+TWO = """
+import sys, jax
+from pathlib import Path
+folder, port, process = sys.argv[1:]
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize("localhost:" + port, 2, int(process))
+import test_checkpoint as t
+where = t.shardings(4, 2)
+state = {s: jax.tree.map(lambda a, w: jax.make_array_from_callback(a.shape, w, lambda i: a[i]),
+                         t.values(s), where) for s in (2, 4)}
+with t.Checkpoints(Path(folder), 2, t.RECORD) as checkpoints:
+    checkpoints.save(2, state[2], {"next": 2})
+    checkpoints.save(4, state[4], {"next": 4})
+with t.Checkpoints(Path(folder), 2, t.RECORD) as checkpoints:
+    if process == "1":  # before this process comes to it, the other one waits
+        t.flip(t.largest(Path(folder) / "4/state/ocdbt.process_1"))
+    found, position = checkpoints.restore(t.values(0), where)
+    assert position == {"next": 2}, position
+    same = jax.tree.map(lambda a, b: all(t.bits(x.data) == t.bits(y.data) for x, y in
+                        zip(a.addressable_shards, b.addressable_shards)), found, state[2])
+    assert jax.tree.all(same), same
+    checkpoints.save(4, state[4], {"next": 44})
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_fall_back_together_and_one_goes_on(tmp_path):
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    processes = [start(TWO, tmp_path, port, number, devices=4) for number in range(2)]
+    with contextlib.ExitStack() as stack:
+        [stack.callback(process.kill) for process in processes]
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert "note:" in errors[0] and "note:" not in errors[1]
+    state, position = restored(tmp_path)
+    assert bits(state) == bits(values(4)) and position == {"next": 44}

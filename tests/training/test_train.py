@@ -1,0 +1,83 @@
+"""The step: one trace, stable placement, the EMA, the optimiser."""
+
+from contextlib import closing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from points import BATCH, Points, quadratic, setup
+
+from slam_jax.config.options import Optimizer
+from slam_jax.data.batches import Batches
+from slam_jax.parallel.sharding import make_mesh, replicated, shard_batch
+from slam_jax.training.step import make_optimizer, sums_by_bin
+
+
+def first_batches(count):
+    with closing(Batches(Points(), BATCH, seed=0).iterate(0)) as batches:
+        return [next(batches) for _ in range(count)]
+
+
+def test_step_is_traced_once_and_keeps_the_shardings():
+    traces = []
+
+    def counted(*arguments):
+        traces.append(1)
+        return quadratic(*arguments)
+
+    step, state, mesh = setup(counted)
+    frozen = jax.device_put({"f": jnp.zeros(())}, replicated(mesh))
+    placed = jax.tree.map(lambda a: a.sharding, state)
+    for batch in first_batches(3):
+        state, _ = step(state, frozen, shard_batch(batch, mesh))
+    assert len(traces) == 1
+    assert jax.tree.all(jax.tree.map(lambda a, s: a.sharding == s, state, placed))
+    assert int(state.step) == 3
+
+
+def test_step_follows_the_definition_of_clipped_adamw_and_ema():
+    step, state, mesh = setup(ema=0.75)
+    (batch,) = first_batches(1)
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    noise = np.stack([jax.random.normal(jax.random.fold_in(key, i), (2,)) for i in range(BATCH)])
+    gradient = np.mean(2 * (np.ones(2) - batch["x"] - 0.1 * noise), axis=0)
+    gradient = gradient / max(1.0, np.linalg.norm(gradient))
+    expected = np.ones(2) - 0.1 * gradient / (np.abs(gradient) + 1e-8)  # Adam's first step
+    state, metrics = step(state, {"f": jnp.zeros(())}, shard_batch(batch, mesh))
+    np.testing.assert_allclose(state.params["w"], expected, rtol=1e-5)
+    np.testing.assert_allclose(state.ema["w"], 0.75 + 0.25 * expected, rtol=1e-5)
+    assert metrics["distance_to_ema"] == 0
+
+
+def test_losses_are_the_same_on_one_device_and_on_eight():
+    one = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
+    histories = []
+    for mesh in (one, make_mesh()):
+        step, state, _ = setup(mesh=mesh)
+        losses = []
+        for batch in first_batches(5):
+            state, metrics = step(state, {"f": jnp.zeros(())}, shard_batch(batch, mesh))
+            losses.append(float(metrics["loss"]))
+        histories.append(losses)
+    np.testing.assert_allclose(histories[0], histories[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_learning_rate_warms_up_and_falls_as_its_name_says(schedule):
+    options = Optimizer(learning_rate=1.0, schedule=schedule, warmup_steps=10, clip_norm=1e9)
+    tx = make_optimizer(options, steps=110)
+    state, sizes = tx.init(jnp.ones(1)), []
+    for _ in range(110):
+        # A constant gradient makes every Adam update as long as the learning rate.
+        update, state = tx.update(jnp.ones(1), state, jnp.ones(1))
+        sizes.append(-float(update[0]))
+    assert np.all(np.diff(sizes[:11]) > 0) and sizes[10] == pytest.approx(1, rel=1e-3)
+    middle = {"constant": 1.0, "linear": 0.51, "cosine": 0.51}[schedule]
+    assert sizes[60] == pytest.approx(middle, rel=1e-2)
+    assert sizes[109] == pytest.approx(1.0 if schedule == "constant" else 0.02, abs=0.012)
+
+
+def test_sums_by_bin():
+    sums = sums_by_bin(jnp.array([1.0, 3.0, 5.0]), jnp.array([0, 0, 2]), 3, "b")
+    assert sums == {"b0": (4, 2), "b1": (0, 0), "b2": (5, 1)}
