@@ -37,7 +37,7 @@ def test_run_leaves_checkpoints_pictures_report_and_a_diffusers_folder(finished_
     record = json.loads((finished_sd / "export/slam.json").read_text())
     assert record["method"]["w"] == 8.0 and record["teacher"]["fingerprints"]
     student = load_model(finished_sd / "export/flax")
-    assert student.unet.time_cond_proj_dim == 256
+    assert student.network["time_cond_proj_dim"] == 256
     assert np.any(student.params["time_embedding"]["cond_proj"]["kernel"])  # gamma was learnt
 
 
