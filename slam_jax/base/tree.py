@@ -18,8 +18,9 @@ MISSING = Missing.MISSING
 def differences(
     a: Any, b: Any, same: Callable[[Any, Any], bool] = operator.eq, path: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Where two trees differ: (dotted path, what `a` has there, what `b` has there), in the order of
-    the keys of `a`, then of those that only `b` has.
+    """Where two trees differ: (dotted path, what `a` has there, what `b` has there).
+
+    In the order of the keys of `a`, then of those that only `b` has.
 
     Args:
       a, b: nested mappings; anything else is a leaf.

@@ -22,7 +22,7 @@ from dataclasses import replace
 
 import jax
 
-from slam_jax.base.errors import InputError, options_of, prefixed
+from slam_jax.base.errors import BackendError, InputError, options_of, prefixed
 from slam_jax.commands.train import parse
 from slam_jax.config import options as options
 from slam_jax.config.options import Config
@@ -114,7 +114,7 @@ def with_mesh(config: Config, mesh: options.Mesh | None) -> Config:
       InputError: its own does not fit them.
     """
     if mesh is None:
-        count, mesh = jax.device_count(), config.mesh
+        count, mesh = len(runtime.devices()), config.mesh
         if mesh.data == -1:
             mesh = replace(mesh, data=max(count // mesh.fsdp, 1))
         if mesh.data * mesh.fsdp > count:
@@ -278,7 +278,7 @@ def main(argv: list[str] | None = None) -> None:
     runtime.configure()
     try:
         fits = run(*parser.parse_known_args(argv))
-    except InputError as error:
+    except (InputError, BackendError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slam_jax.base.errors import InputError
+from slam_jax.base.errors import BackendError, InputError
 from slam_jax.config.options import Config
 from slam_jax.config.validate import freeze
 from slam_jax.families.digits_pipeline import digits_pipeline
@@ -284,8 +284,9 @@ def main(argv: list[str] | None = None) -> None:
     runtime.configure()
     arguments = parser.parse_args(argv)
     try:
+        runtime.devices()
         run(arguments.workdir, arguments.step)
-    except InputError as error:
+    except (InputError, BackendError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -27,6 +27,7 @@ from slam_jax.models import functional
 from slam_jax.models.clip import CLIPTextModel
 from slam_jax.models.unet import UNet2DConditionModel
 from slam_jax.models.vae import AutoencoderKL
+from slam_jax.parallel import runtime
 from slam_jax.parallel.sharding import AXES, batch_sharding, make_mesh, shardings_of, specs_of
 from slam_jax.recipes.distill import distillation_loss, student_step
 from slam_jax.recipes.encode import fields_of
@@ -188,7 +189,7 @@ def compiled_bytes(config: Config, pipeline: Pipeline) -> tuple[int, str]:
       InputError: there are not enough devices, and none can be made up.
     """
     data, fsdp = min(config.mesh.data, 2), config.mesh.fsdp
-    devices = jax.devices()
+    devices = runtime.devices()
     if len(devices) < data * fsdp:
         try:
             devices = jax.devices("cpu")
