@@ -5,7 +5,6 @@ python -m slam_jax.main --config configs/digits.py [--config.method.gamma=one] [
 """
 
 import dataclasses
-import json
 import os
 import re
 import resource
@@ -145,7 +144,7 @@ def run(config: Config, workdir: Path, resume: bool = False) -> list[dict]:
     started = time.perf_counter()
     runtime.probe()
     same = {"workdir": str(workdir), "resume": resume, "versions": runtime.versions()}
-    compare(json.dumps({"config": dataclasses.asdict(config), **same}))
+    compare({"config": dataclasses.asdict(config), **same})
     mesh, job = build(config, workdir)
     if is_main():
         kind, count = jax.devices()[0].device_kind, jax.process_count()
