@@ -25,7 +25,7 @@ from slam_jax.method.solver import Denoiser
 from slam_jax.parallel.keys import keys_of
 from slam_jax.parallel.runtime import versions
 from slam_jax.parallel.sharding import to_host
-from slam_jax.training.loop import fit
+from slam_jax.training.loop import TrainingRun, fit
 from slam_jax.training.step import (
     Batch,
     Init,
@@ -110,11 +110,9 @@ def student_step(config: Config, pipeline: Pipeline, mesh: Mesh) -> tuple[Step, 
     step = make_train_step(
         distillation_loss(pipeline, config.method, training.remat, training.teacher_passes),
         tx,
-        training.ema,
+        training,
         keys_of(config.seed).student,
-        training.batch_size,
         mesh,
-        training.accumulation,
         (precision.student, precision.target),
     )
     return step, partial(init_state, tx=tx, mesh=mesh)
@@ -154,11 +152,9 @@ def distill(
     """
     training = config.training
     step, init = student_step(config, pipeline, mesh)
-    state = fit(
+    run = TrainingRun(
         step,
         init,
-        student,
-        frozen,
         Batches(
             source,
             training.batch_size,
@@ -175,6 +171,7 @@ def distill(
         {"config": dataclasses.asdict(config), "versions": versions(), "teacher": teacher},
         lambda state, number: draw_samples(state.ema, number),
     )
+    state = fit(run, student, frozen)
     unet = student_config(pipeline.unet, config.method.conditioning)
     ema = to_host(state.ema, mesh)
     return SavedModel(unet, ema, pipeline.scheduler, info_of(config))

@@ -26,7 +26,7 @@ from slam_jax.parallel.keys import keys_of
 from slam_jax.parallel.processes import as_first, is_main, wait
 from slam_jax.parallel.runtime import versions
 from slam_jax.parallel.sharding import to_host
-from slam_jax.training.loop import fit
+from slam_jax.training.loop import TrainingRun, fit
 from slam_jax.training.step import (
     Batch,
     Loss,
@@ -124,15 +124,7 @@ def _train(
     keys = keys_of(options.seed)
     params = functional.init(UNet2DConditionModel, pipeline.unet, keys.init)
     loss = denoising_loss(pipeline, options.label_dropout)
-    step = make_train_step(
-        loss,
-        tx,
-        training.ema,
-        keys.teacher,
-        training.batch_size,
-        mesh,
-        training.accumulation,
-    )
+    step = make_train_step(loss, tx, training, keys.teacher, mesh)
     data = Batches(
         digits.Source(),
         training.batch_size,
@@ -143,7 +135,8 @@ def _train(
     info = {"teacher": json.loads(to_json(options))}
     record = {"config": info["teacher"], "versions": versions(), "teacher": None}
     init = partial(init_state, tx=tx, mesh=mesh)
-    state = fit(step, init, params, {}, data, mesh, training, folder, "teacher", record)
+    run = TrainingRun(step, init, data, mesh, training, folder, "teacher", record)
+    state = fit(run, params, {})
     ema = to_host(state.ema, mesh)
     model = SavedModel(pipeline.unet, ema, pipeline.scheduler, info)
     if is_main():
