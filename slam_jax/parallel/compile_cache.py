@@ -1,9 +1,9 @@
 """Compiled programs are kept between starts, in ~/.cache/slam_jax/compiled: JAX's persistent cache,
 unless JAX's own options name another folder, or none, or turn it off.
 
-JAX leaves two things open (0.10.2), for which the folder is looked through at each start. An entry
-that a kill left half written is never replaced. And where jax_compilation_cache_max_size is set, a
-kill between the two files of an entry ends all writing (jax issue 39880): so it is not set.
+JAX (to 0.11.2) leaves two things open, for which the folder is looked through at each start. An
+entry that a kill left half written is never replaced. And where jax_compilation_cache_max_size is
+set, a kill between the two files of an entry ends all writing (jax issue 39880): it is not set.
 """
 
 import os
