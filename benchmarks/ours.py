@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from shapes import Model
 
-from slam_jax.config.options import Optimizer
+from slam_jax.config.options import Optimizer, Training
 from slam_jax.drawing.samplers import student_sampler
 from slam_jax.families.family import Frozen
 from slam_jax.method.sampler import gaussian
@@ -85,9 +85,9 @@ def train_arguments(model: Model, batch: dict[str, np.ndarray], setup: Setup) ->
     loss = distillation_loss(
         _pipeline(model, setup), setup.method, setup.remat, setup.teacher_passes
     )
-    count = len(batch["tokens"])
+    training = Training(ema=EMA, batch_size=len(batch["tokens"]))
     dtypes = setup.student_dtype or setup.dtype, setup.target_dtype or setup.dtype
-    step = make_train_step(loss, tx, EMA, keys_of(SEED).student, count, mesh, 1, dtypes)
+    step = make_train_step(loss, tx, training, keys_of(SEED).student, mesh, dtypes)
     state = init_state(shard(model.student, mesh), tx, mesh)
     state = dataclasses.replace(state, ema=shard(model.ema, mesh))
     return step, state, shard(_frozen(model, setup), mesh), shard_batch(batch, mesh)

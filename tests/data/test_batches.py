@@ -87,7 +87,7 @@ def test_a_position_in_other_data_is_refused():
 def test_processes_share_each_batch_in_the_order_of_their_numbers(processes):
     whole = take(Batches(Numbers(30), 8, seed=2), 9)
     parts = [
-        take(Batches(Numbers(30), 8, seed=2, process=p, processes=processes), 9)
+        take(Batches(Numbers(30), 8, seed=2, share=(p, processes)), 9)
         for p in range(processes)
     ]
     assert [sum(rows, []) for rows in zip(*parts, strict=True)] == whole
