@@ -1,4 +1,4 @@
-"""The packages, which pyproject.toml cannot say: the recipes of configs/ are installed with them."""
+"""The packages, which pyproject.toml cannot say: the recipes in configs/ become one of them."""
 
 from setuptools import find_packages, setup
 
