@@ -13,12 +13,12 @@ from slam_jax.config.options import Optimizer
 from slam_jax.drawing.samplers import student_sampler
 from slam_jax.families.family import Frozen
 from slam_jax.method.sampler import gaussian
-from slam_jax.method.slam import Method, draw
+from slam_jax.method.slam import Slam, draw
 from slam_jax.models import functional
 from slam_jax.models.execution import Execution
 from slam_jax.parallel.keys import keys_of
 from slam_jax.parallel.sharding import make_mesh, shard, shard_batch
-from slam_jax.recipes.distill import ENCODE, distillation_loss
+from slam_jax.recipes.distil import ENCODE, distillation_loss
 from slam_jax.training.step import init_state, make_optimizer, make_train_step
 
 EMA, SEED = 0.95, 0
@@ -44,7 +44,7 @@ class Setup:
     teacher_dtype: str | None = None
     target_dtype: str | None = None
     student_dtype: str | None = None
-    method: Method = Method()
+    method: Method = Slam()
     execution: Execution | None = None
     remat: str = "none"
     teacher_passes: int = 1
@@ -153,7 +153,7 @@ def vae_decode(
 def flops_per_sample(model: Model, batch: dict[str, np.ndarray]) -> float:
     """Additions and multiplications of loss and gradient for one sample, as XLA counts them."""
     pipeline = _pipeline(model, Setup(execution=Execution(attention="xla")))
-    loss = distillation_loss(pipeline, Method())
+    loss = distillation_loss(pipeline, Slam())
 
     def gradient(student, ema, frozen, batch, key):
         return jax.grad(lambda p: loss(p, ema, frozen, batch, jnp.arange(1), key)[0].sum())(student)

@@ -24,7 +24,7 @@ from race import (
 from shapes import make_batch, make_model
 from starts import first_steps
 
-from slam_jax.method.slam import Method
+from slam_jax.method.slam import Slam
 
 PARITY_STEPS, PARITY_ROWS = 3, 2
 # Precision of the authors' step: float16 on a GPU, as in their README.
@@ -105,7 +105,7 @@ def _training_subjects(run: Any, model: Any, **changes: Any) -> dict[str, Subjec
 def _training_peers(run: Any, model: Any, cached: dict, pictures: dict) -> dict[str, Subject]:
     """The peers' training steps; torch is imported for them only."""
     names = [name for name in run.peers if name in ("authors", "tuned", "tuned_compiled")]
-    method = Method()
+    method = Slam()
 
     def build(name):
         import peer_steps

@@ -15,8 +15,6 @@ import torch
 from peers import Networks, embed, no_prompt, on_device
 from shapes import Model
 
-from slam_jax.method.slam import Method
-
 EMA, LEARNING_RATE, CLIP_NORM = 0.95, 8e-6, 1.0
 DATA_STD, TIME_SCALE, GAMMA_DIM = 0.5, 10.0, 256
 Draws = dict[str, torch.Tensor]

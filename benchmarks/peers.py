@@ -19,7 +19,7 @@ from diffusers.schedulers import scheduling_lcm
 from shapes import LENGTH, Model
 
 from slam_jax.families.family import Params
-from slam_jax.families.sd_pipeline import TEXT_ENCODERS
+from slam_jax.families.stable_diffusion_pipeline import TEXT_ENCODERS
 from slam_jax.formats.convert import to_torch
 
 TEXT_MODELS = {

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 from slam_jax.families.family import Params, student_config, student_params
-from slam_jax.families.sd_pipeline import TEXT_ENCODERS, StableDiffusionPipeline
+from slam_jax.families.stable_diffusion_pipeline import TEXT_ENCODERS, StableDiffusionPipeline
 from slam_jax.formats.tokenizer import Tokenizer
-from slam_jax.method.schedule import NoiseSchedule
+from slam_jax.method.schedule import VariancePreserving
 from slam_jax.models import functional
 from slam_jax.models.clip import CLIPTextConfig, CLIPTextModel
 from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
@@ -195,7 +195,7 @@ def make_model(name: str, conditioning: str = "embedding", seed: int = 0) -> Mod
     pipeline = StableDiffusionPipeline(
         unet=shapes.unet,
         scheduler=scheduler,
-        schedule=NoiseSchedule.from_config(scheduler),
+        schedule=VariancePreserving.from_config(scheduler),
         latent_shape=(side, side, shapes.vae.latent_channels),
         vae=shapes.vae,
         text_encoders=shapes.text_encoders,

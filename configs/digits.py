@@ -1,6 +1,6 @@
 """Handwritten digits on a laptop CPU: train a small teacher, distil it, draw in 1, 2, 4, 8 steps.
 
-python -m slam_jax.main --config configs/digits.py
+slam-jax train --config digits
 """
 
 from slam_jax.config.options import default_config
@@ -10,8 +10,8 @@ def get_config():
     config = default_config()
     config.name = "digits"
 
-    teacher = config.digits
-    teacher.unet.update(
+    config.teacher.family = config.data.source = "digits"
+    config.teacher.network = dict(
         sample_size=4,
         down_block_types=("DownBlock2D",),
         up_block_types=("UpBlock2D",),
@@ -21,7 +21,7 @@ def get_config():
         attention_head_dim=2,
         norm_num_groups=8,
     )
-    teacher.training.update(
+    config.teacher.training.update(
         steps=4000,
         batch_size=64,
         ema=0.995,
@@ -38,4 +38,5 @@ def get_config():
         sample_every=500,
         optimizer=dict(learning_rate=5e-4, schedule="cosine"),
     )
+    config.evaluation.update(batch=100, samples=2000)
     return config

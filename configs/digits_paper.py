@@ -4,7 +4,7 @@ The authors' noise scale inside the sub-path, the network told (s, gamma) throug
 embedding, one gamma per sub-path, drawn uniformly. On a short budget this falls far behind; the
 README says how far, and why.
 
-    python -m slam_jax.main --config configs/digits_paper.py \\
+    slam-jax train --config digits_paper \\
         --config.teacher.path=runs/digits/teacher
 """
 

@@ -2,8 +2,8 @@
 
     slam-jax prepare --source 'data/laion/{00000..00331}.tar' \
         --model stable-diffusion-v1-5/stable-diffusion-v1-5 --out data/sd15_512
-    python -m slam_jax.main --config configs/sd.py --config.data.source=data/sd15_512
-    python -m slam_jax.main --config configs/sd.py --config.data.source=data/sd15_512 --resume
+    slam-jax train --config sd --config.data.source=data/sd15_512
+    slam-jax train --config sd --config.data.source=data/sd15_512 --resume
 
 The first command stores what the VAE makes of the images. `--config.data.source` may be the shards
 themselves too, which are then read and encoded in every step, with another crop each time; add
@@ -19,7 +19,7 @@ Result, the paper's claim: FID 10.06 on COCO-2014-30k and 20.77 on COCO-2017-5k 
 Time, the paper's claim: 6 A100 GPU days. Nothing of this size has been run here yet; the number of
 steps and the learning rate's constant schedule for them are a guess.
 
-`configs/sd.py:tiny` is the same, shrunk to a minute on two CPU cores (56 s measured), with a
+`--config sd:tiny` is the same, shrunk to a minute on two CPU cores (56 s measured), with a
 teacher that has random weights (`make demo-sd` makes and distils it) and the photographs that come
 with scikit-learn and scikit-image.
 """

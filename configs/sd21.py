@@ -1,9 +1,9 @@
 """Stable Diffusion 2.1 base (512 pixels, predicts noise); otherwise as configs/sd.py.
 
-    python -m slam_jax.main --config configs/sd21.py --config.data.source=data/sd21_512
+    slam-jax train --config sd21 --config.data.source=data/sd21_512
 
 The paper's recipe, which it gives for SD 1.5; neither the paper nor this project has a result for
-this teacher. `configs/sd21.py:tiny` needs
+this teacher. `--config sd21:tiny` needs
 `python tests/support/tiny_stable_diffusion.py runs/tiny_teachers/sd21 --family sd21`.
 """
 

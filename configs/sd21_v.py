@@ -1,9 +1,9 @@
 """Stable Diffusion 2.1 (768 pixels, predicts v); otherwise as configs/sd.py.
 
-    python -m slam_jax.main --config configs/sd21_v.py --config.data.source=data/sd21_768
+    slam-jax train --config sd21_v --config.data.source=data/sd21_768
 
 The authors' script cannot distil v-prediction: it takes v for noise. Neither the paper nor this
-project has a result for this teacher. `configs/sd21_v.py:tiny` needs
+project has a result for this teacher. `--config sd21_v:tiny` needs
 `python tests/support/tiny_stable_diffusion.py runs/tiny_teachers/sd21_v --family sd21_v`.
 """
 

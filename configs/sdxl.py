@@ -1,11 +1,11 @@
 """SDXL (1024 pixels), the whole UNet; otherwise as configs/sd.py.
 
-    python -m slam_jax.main --config configs/sdxl.py --config.data.source=data/sdxl_1024
+    slam-jax train --config sdxl --config.data.source=data/sdxl_1024
 
 The authors published a LoRA for SDXL and no recipe for it; this trains all 2.6 billion weights.
 Weights, EMA and Adam take 41 GB in float32, gradients 10 GB, the teacher 5 GB, on each device, or
 split over 8 with `--config.mesh.fsdp=8`; `slam-jax plan` says what else a step needs. No
-result has been measured. `configs/sdxl.py:tiny` needs
+result has been measured. `--config sdxl:tiny` needs
 `python tests/support/tiny_stable_diffusion.py runs/tiny_teachers/sdxl --family sdxl`.
 """
 

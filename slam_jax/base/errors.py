@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from slam_jax.base.options import OptionError
+
 
 class InputError(ValueError):
     """The user's input is wrong. One line: which file or key, what was expected, what to do."""
@@ -14,12 +16,10 @@ class BackendError(RuntimeError):
 
 @contextmanager
 def options_of(path: str) -> Iterator[None]:
-    """Turns a ValueError that names an option into an InputError with the option's full path."""
+    """Turns an OptionError into an InputError with the option's full path."""
     try:
         yield
-    except InputError:
-        raise
-    except ValueError as error:
+    except OptionError as error:
         raise InputError(f"{path}.{error}") from error
 
 

@@ -20,10 +20,12 @@ from slam_jax.base.errors import BackendError, InputError
 from slam_jax.drawing import pictures
 from slam_jax.drawing.samplers import student_sampler
 from slam_jax.families.family import Frozen, Params
-from slam_jax.families.load import RECORD_FILE, read_pipeline, read_surroundings
-from slam_jax.families.sd_pipeline import StableDiffusionPipeline
+from slam_jax.families.stable_diffusion import RECORD_FILE
+from slam_jax.families.stable_diffusion_folder import read_pipeline, read_surroundings
+from slam_jax.families.stable_diffusion_pipeline import StableDiffusionPipeline
 from slam_jax.formats.diffusers_folder import Folder, read_config, read_model_index, resolve
 from slam_jax.method.schedule import PREDICTION_TYPES, TIMESTEP_SCALING, distillation_grid
+from slam_jax.method.slam import Slam
 from slam_jax.models import functional
 from slam_jax.parallel import runtime
 from slam_jax.serving import torch_check
@@ -175,11 +177,11 @@ def draw_samples(
     pipeline: StableDiffusionPipeline, frozen: Frozen, params: Params, out: Path | None
 ) -> Iterator[Result]:
     """Two pictures in each of 1, 2 and 4 steps: finite, and not of one colour."""
-    num_ddim_timesteps = pipeline.scheduler.get("original_inference_steps", 50)
-    draw = student_sampler(pipeline, pipeline.unet, num_ddim_timesteps)
+    method = Slam(num_ddim_timesteps=pipeline.scheduler.get("original_inference_steps", 50))
+    draw = student_sampler(pipeline, pipeline.network, method)
     batch, rows = pipeline.prompts(torch_check.PROMPTS), {}
     for steps in STEPS:
-        images = np.asarray(draw(frozen, params, batch, 0, 0, steps=steps))
+        images = np.asarray(draw(frozen, params, batch, (0, 0), steps=steps))
         # Over the pixels of a channel: a picture of one colour has channels that differ.
         spread = float(images.std(axis=(1, 2)).max(axis=-1).min())
         status = OK if spread > SMALLEST_SPREAD else FAIL  # and NaN fails

@@ -17,21 +17,17 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from slam_jax.base.errors import BackendError, InputError
-from slam_jax.base.out_folder import whole_folder
 from slam_jax.config.options import DTYPES
-from slam_jax.families.load import load
-from slam_jax.formats.flax_folder import save_model
+from slam_jax.families.family import LoadOptions
 from slam_jax.parallel import runtime
-from slam_jax.recipes.export import is_export, write_folder
-from slam_jax.recipes.student import as_model, from_checkpoint
+from slam_jax.recipes.student import as_model, from_checkpoint, load, read_run
 from slam_jax.serving import torch_check
 from slam_jax.serving.artifact import PLATFORMS, Options, write_artifact
-
-# All that an export has at its top.
 
 
 def run(arguments: argparse.Namespace) -> Path:
@@ -39,15 +35,14 @@ def run(arguments: argparse.Namespace) -> Path:
     out = arguments.out or arguments.workdir / "export"
     if arguments.verify:
         torch_check.require("--verify")
-    student, teacher = from_checkpoint(arguments.workdir, arguments.step, arguments.teacher)
-    if teacher is not None:
-        checks = [torch_check.verify] if arguments.verify else []
-        write_folder(student, teacher, out, checks)
-    elif arguments.verify:
-        raise InputError("--verify: diffusers has no pipeline for digits to compare with")
-    else:
-        with whole_folder(out, is_export, "export") as folder:
-            save_model(folder, student)
+    student, family = from_checkpoint(arguments.workdir, arguments.step, arguments.teacher)
+    checks = []
+    if arguments.verify:
+        if not family.in_diffusers:
+            raise InputError(f"--verify: diffusers has no pipeline for {family.name}")
+        model = as_model(student, read_run(arguments.workdir), family)
+        checks = [partial(torch_check.verify, model)]
+    family.export(student, out, checks)
     return out
 
 
@@ -61,11 +56,11 @@ def run_artifact(arguments: argparse.Namespace, environment: Mapping[str, str]) 
         }
     )
     if arguments.model:
-        model = load(arguments.model, dtype=options.dtype)
+        model = load(arguments.model, LoadOptions(dtype=options.dtype))
         name, out = arguments.model, arguments.out
     else:
-        student, teacher = from_checkpoint(arguments.workdir, arguments.step, arguments.teacher)
-        model = as_model(student, teacher, options.dtype)
+        student, family = from_checkpoint(arguments.workdir, arguments.step, arguments.teacher)
+        model = as_model(student, read_run(arguments.workdir), family, options.dtype)
         name, out = str(arguments.workdir), arguments.out or arguments.workdir / "artifact"
     write_artifact(model, name, out, options, environment)
     return out

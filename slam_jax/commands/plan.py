@@ -1,7 +1,7 @@
 """Says what a run will need of each device, before anything is loaded, and what to change where
 it does not fit.
 
-slam-jax plan --config configs/sd.py --mesh data=8,fsdp=1 --memory 80 [--config.KEY=VALUE]
+slam-jax plan --config sd --mesh data=8,fsdp=1 --memory 80 [--config.KEY=VALUE]
 
 Weights, state and gradients are counted from their shapes and the sharding rules, exactly. What a
 step needs besides is what XLA sets aside for it: the step is compiled, for this machine's devices
@@ -22,15 +22,11 @@ from dataclasses import replace
 
 import jax
 
-from slam_jax.base.errors import InputError, options_of, prefixed
-from slam_jax.commands.train import parse
-from slam_jax.config import options as options
+from slam_jax.base.errors import BackendError, InputError
+from slam_jax.config import options
+from slam_jax.config.command_line import Command, parse
 from slam_jax.config.options import Config
-from slam_jax.families.digits_pipeline import digits_pipeline
-from slam_jax.families.family import Pipeline
-from slam_jax.families.load import read_pipeline
-from slam_jax.formats.diffusers_folder import resolve
-from slam_jax.method.schedule import distillation_grid
+from slam_jax.families.family import Family
 from slam_jax.models.remat import REMAT
 from slam_jax.parallel import runtime
 from slam_jax.recipes.memory import (
@@ -42,6 +38,7 @@ from slam_jax.recipes.memory import (
     need_of,
     rows_of,
 )
+from slam_jax.recipes.open_teacher import open_teacher
 
 GIB = 2**30
 
@@ -74,37 +71,18 @@ def parse_memory(text: str) -> float:
     return memory * GIB
 
 
-def read_config(argv: list[str]) -> Config:
-    """The config of a command line; the data may be left open.
+def read_command(argv: list[str]) -> Command:
+    """A command line of slam-jax train; the data may be left open.
 
     Raises:
-      InputError: as `main.parse`.
+      InputError: as `parse`.
     """
     try:
-        return parse(argv).config
+        return parse(argv)
     except InputError as error:
         if not str(error).startswith("config.data.source = ''"):
             raise
-        return parse([*argv, f"--config.data.source={PREPARED}"]).config
-
-
-def read_model(config: Config) -> Pipeline:
-    """The teacher's pipeline; of a repository on the hub no weights are fetched.
-
-    Raises:
-      InputError: it cannot be found or read, or does not fit the config.
-    """
-    if config.data.source == "digits":
-        with options_of("config.digits"):
-            pipeline = digits_pipeline(config.digits.unet, config.digits.prediction_type)
-    else:
-        teacher, size = config.teacher, config.data.resolution
-        with prefixed("config.teacher.path = "):
-            folder = resolve(teacher.path, teacher.revision, teacher.variant, weights=False)
-        pipeline = read_pipeline(folder, size, size)
-    with options_of("config.method"):
-        distillation_grid(pipeline.schedule.num_train_timesteps, config.method.num_ddim_timesteps)
-    return replace(pipeline, execution=config.execution)
+        return parse([*argv, f"--config.data.source={PREPARED}"])
 
 
 def with_mesh(config: Config, mesh: options.Mesh | None) -> Config:
@@ -199,20 +177,18 @@ def table(config: Config, need: Need) -> str:
     return "\n".join(line for line in (head, data, "", *lines, "", note) if line or line == "")
 
 
-def find_fitting(
-    config: Config, pipeline: Pipeline, memory: float, compiling: bool
-) -> Config | None:
+def find_fitting(config: Config, family: Family, memory: float, compiling: bool) -> Config | None:
     """The first of the easier configs that fits; says on stderr what each needs."""
     mesh, held = config.mesh, {}
     devices = mesh.data * mesh.fsdp
     for fsdp in range(mesh.fsdp, devices + 1):
         if devices % fsdp == 0:
             split = replace(config, mesh=options.Mesh(devices // fsdp, fsdp))
-            held[fsdp] = held_bytes(split, pipeline)
+            held[fsdp] = held_bytes(split, family)
     candidates = list(easier(config, held, memory))
     for number, candidate in enumerate(candidates, 1):
         flags = flags_between(config, candidate)
-        need = need_of(candidate, pipeline, compiling)
+        need = need_of(candidate, family, compiling)
         print(f"{number}/{len(candidates)} {size(need.total):>12} with {flags}", file=sys.stderr)
         if need.total <= memory:
             return candidate
@@ -227,18 +203,19 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> bool:
     """
     mesh = parse_mesh(arguments.mesh) if arguments.mesh else None
     memory = parse_memory(arguments.memory) if arguments.memory else None
-    config = read_config(rest)
+    command = read_command(rest)
+    config = command.config
     if mesh is not None:
         make_up_devices(mesh.data * mesh.fsdp)
     config = with_mesh(config, mesh)
-    pipeline = read_model(config)
+    family = open_teacher(config, command.workdir, weights=False)
     check_batch(config)
     compiling = not arguments.no_compile
     if compiling:
         print("compiling: up to five minutes for SD 1.5 on two cores", file=sys.stderr)
-    need = need_of(config, pipeline, compiling)
+    need = need_of(config, family, compiling)
     print(table(config, need))
-    print(f"{flops_per_sample(config, pipeline) / 1e12:.4g} TFLOP per sample (XLA's count)")
+    print(f"{flops_per_sample(config, family) / 1e12:.4g} TFLOP per sample (XLA's count)")
     if memory is None:
         memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     if memory is None:
@@ -248,7 +225,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> bool:
         print(f"fits into {size(memory)}")
         return True
     print(f"does not fit into {size(memory)}; looking for what does", file=sys.stderr)
-    found = find_fitting(config, pipeline, memory, compiling)
+    found = find_fitting(config, family, memory, compiling)
     if found is None:
         print(f"does not fit into {size(memory)}, nor does anything else on as many devices")
     else:
@@ -266,7 +243,7 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="slam-jax plan",
-        description="Say what a run will need; other options are those of slam_jax.main.",
+        description="Say what a run will need; other options are those of slam-jax train.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -278,7 +255,7 @@ def main(argv: list[str] | None = None) -> None:
     runtime.configure()
     try:
         fits = run(*parser.parse_known_args(argv))
-    except InputError as error:
+    except (InputError, BackendError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

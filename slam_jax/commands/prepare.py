@@ -29,11 +29,11 @@ from slam_jax.data.prepared_write import Store, check_folder
 from slam_jax.data.rejects import FEW, Rejects
 from slam_jax.data.sources import add_source_options, data_of, open_examples, say_rejects
 from slam_jax.data.views import Cutter, Indices, groups, read_ahead
-from slam_jax.families.load import read_pipeline
-from slam_jax.families.sd_pipeline import StableDiffusionPipeline
+from slam_jax.families.stable_diffusion_folder import read_pipeline
+from slam_jax.families.stable_diffusion_pipeline import StableDiffusionPipeline
 from slam_jax.formats.diffusers_folder import Folder, fingerprints, resolve
 from slam_jax.parallel import runtime
-from slam_jax.recipes.encode import Encoder, fields_of
+from slam_jax.recipes.encode import Encoder
 
 STORED = ("float16", "bfloat16")
 AHEAD = 4  # batches of pictures that wait for the devices
@@ -72,8 +72,7 @@ def plan_of(
         "dtype": arguments.dtype,
         "precision": arguments.precision,
         "shard_size": arguments.shard_size,
-        "fields": fields_of(
-            pipeline,
+        "fields": pipeline.prepared_fields(
             1 + arguments.flip,
             arguments.captions,
             arguments.text_embeddings,

@@ -10,11 +10,9 @@ the step failed. Writes nothing. Exit code 0: it ran, whatever it found.
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,24 +22,17 @@ import numpy as np
 
 from slam_jax.base.errors import InputError
 from slam_jax.config.options import Config
-from slam_jax.config.validate import freeze
-from slam_jax.families.digits_pipeline import digits_pipeline
-from slam_jax.families.family import Frozen, Params, Pipeline
-from slam_jax.families.load import read_pipeline, read_surroundings, read_unet
-from slam_jax.formats.diffusers_folder import Folder
-from slam_jax.formats.flax_folder import load_model
+from slam_jax.families.family import DENOISER, Frozen, Params, Pipeline
 from slam_jax.formats.safetensors import load_arrays
-from slam_jax.method.schedule import distillation_grid
-from slam_jax.method.slam import draw
 from slam_jax.models.functional import cast, flatten
 from slam_jax.parallel import runtime
 from slam_jax.parallel.keys import keys_of
-from slam_jax.recipes.distill import distillation_loss
-from slam_jax.recipes.student import from_checkpoint
+from slam_jax.recipes.distil import distillation_loss
+from slam_jax.recipes.memory import networks_of
+from slam_jax.recipes.student import find_teacher, read_run
 from slam_jax.training.checkpoint_files import read_part, steps_in
 from slam_jax.training.loop import REPLAY
 from slam_jax.training.step import Batch
-from slam_jax.training.workdir import CONFIG_FILE
 
 NAMES = 5  # of arrays, in the last line
 
@@ -53,25 +44,26 @@ class Example(NamedTuple):
       index: its place in the batch of all processes.
       loss: its loss.
       norm: of its gradient.
-      t: where its sub-path starts.
-      gamma: where on it the student was asked.
+      drawn: what was random of it, such as "t" and "gamma".
       not_finite: names of the arrays in whose gradient there is an infinity or a NaN.
     """
 
     index: int
     loss: float
     norm: float
-    t: int
-    gamma: list[float]
+    drawn: dict[str, np.ndarray]
     not_finite: list[str]
 
     def line(self) -> str:
         """What is printed of it."""
-        gamma = " ".join(f"{value:.4f}" for value in self.gamma)
+        words = " ".join(
+            f"{name} {' '.join(f'{value:.4g}' for value in np.ravel(values))}"
+            for name, values in self.drawn.items()
+        )
         finite = np.isfinite(self.loss) and not self.not_finite
         return (
             f"example {self.index:4}  loss {self.loss:<12.6g} gradient {self.norm:<12.6g} "
-            f"t {self.t:3}  gamma {gamma}  {'finite' if finite else 'NOT FINITE'}"
+            f"{words}  {'finite' if finite else 'NOT FINITE'}"
         )
 
 
@@ -133,27 +125,19 @@ def nearest(checkpoints: Path, step: int) -> int | None:
 def read_networks(
     config: Config, workdir: Path, checkpoint: int
 ) -> tuple[Pipeline, Params, Params, Frozen]:
-    """The pipeline, the student's weights and their EMA in a checkpoint, and the frozen weights.
+    """The pipeline, the trained weights and their EMA in a checkpoint, and the frozen weights.
 
     Raises:
       InputError: the teacher is not there or not the run's, or the checkpoint is damaged.
     """
-    student, teacher = from_checkpoint(workdir, checkpoint)
-    params = read_part(workdir / "checkpoints", checkpoint, "params", student.params)
-    pipeline, frozen = _teacher(config, workdir, teacher)
-    frozen["unet"] = cast(frozen["unet"], config.precision.teacher)
-    return pipeline, params, student.params, frozen
-
-
-def _teacher(config: Config, workdir: Path, teacher: Folder | None) -> tuple[Pipeline, Frozen]:
-    if teacher is None:
-        pipeline = digits_pipeline(config.digits.unet, config.digits.prediction_type)
-        pipeline = replace(pipeline, execution=config.execution)
-        return pipeline, {"unet": load_model(config.teacher.path or workdir / "teacher").params}
-    precision, size = config.precision, config.data.resolution
-    pipeline = replace(read_pipeline(teacher, size, size), execution=config.execution)
-    around = read_surroundings(teacher, pipeline, precision.text_encoder, precision.vae)
-    return pipeline, {"unet": read_unet(teacher, pipeline.unet, "float32"), **around}
+    family = find_teacher(workdir, config)
+    like, _ = networks_of(config, family.pipeline)
+    params, ema = (
+        read_part(workdir / "checkpoints", checkpoint, part, like) for part in ("params", "ema")
+    )
+    frozen = family.weights(config.precision)
+    frozen[DENOISER] = cast(frozen[DENOISER], config.precision.teacher)
+    return family.pipeline, params, ema, frozen
 
 
 # (params, ema, frozen, batch of one, index [1], key) -> (loss, norm, array -> whether finite, ...)
@@ -162,8 +146,7 @@ Look = Callable[..., tuple[Any, ...]]
 
 def make_look(config: Config, pipeline: Pipeline) -> Look:
     """Jitted: loss and gradient of one example, and what was drawn for it."""
-    training = config.training
-    loss = distillation_loss(pipeline, config.method, training.remat, training.teacher_passes)
+    loss = distillation_loss(pipeline, config.method, config.training.remat)
     precision = config.precision
 
     def look(params, ema, frozen, batch, index, key):
@@ -174,9 +157,9 @@ def make_look(config: Config, pipeline: Pipeline) -> Look:
         value, gradient = jax.value_and_grad(loss_of)(params)
         arrays = flatten(gradient)
         norm = jnp.sqrt(sum(jnp.sum(array**2) for array in arrays.values()))
-        draws = draw(key, index, pipeline.latent_shape, config.method)
+        drawn = config.method.drawn(key, index, pipeline.latent_shape, pipeline.schedule)
         finite = {name: jnp.isfinite(array).all() for name, array in arrays.items()}
-        return value, norm, draws.index[0], draws.gamma[0], finite
+        return value, norm, drawn, finite
 
     return jax.jit(look)
 
@@ -203,9 +186,6 @@ def replay(
       InputError: teacher or checkpoint cannot be read, or the batch does not fit the run.
     """
     pipeline, params, ema, frozen = read_networks(config, workdir, checkpoint)
-    grid = distillation_grid(
-        pipeline.schedule.num_train_timesteps, config.method.num_ddim_timesteps
-    )
     key = jax.random.fold_in(keys_of(config.seed).student, step - 1)  # steps taken before it
     weights, look, examples = jax.device_put((params, ema, frozen)), make_look(config, pipeline), []
     for first, batch in batches.items():
@@ -219,10 +199,9 @@ def replay(
                     f"{workdir / REPLAY}: the batch of step {step} is not one of this run ({why}); "
                     "choose another --step"
                 ) from error
-            value, norm, index, gamma, finite = jax.device_get(found)
+            value, norm, drawn, finite = jax.device_get(found)
             not_finite = [name for name, is_finite in finite.items() if not is_finite]
-            t = int(grid[index])
-            example = Example(first + row, float(value), float(norm), t, gamma.tolist(), not_finite)
+            example = Example(first + row, float(value), float(norm), drawn, not_finite)
             show(example)
             examples.append(example)
     return examples
@@ -251,15 +230,7 @@ def run(workdir: Path, step: int | None) -> None:
     Raises:
       InputError: no run, no such step, or something of it is damaged.
     """
-    record = workdir / CONFIG_FILE
-    try:
-        config = freeze(json.loads(record.read_text()))
-    except OSError as error:
-        raise InputError(
-            f"{record}: cannot be read ({error.strerror}); give the --workdir of a run"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{record}: damaged ({error}); put a copy back") from error
+    config = read_run(workdir)
     step, batches = read_kept(workdir / REPLAY, step, config.training.batch_size)
     checkpoint = nearest(workdir / "checkpoints", step)
     if checkpoint is None:

@@ -1,4 +1,4 @@
-"""A config file's values become the dataclasses of `config`, checked before anything runs; and two
+"""A config file's values become the dataclasses of `options`, checked before anything runs; and two
 configs are compared before a run goes on."""
 
 import dataclasses
@@ -10,36 +10,6 @@ from ml_collections import ConfigDict
 
 from slam_jax.base.errors import InputError, options_of
 from slam_jax.config.options import Config
-
-# What may change when a run goes on: nothing that its weights depend on.
-FREE = (
-    "config.mesh",
-    "config.execution",
-    "config.evaluation",
-    "config.teacher.path",  # what is found there is compared instead
-    "config.teacher.revision",
-    "config.data.data_dir",
-    "config.data.index",
-    "config.data.max_rejects",
-    "config.data.workers",
-    *(
-        f"config.{training}.{option}"
-        for training in ("training", "digits.training")
-        for option in (
-            "accumulation",
-            "remat",
-            "teacher_passes",
-            "log_every",
-            "sample_every",
-            "checkpoint_every",
-            "checkpoint_minutes",
-            "keep_checkpoints",
-            "keep_best",
-            "best_metric",
-            "max_skipped",
-        )
-    ),
-)
 
 
 def freeze(values: ConfigDict | dict[str, Any]) -> Config:
@@ -62,27 +32,32 @@ def _freeze(cls: type, values: dict[str, Any], path: str) -> Any:
             raise InputError(f"{path}.{key}: no such option{hint}")
     arguments = {}
     for key, value in values.items():
-        kind = fields[key].type
+        name, kind = f"{path}.{key}", kind_of(fields[key], value, f"{path}.{key}")
         if dataclasses.is_dataclass(kind):
             if not isinstance(value, dict):
-                raise InputError(f"{path}.{key} = {value!r}, expected a group of options")
-            arguments[key] = _freeze(kind, value, f"{path}.{key}")
+                raise InputError(f"{name} = {value!r}, expected a group of options")
+            arguments[key] = _freeze(kind, value, name)
+        elif isinstance(value, list):
+            arguments[key] = tuple(value)
         else:
-            arguments[key] = _typed(value, kind, f"{path}.{key}")
+            arguments[key] = float(value) if kind is float and type(value) is int else value
     with options_of(path):
         return cls(**arguments)
 
 
-def _typed(value: Any, kind: Any, path: str) -> Any:
-    """`value` as the annotated type: lists become tuples, and whole numbers floats where asked."""
-    if isinstance(value, list):
-        value = tuple(value)
-    if kind is float and type(value) is int:
-        value = float(value)
-    simple = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-    if kind in simple and type(value) is not kind:
-        raise InputError(f"{path} = {value!r}, expected {simple[kind]}")
-    return value
+def kind_of(field: dataclasses.Field, value: Any, path: str) -> Any:
+    """The type of a field; of a group with several kinds, the one whose name is in its values.
+
+    Raises:
+      InputError: there is none of that name.
+    """
+    kinds = field.metadata.get("kinds")
+    if kinds is None or not isinstance(value, dict):
+        return field.type
+    name = value.get("name")
+    if name not in kinds:
+        raise InputError(f"{path}.name = {name!r}, expected one of {', '.join(kinds)}")
+    return kinds[name]
 
 
 def to_json(config: Any) -> str:
@@ -90,21 +65,22 @@ def to_json(config: Any) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2)
 
 
-def first_change(old: dict[str, Any], new: dict[str, Any], path: str = "config") -> str | None:
+def first_change(old: dict[str, Any], new: Any, path: str = "config") -> str | None:
     """The first option that matters to a run's weights and differs, in words; None if none.
 
     Args:
-      old, new: configs, or the same part of two, as nested dicts that went through JSON.
+      old: what a run began with, as nested dicts that went through JSON.
+      new: the dataclass of the same options.
       path: where they are in a config.
     """
-    for key in [*old, *(k for k in new if k not in old)]:
-        name = f"{path}.{key}"
-        a, b = old.get(key), new.get(key)
-        if name in FREE or (name == "config.data.source" and "digits" not in (a, b)):
-            continue  # of a moved source, what is found there is compared
-        if isinstance(a, dict) and isinstance(b, dict):
-            if change := first_change(a, b, name):
+    for field in dataclasses.fields(new):
+        name, value = f"{path}.{field.name}", getattr(new, field.name)
+        there = old.get(field.name)
+        if field.metadata.get("free"):
+            continue
+        if dataclasses.is_dataclass(value) and isinstance(there, dict):
+            if change := first_change(there, value, name):
                 return change
-        elif a != b:
-            return f"{name} is {b!r} here and {a!r} there"
+        elif there != (here := json.loads(json.dumps(value, default=dataclasses.asdict))):
+            return f"{name} is {here!r} here and {there!r} there"
     return None

@@ -1,18 +1,18 @@
 """The options of `config.data`."""
 
 from dataclasses import dataclass
-from typing import Any
 
+from slam_jax.base.options import Options, check, option
 from slam_jax.data.image_text import CAPTIONS, CROPS
 
-
-def check(condition: bool, key: str, value: Any, expected: str) -> None:
-    if not condition:
-        raise ValueError(f"{key} = {value!r}, expected {expected}")
+# What a kind of source may be: see `sources`. An option that a source does not read is refused.
+DRAWN = ("photographs", "folder", "tar", "tfds", "prepared")
+PICTURES = ("photographs", "folder", "tar", "tfds")
+FILES = ("folder", "tar", "tfds")
 
 
 @dataclass(frozen=True)
-class Data:
+class Data(Options):
     """What is trained on.
 
     A source is "digits"; "photographs" (those bundled with scikit-learn and scikit-image); shards
@@ -20,34 +20,55 @@ class Data:
     of images with captions; "tfds:NAME" of tensorflow-datasets; or what slam-jax prepare made.
     """
 
-    source: str = "digits"
-    resolution: int = 512  # the shorter side is resized to it, and a square is cropped
-    crop: str = "random"  # or "center"
-    flip: bool = False  # mirror half of the examples
-    captions: str = "random"  # or "first": which one of an example that has several
-    empty_prompts: float = 0.0  # share of the examples that are trained without their caption
-    min_size: int = 0  # leave out images whose shorter side has fewer pixels
-    max_watermark: float = 1.0  # leave out images with a larger "pwatermark", or below 1 with none
-    max_rejects: float = 0.1  # share of damaged examples at which a run stops
-    caption_key: str = ""  # where captions are in json, metadata.jsonl or TFDS; empty: as usual
-    image_key: str = "image"  # where images are in TFDS
-    split: str = "train"  # of TFDS, such as "train[:10%]"
-    data_dir: str = ""  # of TFDS; empty: ~/tensorflow_datasets
-    index: str = ""  # folder for what is known of tar shards; empty: ~/.cache/slam_jax/tar_index
-    workers: int = 0  # processes that read; 0: a thread
+    source: str = option("photographs", "where examples are", free=True)  # their identity counts
+    resolution: int = option(
+        512, "pixels: the shorter side is resized to it, a square is cropped", read_by=DRAWN
+    )
+    crop: str = option("random", "where the square is taken", one_of=CROPS, read_by=PICTURES)
+    flip: bool = option(False, "mirror half of the examples", read_by=DRAWN)
+    captions: str = option(
+        "random", "which one of an example with several", one_of=CAPTIONS, read_by=DRAWN
+    )
+    empty_prompts: float = option(
+        0.0, "share of examples without their caption", at_least=0, at_most=1, read_by=DRAWN
+    )
+    min_size: int = option(
+        0, "leave out images whose shorter side has fewer pixels", at_least=0, read_by=FILES
+    )
+    max_watermark: float = option(
+        1.0,
+        'leave out images with a larger "pwatermark", or below 1 with none',
+        at_least=0,
+        at_most=1,
+        read_by=FILES,
+    )
+    max_rejects: float = option(
+        0.1,
+        "share of damaged examples at which to stop",
+        at_least=0,
+        at_most=1,
+        free=True,
+        read_by=(*FILES, "prepared"),
+    )
+    caption_key: str = option(
+        "", "where captions are in json, metadata.jsonl or TFDS; empty: as usual", read_by=FILES
+    )
+    image_key: str = option("image", "where images are in TFDS", read_by=("tfds",))
+    split: str = option("train", 'of TFDS, such as "train[:10%]"', read_by=("tfds",))
+    data_dir: str = option(
+        "", "of TFDS; empty: ~/tensorflow_datasets", free=True, read_by=("tfds",)
+    )
+    index: str = option(
+        "",
+        "folder for what is known of tar shards; empty: ~/.cache/slam_jax/tar_index",
+        free=True,
+        read_by=("tar",),
+    )
+    workers: int = option(0, "processes that read; 0: a thread", at_least=0, free=True)
 
     def __post_init__(self):
+        super().__post_init__()
         kinds = "digits, photographs, tfds:NAME, a folder, or a pattern of .tar shards"
         check(self.source != "", "source", self.source, kinds)
-        check(
-            self.resolution >= 8 and self.resolution % 8 == 0,
-            "resolution",
-            self.resolution,
-            "a positive multiple of 8",
-        )
-        check(self.crop in CROPS, "crop", self.crop, f"one of {', '.join(CROPS)}")
-        check(self.captions in CAPTIONS, "captions", self.captions, f"one of {', '.join(CAPTIONS)}")
-        for name in ("empty_prompts", "max_watermark", "max_rejects"):
-            check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number in [0, 1]")
-        for name in ("min_size", "workers"):
-            check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        fits = self.resolution >= 8 and self.resolution % 8 == 0
+        check(fits, "resolution", self.resolution, "a positive multiple of 8")

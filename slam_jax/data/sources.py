@@ -1,4 +1,10 @@
-"""Opens what a config's `data` group, or a command line, names as its source of examples."""
+"""The data sources there are, and how what a config's `data` group, or a command line, names is
+opened.
+
+A source of pictures gives `Examples`, which a family turns into batches. Any other gives batches
+itself (`batches.Source`). Another one is added from outside:
+`SOURCES["mine"] = Kind(matches=lambda name: name == "mine", open=lambda data: Mine())`.
+"""
 
 import argparse
 import dataclasses
@@ -6,11 +12,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from slam_jax.base.errors import InputError
+from slam_jax.base.options import OptionError
+from slam_jax.data import digits
 from slam_jax.data.batches import Source
 from slam_jax.data.examples import Examples, Filters
 from slam_jax.data.image_folder import ImageFolder
@@ -22,69 +31,113 @@ from slam_jax.data.tar_shards import TarShards
 from slam_jax.data.tfds_examples import TfdsExamples
 
 TFDS = "tfds:"
-OPTIONS = {  # what a command line calls the options of `config.Data` that say how to open a source
-    "min_size": "leave out images whose shorter side has fewer pixels",
-    "max_watermark": "leave out images with a larger pwatermark",
-    "max_rejects": "share of damaged examples at which to stop",
-    "caption_key": "where captions are in json, metadata.jsonl or TFDS",
-    "image_key": "where images are in TFDS",
-    "split": "of TFDS, such as train[:10%%]",
-    "data_dir": "of TFDS",
-    "index": "folder for what is known of tar shards",
-}
-# Which options a kind of source reads; set for another kind, they are refused.
-ALWAYS = ("source", "workers")
-DRAWN = ("resolution", "flip", "captions", "empty_prompts")
-IMAGES = (*DRAWN, "crop", "min_size", "caption_key", "max_rejects")
-READS = {
-    "digits": ALWAYS,
-    "photographs": (*ALWAYS, *DRAWN, "crop"),
-    "folder": (*ALWAYS, *IMAGES, "max_watermark"),
-    "tar": (*ALWAYS, *IMAGES, "max_watermark", "index"),
-    "tfds": (*ALWAYS, *IMAGES, "image_key", "split", "data_dir"),
-    "prepared": (*ALWAYS, *DRAWN, "max_rejects"),
+# Of `Data`, those that a command line has too: they say how a source is opened.
+OPENING = (
+    "min_size",
+    "max_watermark",
+    "max_rejects",
+    "caption_key",
+    "image_key",
+    "split",
+    "data_dir",
+    "index",
+)
+
+
+class Kind(NamedTuple):
+    """A kind of source.
+
+    Attributes:
+      matches: whether a name, as a user gives it, is of one.
+      open: opens it: `Examples` where it has pictures, else a `batches.Source`.
+      has_pictures: which of the two.
+    """
+
+    matches: Callable[[str], bool]
+    open: Callable[[Data], Any]
+    has_pictures: bool = False
+
+
+def _folder(source: str) -> Path | None:
+    """The folder of that name; "~" of nobody stays as it is, and a long pattern is no path."""
+    name = os.path.expanduser(source)  # noqa: PTH111 - Path would refuse it
+    return Path(name) if os.path.isdir(name) else None  # noqa: PTH112 - as above
+
+
+def _is_prepared(source: str) -> bool:
+    folder = _folder(source)
+    return folder is not None and (folder / PLAN_FILE).exists()
+
+
+def _is_tar(source: str) -> bool:
+    if (folder := _folder(source)) is not None:
+        return any(folder.glob("*.tar"))
+    return source.endswith((".tar", ".tar.gz", ".tgz")) or any(c in source for c in "*?[{:")
+
+
+def _home(source: str) -> Path:
+    return Path(os.path.expanduser(source))  # noqa: PTH111 - as above
+
+
+def _filters(data: Data) -> Filters:
+    return Filters(data.min_size, data.max_watermark)
+
+
+def _open_tfds(data: Data) -> Examples:
+    keys = data.split, data.data_dir, data.image_key, data.caption_key
+    return TfdsExamples(data.source.removeprefix(TFDS), *keys, _filters(data))
+
+
+def _open_tar(data: Data) -> Examples:
+    index = _home(data.index) if data.index else None
+    return TarShards(data.source, _filters(data), data.caption_key, index)
+
+
+# The first that matches a name opens it.
+SOURCES: dict[str, Kind] = {
+    "digits": Kind(lambda name: name == "digits", lambda data: digits.Source()),
+    "photographs": Kind(lambda name: name == "photographs", lambda data: Photographs(), True),
+    "tfds": Kind(lambda name: name.startswith(TFDS), _open_tfds, True),
+    "prepared": Kind(
+        _is_prepared,
+        lambda data: Prepared(_home(data.source), data.flip, data.captions, data.empty_prompts),
+    ),
+    "tar": Kind(_is_tar, _open_tar, True),
+    "folder": Kind(
+        lambda name: _folder(name) is not None,
+        lambda data: ImageFolder(_home(data.source), _filters(data), data.caption_key),
+        True,
+    ),
 }
 
 
 def kind_of(source: str) -> str:
-    """Which of the kinds in `READS` a source is.
+    """Which of SOURCES a name is of.
 
     Raises:
       InputError: none of them.
     """
-    if source in ("digits", "photographs"):
-        return source
-    if source.startswith(TFDS):
-        return "tfds"
-    folder = _home(source)
-    if os.path.isdir(folder):  # noqa: PTH112 - a long pattern is no path, which Path would say
-        folder = Path(folder)
-        if (folder / PLAN_FILE).exists():
-            return "prepared"
-        return "tar" if any(folder.glob("*.tar")) else "folder"
-    if source.endswith((".tar", ".tar.gz", ".tgz")) or any(c in source for c in "*?[{:"):
-        return "tar"
-    found = "a file" if os.path.isfile(folder) else "no such folder"  # noqa: PTH113 - as above
+    for name, kind in SOURCES.items():
+        if kind.matches(source):
+            return name
+    is_file = os.path.isfile(_home(source))  # noqa: PTH113 - a long pattern is no path
+    found = "a file" if is_file else "no such folder"
     raise InputError(
         f"{source!r}: {found}; expected a folder (of images, of .tar shards, or made by "
-        "slam-jax prepare), a pattern such as 'data/{00000..00331}.tar', tfds:NAME, or photographs"
+        "slam-jax prepare), a pattern such as 'data/{00000..00331}.tar', tfds:NAME, or one of "
+        f"{', '.join(name for name in SOURCES if SOURCES[name].matches(name))}"
     )
 
 
-def _home(source: str) -> str:
-    """Resolves "~"; one of nobody stays as it is."""
-    return os.path.expanduser(source)  # noqa: PTH111 - Path would refuse it
-
-
 def check_used(data: Data, kind: str) -> None:
-    """No option is without effect.
+    """Refuses options that a kind of source does not use.
 
     Raises:
-      InputError: one is set that means nothing to this kind of source.
+      InputError: one is set that means nothing to it.
     """
     for field in dataclasses.fields(Data):
         given = getattr(data, field.name)
-        if field.name not in READS[kind] and given != field.default:
+        if kind not in field.metadata.get("read_by", (kind,)) and given != field.default:
             why = "was decided when it was made" if kind == "prepared" else "means nothing to it"
             raise InputError(
                 f"{data.source}: {field.name} = {given!r} {why}; leave it at {field.default!r}"
@@ -101,27 +154,13 @@ def open_examples(data: Data, judged: bool = True) -> Examples:
     Raises:
       InputError: there is no such source, it is not one of images, or too much of it is damaged.
     """
-    kind, source = kind_of(data.source), data.source
-    if kind == "digits":
-        raise InputError("digits: they have no captions; expected another source")
-    if kind == "prepared":
-        raise InputError(f"{source}: latents that are prepared already; name what they are made of")
+    kind = kind_of(data.source)
+    if not SOURCES[kind].has_pictures:
+        raise InputError(f"{data.source}: {kind}, where pictures with captions are expected")
     check_used(data, kind)
-    filters = Filters(data.min_size, data.max_watermark)
-    if kind == "photographs":
-        examples = Photographs()
-    elif kind == "tfds":
-        name = source.removeprefix(TFDS)
-        examples = TfdsExamples(
-            name, data.split, data.data_dir, data.image_key, data.caption_key, filters
-        )
-    elif kind == "folder":
-        examples = ImageFolder(Path(_home(source)), filters, data.caption_key)
-    else:
-        index = Path(_home(data.index)) if data.index else None
-        examples = TarShards(source, filters, data.caption_key, index)
+    examples = SOURCES[kind].open(data)
     if judged:
-        examples.rejects.check(len(examples), data.max_rejects, source)
+        examples.rejects.check(len(examples), data.max_rejects, data.source)
     return examples
 
 
@@ -145,7 +184,7 @@ def open_source(
     """
     if kind_of(data.source) == "prepared":
         check_used(data, "prepared")
-        return Prepared(Path(_home(data.source)), data.flip, data.captions, data.empty_prompts)
+        return SOURCES["prepared"].open(data)
     transform = Transform(data.resolution, data.crop, data.flip, data.captions, data.empty_prompts)
     examples = open_examples(data)
     say_rejects(examples)
@@ -155,27 +194,30 @@ def open_source(
 def add_source_options(parser: argparse.ArgumentParser) -> None:
     """Flags that say how a source is opened."""
     group = parser.add_argument_group("options of the source")
-    for name, meaning in OPTIONS.items():
-        default = next(f.default for f in dataclasses.fields(Data) if f.name == name)
-        group.add_argument(
-            f"--{name.replace('_', '-')}", type=type(default), default=default, help=meaning
-        )
+    for field in dataclasses.fields(Data):
+        if field.name in OPENING:
+            group.add_argument(
+                f"--{field.name.replace('_', '-')}",
+                type=type(field.default),
+                default=field.default,
+                help=field.metadata["doc"].replace("%", "%%"),
+            )
 
 
-def data_of(arguments: argparse.Namespace, source: str, **more) -> Data:
+def data_of(arguments: argparse.Namespace, source: str, **more: Any) -> Data:
     """The options of a command line as those of a config.
 
     Args:
       arguments: parsed by a parser with `add_source_options`.
       source: its name.
-      more: other options of `config.Data`.
+      more: other options of `Data`.
 
     Raises:
       InputError: an impossible value; names the flag.
     """
-    given = {name: getattr(arguments, name) for name in OPTIONS}
+    given = {name: getattr(arguments, name) for name in OPENING}
     try:
         return Data(source=source, **given, **more)
-    except ValueError as error:
-        name, _, rest = str(error).partition(" ")
-        raise InputError(f"--{name.replace('_', '-')} {rest}") from error
+    except OptionError as error:
+        flag = f"--{error.key.replace('_', '-')}"
+        raise InputError(f"{flag} = {error.value!r}, expected {error.expected}") from error

@@ -1,21 +1,38 @@
 """Draws pictures with a loaded model, a batch at a time, each batch in one program."""
 
-import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import UInt8
 from tqdm import tqdm
 
 from slam_jax.base.errors import InputError
 from slam_jax.drawing.samplers import Sampler, student_sampler, teacher_sampler
-from slam_jax.families.family import Batch
-from slam_jax.families.load import Model
-from slam_jax.method.sampler import consistency_timesteps, ddim_timesteps
+from slam_jax.families.family import Batch, Model
+from slam_jax.method.sampler import ddim_timesteps
 
 TEACHER_GUIDANCE = 7.5
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How pictures are drawn.
+
+    Attributes:
+      steps: network evaluations for each (a guided teacher: twice as many).
+      guidance: the usual scale, of teachers only.
+      strength: how much of a picture is drawn anew, in (0, 1].
+      dtype: what the denoiser computes in.
+    """
+
+    steps: int = 4
+    guidance: float = 1.0
+    strength: float = 1.0
+    dtype: str = "float32"
 
 
 def choose_guidance(model: Model, asked: float | None) -> float:
@@ -29,14 +46,9 @@ def choose_guidance(model: Model, asked: float | None) -> float:
         if guidance < 1:
             raise InputError(f"--guidance {guidance:g}: expected 1 (none) or more")
         return guidance
-    if "LatentConsistency" in model.pipeline_class and not model.info:
-        print(
-            "note: to an LCM whose guidance is an input, a student's gamma = 1 means none",
-            file=sys.stderr,
-        )
     if asked not in (None, 1.0):
         told = f"told another gamma, {1 - (asked - 1) / 10:g} in place of 1"
-        told = told if model.pipeline.unet.time_cond_proj_dim is not None else "guided twice"
+        told = told if model.method.tells_gamma else "guided twice"
         raise InputError(
             f"--guidance {asked:g}: a student has its guidance built in; it would be {told}; leave "
             "the option out"
@@ -44,30 +56,28 @@ def choose_guidance(model: Model, asked: float | None) -> float:
     return 1.0
 
 
-def make_sampler(model: Model, guidance: float, steps: int, strength: float, dtype: str) -> Sampler:
-    """A function of (frozen, params, batch, seed, first) that draws in one program: uint8 images,
-    and whether each was finite before.
+def make_sampler(model: Model, settings: Settings) -> Sampler:
+    """A function of (frozen, params, batch, start) that draws in one program: uint8 images, and
+    whether each was finite before.
 
     Raises:
       InputError: impossible numbers of steps.
     """
-    timesteps = model.pipeline.schedule.num_train_timesteps
+    pipeline, steps, dtype = model.pipeline, settings.steps, settings.dtype
     try:
-        if model.is_student:
-            consistency_timesteps(steps, model.num_ddim_timesteps, timesteps, strength)
+        if model.method is None:
+            ddim_timesteps(steps, pipeline.schedule.num_train_timesteps)
+            draw = partial(teacher_sampler(pipeline, settings.guidance - 1, dtype), steps=steps)
         else:
-            ddim_timesteps(steps, timesteps)
+            model.method.timesteps(steps, pipeline.schedule, settings.strength)
+            draw = student_sampler(pipeline, pipeline.network, model.method, dtype)
+            draw = partial(draw, steps=steps, strength=settings.strength)
     except ValueError as error:
         raise InputError(f"--{error}") from error
-    if model.is_student:
-        draw = student_sampler(model.pipeline, model.pipeline.unet, model.num_ddim_timesteps, dtype)
-        draw = partial(draw, steps=steps, strength=strength)
-    else:
-        draw = partial(teacher_sampler(model.pipeline, guidance - 1, dtype), steps=steps)
 
     @jax.jit
-    def draw_uint8(frozen, params, batch, seed, first):
-        images = draw(frozen, params, batch, seed, first)
+    def draw_uint8(frozen, params, batch, start):
+        images = draw(frozen, params, batch, start)
         finite = jnp.isfinite(images).all(axis=(1, 2, 3))
         return jnp.round((images + 1) * 127.5).astype(jnp.uint8), finite
 
@@ -84,8 +94,8 @@ def batches_of(batch: Batch, size: int) -> Iterator[tuple[int, int, Batch]]:
 
 def draw_all(
     model: Model, draw: Sampler, batch: Batch, seed: int, size: int
-) -> Iterator[np.ndarray]:
-    """The pictures one by one, uint8 [H, W, C]; row i has the noise of (seed, i).
+) -> Iterator[UInt8[np.ndarray, "H W C"]]:
+    """The pictures one by one; row i has the noise of (seed, i).
 
     Raises:
       InputError: a picture is not finite.
@@ -93,7 +103,7 @@ def draw_all(
     params, frozen = jax.device_put((model.params, model.frozen))
     with tqdm(desc="drawing", total=len(batch["tokens"]), unit="picture") as bar:
         for first, count, part in batches_of(batch, size):
-            images, finite = jax.device_get(draw(frozen, params, part, seed, first))
+            images, finite = jax.device_get(draw(frozen, params, part, (seed, first)))
             if not finite.all():
                 raise InputError(
                     f"picture {first + int(finite.argmin())} is not finite: the weights are "

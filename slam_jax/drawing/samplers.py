@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,26 +17,22 @@ from slam_jax.families.family import (
     student_network,
     teacher_network,
 )
-from slam_jax.method.sampler import (
-    consistency_timesteps,
-    ddim_timesteps,
-    gaussian,
-    sample_consistency,
-    sample_ddim,
-)
+from slam_jax.method.method import Method, RowKeys, gaussian
+from slam_jax.method.sampler import ddim_timesteps, sample_ddim
 from slam_jax.method.schedule import add_noise
+from slam_jax.method.solver import guided
 from slam_jax.models import functional
-from slam_jax.models.unet import UNetConfig
 from slam_jax.parallel.keys import keys_of
 from slam_jax.parallel.sharding import replicate
 
-# (frozen, params, batch of prompts, seed, first, steps) -> images [B, H, W, C] in [-1, 1]. Row i
-# draws the noise of (seed, first + i), whatever else is in the batch.
+# (frozen, params, batch of prompts, start, steps=...) -> images [B, H, W, C] in [-1, 1]. `start` is
+# (seed, first): row i draws the noise of (seed, first + i), whatever else is in the batch.
 Sampler = Callable[..., Float[Array, "B H W C"]]
+Start = tuple[Any, Any]
 
 
 def student_sampler(
-    pipeline: Pipeline, unet: UNetConfig, num_ddim_timesteps: int, dtype: str = "float32"
+    pipeline: Pipeline, network: Any, method: Method, dtype: str = "float32"
 ) -> Sampler:
     """A sampler for the student; compiled once per (steps, strength, batch).
 
@@ -44,27 +41,25 @@ def student_sampler(
 
     Args:
       pipeline: the student's surroundings.
-      unet: the student's configuration.
-      num_ddim_timesteps: M of its distillation.
-      dtype: what the UNet computes in.
+      network: the student's configuration.
+      method: how it was distilled.
+      dtype: what its denoiser computes in.
     """
-    network = student_network(unet, execution=pipeline.execution)
-    schedule = pipeline.schedule
+    bind, schedule = student_network(pipeline, network), pipeline.schedule
 
     @partial(jax.jit, static_argnames=("steps", "strength"))
-    def draw(frozen: Frozen, params: Params, batch: Batch, seed, first, steps, strength=1.0):
+    def draw(frozen: Frozen, params: Params, batch: Batch, start: Start, steps, strength=1.0):
         count = batch["tokens"].shape[0]
+        seed, first = start
         examples, keys = first + jnp.arange(count), keys_of(seed)
-        timesteps = consistency_timesteps(
-            steps, num_ddim_timesteps, schedule.num_train_timesteps, strength
-        )
+        timesteps = method.timesteps(steps, schedule, strength)
         x = gaussian(keys.noise, examples, pipeline.latent_shape)
         if "images" in batch:
             x0 = pipeline.latents(frozen, batch, keys.encode, examples)
             x = add_noise(x0, x, *schedule.at(jnp.full(count, timesteps[0])))
         context, _ = pipeline.contexts(frozen, batch, w=0)
-        student = network(functional.cast(params, dtype))
-        latents = sample_consistency(student, schedule, x, context, timesteps, keys.steps, examples)
+        student, rows = bind(functional.cast(params, dtype)), RowKeys(keys.steps, examples)
+        latents = method.sample(student, schedule, x, context, timesteps, rows)
         return pipeline.decode(frozen, latents)
 
     return draw
@@ -76,21 +71,19 @@ def teacher_sampler(pipeline: Pipeline, w: float, dtype: str = "float32") -> Sam
     Args:
       pipeline: the teacher and its surroundings.
       w: guidance in LCM form, the usual scale minus 1.
-      dtype: what the UNet computes in.
+      dtype: what its denoiser computes in.
     """
-    network = teacher_network(pipeline.unet, pipeline.execution)
-    schedule = pipeline.schedule
+    bind, schedule = teacher_network(pipeline), pipeline.schedule
 
     @partial(jax.jit, static_argnames="steps")
-    def draw(frozen: Frozen, params: Params, batch: Batch, seed, first, steps):
+    def draw(frozen: Frozen, params: Params, batch: Batch, start: Start, steps):
+        seed, first = start
         examples = first + jnp.arange(batch["tokens"].shape[0])
         noise = gaussian(keys_of(seed).noise, examples, pipeline.latent_shape)
         timesteps = ddim_timesteps(steps, schedule.num_train_timesteps)
         contexts = pipeline.contexts(frozen, batch, w)
-        teacher = network(functional.cast(params, dtype))
-        return pipeline.decode(
-            frozen, sample_ddim(teacher, schedule, noise, *contexts, timesteps, w)
-        )
+        predict = guided(bind(functional.cast(params, dtype)), schedule, *contexts, w)
+        return pipeline.decode(frozen, sample_ddim(predict, schedule, noise, timesteps))
 
     return draw
 
@@ -101,7 +94,7 @@ def on_whole(sampler: Sampler, mesh: Mesh, dtype: str) -> Sampler:
     Args:
       sampler: for weights that are not split.
       mesh: devices.
-      dtype: what the sampler's UNet computes in, and its weights travel in.
+      dtype: what the sampler's denoiser computes in, and its weights travel in.
     """
 
     def draw(frozen: Frozen, params: Params, *arguments, **options):

@@ -13,7 +13,6 @@ diffusers wrote (diffusion_flax_model.msgpack) are read too, if they are local.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import numpy as np
 from flax import nnx
 
 from slam_jax.base.errors import InputError
+from slam_jax.base.json_file import read_json
 from slam_jax.formats import convert, hub, weight_files
 from slam_jax.formats.hub import first_line
 from slam_jax.formats.tokenizer import Tokenizer, load_tokenizer
@@ -61,6 +61,7 @@ STEMS = {  # of the weights' file names, by who wrote them: diffusers or transfo
     "text_encoder_2": "model",
 }
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HINT = "a diffusers model folder has it; get it again"
 NAMED = 3  # keys that a message names before it says "..."
 
 
@@ -135,7 +136,7 @@ def read_model_index(folder: Folder) -> dict[str, Any]:
         InputError: no such file, or a pipeline or component that is not supported, by its name.
     """
     path = folder.path / "model_index.json"
-    index = _read_json(path)
+    index = read_json(path, HINT)
     pipeline = str(index.get("_class_name")).removeprefix("Flax")
     if pipeline not in PIPELINES:
         name, supported = index.get("_class_name"), ", ".join(PIPELINES)
@@ -166,21 +167,7 @@ def read_config(folder: Folder, component: str) -> dict[str, Any]:
         InputError: no such file, or it is not JSON.
     """
     name = "scheduler_config.json" if component == "scheduler" else "config.json"
-    return _read_json(folder.path / component / name)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{path}: missing, but a diffusers model folder has it") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: broken JSON ({first_line(error)}); get it again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a JSON object, found a {type(content).__name__}")
-    return content
+    return read_json(folder.path / component / name, HINT)
 
 
 def read_params(
@@ -268,7 +255,7 @@ def read_tokenizer(folder: Folder, component: str) -> Tokenizer:
         InputError: a file is missing or broken.
     """
     where = folder.path / component
-    length = _read_json(where / "tokenizer_config.json").get("model_max_length")
+    length = read_json(where / "tokenizer_config.json", HINT).get("model_max_length")
     if not isinstance(length, int) or not 2 < length < 100_000:
         raise InputError(
             f"{where / 'tokenizer_config.json'}: model_max_length is {length}, expected the "

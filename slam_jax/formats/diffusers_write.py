@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slam_jax.base.files import write_whole
+from slam_jax.base.json_file import write_json
 from slam_jax.formats import convert, weight_files
 from slam_jax.formats import safetensors as weights
 from slam_jax.formats.diffusers_folder import (
@@ -80,12 +81,6 @@ draws with JAX, and `slam_jax.load("path/to/this/folder")` reads it in Python.
 Everything but the UNet and the scheduler's configuration is a copy of the teacher's. The teacher's
 licence holds for this model too.
 """
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON file, and its folder where that is missing."""
-    path.parent.mkdir(exist_ok=True)
-    write_whole(path, json.dumps(content, indent=2))
 
 
 def model_index(teacher: dict[str, Any]) -> dict[str, Any]:

@@ -1,19 +1,17 @@
-"""A network in a folder: `config.json` (UNet config, scheduler config, what made it) and
-`flax_params.safetensors`."""
+"""A network in a folder: `config.json` (its family and configuration, the noise schedule's, what
+made it) and `flax_params.safetensors`."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slam_jax.base.errors import InputError
-from slam_jax.base.files import write_whole
-from slam_jax.formats import safetensors as weights
-from slam_jax.models import functional
-from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
+from slam_jax.base.json_file import read_json, write_json
+from slam_jax.formats import safetensors
 
 PARAMS_FILE, CONFIG_FILE = "flax_params.safetensors", "config.json"
+AGAIN = "export the model again"
 
 
 @dataclass(frozen=True)
@@ -21,13 +19,15 @@ class SavedModel:
     """What a model folder holds.
 
     Attributes:
-      unet: configuration of the network.
+      family: the name of its family.
+      network: configuration of the denoiser, JSON-serialisable.
       params: its weights, nested dict of float32 arrays.
       scheduler: the noise schedule's configuration.
       info: how it was made.
     """
 
-    unet: UNetConfig
+    family: str
+    network: dict[str, Any]
     params: dict[str, Any]
     scheduler: dict[str, Any]
     info: dict[str, Any]
@@ -36,36 +36,40 @@ class SavedModel:
 def save_model(folder: Path, model: SavedModel) -> None:
     """Writes a model folder; the config comes last, so that a folder with a config is complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights.save_params(folder / PARAMS_FILE, model.params)
-    content = {"unet": model.unet.to_dict(), "scheduler": model.scheduler, "info": model.info}
-    write_whole(folder / CONFIG_FILE, json.dumps(content, indent=2))
+    safetensors.save_params(folder / PARAMS_FILE, model.params)
+    names = ("family", "network", "scheduler", "info")
+    write_json(folder / CONFIG_FILE, {name: getattr(model, name) for name in names})
+
+
+def family_of(folder: Path) -> str:
+    """The family that a model folder names; "" where it is none, or cannot be read."""
+    try:
+        return str(read_json(folder / CONFIG_FILE, AGAIN).get("family", ""))
+    except InputError:
+        return ""
 
 
 def load_model(folder: str | os.PathLike) -> SavedModel:
     """Reads a model folder, or an exported diffusers folder, whose flax/ is one.
 
+    Whether the weights are those of the configuration is for the family to say.
+
     Raises:
-      InputError: no folder, an unreadable file, or weights that are not those of the config; names
-        the file.
+      InputError: no folder, or an unreadable file; names it.
     """
     folder = Path(folder)
     if (folder / "flax").is_dir():
         folder = folder / "flax"
-    config_file, params_file = folder / CONFIG_FILE, folder / PARAMS_FILE
-    again = "export the model again"
+    path = folder / CONFIG_FILE
+    content = read_json(path, f"a model folder has {CONFIG_FILE} and {PARAMS_FILE}; {AGAIN}")
+    kinds = {"family": str, "network": dict, "scheduler": dict, "info": dict}
+    for key, kind in kinds.items():
+        if not isinstance(content.get(key), kind):
+            raise InputError(
+                f"{path}: {key} is {content.get(key)!r}, expected a {kind.__name__}; {AGAIN}"
+            )
     try:
-        content = json.loads(config_file.read_text())
-        unet, scheduler = UNetConfig.from_dict(content["unet"]), content["scheduler"]
-        info, params = content["info"], weights.load_params(params_file)
-    except OSError as error:
-        raise InputError(
-            f"{error.filename}: cannot be read; a model folder has {CONFIG_FILE} and {PARAMS_FILE}"
-        ) from error
-    except KeyError as error:
-        raise InputError(f"{config_file}: the key {error} is missing; {again}") from error
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{folder}: {error}; {again}") from error
-    expected = functional.abstract_params(UNet2DConditionModel, unet)
-    if difference := functional.first_difference(expected, params):
-        raise InputError(f"{params_file}: {difference}; the weights are not those of {CONFIG_FILE}")
-    return SavedModel(unet, params, scheduler, info)
+        params = safetensors.load_params(folder / PARAMS_FILE)
+    except ValueError as error:
+        raise InputError(f"{error}; {AGAIN}") from error
+    return SavedModel(params=params, **{key: content[key] for key in kinds})

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from slam_jax.method.schedule import NoiseSchedule, add_noise, distillation_grid
-from slam_jax.method.slam import Student, consistency_function
-from slam_jax.method.solver import Context, Denoiser, guided_prediction
+from slam_jax.method.consistency import Point, Student, consistency_function
+from slam_jax.method.method import RowKeys, gaussian
+from slam_jax.method.schedule import Schedule, add_noise, distillation_grid
+from slam_jax.method.solver import Context, Predictor
 
 
 def consistency_timesteps(
@@ -80,21 +81,13 @@ def ddim_timesteps(steps: int, num_train_timesteps: int = 1000) -> np.ndarray:
     )
 
 
-def gaussian(
-    key: Array, examples: Int[Array, " B"], shape: tuple[int, ...]
-) -> Float[Array, "B ..."]:
-    """Standard normal noise, [B, *shape]; row i depends on (key, examples[i]) only."""
-    return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(examples)
-
-
 def sample_consistency(
     student: Student,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     x: Float[Array, "B H W C"],
     context: Context,
     timesteps: Int[Array, " n"],
-    key: Array,
-    examples: Int[Array, " B"],
+    rows: RowKeys,
 ) -> Float[Array, "B H W C"]:
     """Draws latents with the student at gamma = 1, equation (2).
 
@@ -104,8 +97,7 @@ def sample_consistency(
       x: noise, or for image-to-image the noised image, at timesteps[0].
       context: of the prompts.
       timesteps: descending, see `consistency_timesteps`.
-      key: of the noise between the steps.
-      examples: index of each row: the same (key, index) is the same picture in any batch.
+      rows: of the noise between the steps: an equal (key, index) is the same picture in any batch.
 
     Returns:
       Clean latents.
@@ -117,35 +109,29 @@ def sample_consistency(
         t, alpha_next, sigma_next, step_key = inputs
         t = jnp.full(batch, t)
         # At gamma = 1 "embedding" and "snr" are the same function: n = 1 and t_g = t.
-        d = consistency_function(
-            student, schedule, x, t, context, ones, schedule.at(t)[1], "embedding"
-        )
-        z = gaussian(step_key, examples, x.shape[1:])
+        point = Point(x, t, ones, schedule.at(t)[1])
+        d = consistency_function(student, schedule, point, context, "embedding")
+        z = gaussian(step_key, rows.index, x.shape[1:])
         return add_noise(d, z, alpha_next * ones, sigma_next * ones), None
 
     alphas_next, sigmas_next = _scales_after(schedule, timesteps)
-    keys = jax.random.split(key, len(timesteps))
+    keys = jax.random.split(rows.key, len(timesteps))
     return jax.lax.scan(step, x, (jnp.asarray(timesteps), alphas_next, sigmas_next, keys))[0]
 
 
 def sample_ddim(
-    teacher: Denoiser,
-    schedule: NoiseSchedule,
+    predict: Predictor,
+    schedule: Schedule,
     x: Float[Array, "B H W C"],
-    context: Context,
-    null_context: Context | None,
     timesteps: Int[Array, " n"],
-    w: float,
 ) -> Float[Array, "B H W C"]:
     """Draws latents with the teacher by deterministic DDIM; the last step goes to alpha = 1.
 
     Args:
-      teacher: the network.
+      predict: the guided teacher, see `solver.guided`.
       schedule: its noise schedule.
       x: noise at timesteps[0].
-      context, null_context: of the prompts and of the empty one (None: no guidance).
       timesteps: descending, see `ddim_timesteps`.
-      w: guidance strength in LCM form.
 
     Returns:
       Clean latents.
@@ -155,15 +141,13 @@ def sample_ddim(
 
     def step(x, inputs):
         t, alpha_next, sigma_next = inputs
-        x0, eps = guided_prediction(
-            teacher, schedule, x, jnp.full(batch, t), context, null_context, w
-        )
+        x0, eps = predict(x, jnp.full(batch, t))
         return add_noise(x0, eps, alpha_next * ones, sigma_next * ones), None
 
     return jax.lax.scan(step, x, (jnp.asarray(timesteps), *_scales_after(schedule, timesteps)))[0]
 
 
-def _scales_after(schedule: NoiseSchedule, timesteps: Int[Array, " n"]) -> tuple[Array, Array]:
+def _scales_after(schedule: Schedule, timesteps: Int[Array, " n"]) -> tuple[Array, Array]:
     """alpha and sigma that each step goes to; the last one goes to the clean latents, (1, 0)."""
     alphas, sigmas = schedule.at(jnp.asarray(timesteps[1:]))
     one = jnp.ones(1, alphas.dtype)

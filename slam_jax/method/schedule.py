@@ -11,8 +11,11 @@
          embedding = concat(sin(1000 u f), cos(1000 u f))
 
 The denominator of (2) is 1 on the PF-ODE. It is not 1 inside a sub-path, so it stays.
+
+`Schedule` is what the rest of the project knows of a noise schedule; SCHEDULES lists the kinds.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+from slam_jax.base.options import OptionError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 SIGMA_DATA = 0.5
@@ -31,10 +36,65 @@ TIMESTEP_SCALING = 10.0
 SMALLEST_ALPHA_CUMPROD = 2.0**-24
 
 
+class Schedule(ABC):
+    """How much signal and noise there is at a time, and what a network's output means there.
+
+    Times are real numbers in training steps, 0 is (almost) clean.
+
+    Attributes:
+      num_train_timesteps: N; times go up to N - 1.
+    """
+
+    num_train_timesteps: int
+
+    @classmethod
+    @abstractmethod
+    def reads(cls, config: Mapping[str, Any]) -> bool:
+        """Whether a diffusers `scheduler_config.json` describes a schedule of this kind."""
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Schedule":
+        """Builds the schedule from the contents of a `scheduler_config.json`.
+
+        Raises:
+          ValueError: a value that is not known.
+        """
+
+    @abstractmethod
+    def at(self, t: Array) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+        """alpha_t and sigma_t at times [B]."""
+
+    @abstractmethod
+    def timestep_of(self, noise_to_signal: Float[Array, " B"]) -> Float[Array, " B"]:
+        """The time at which sigma / alpha has the given value: the inverse of `noise_to_signal`."""
+
+    @abstractmethod
+    def to_x0_and_eps(
+        self,
+        output: Float[Array, "B ..."],
+        x: Float[Array, "B ..."],
+        alpha: Float[Array, " B"],
+        sigma: Float[Array, " B"],
+    ) -> tuple[Float[Array, "B ..."], Float[Array, "B ..."]]:
+        """Reads a network's output for x, whose scales are alpha and sigma, as (x0, eps)."""
+
+    @abstractmethod
+    def training_target(
+        self, x0: Float[Array, "B ..."], eps: Float[Array, "B ..."], t: Array
+    ) -> Float[Array, "B ..."]:
+        """What a network is trained to return for x_t = alpha x0 + sigma eps."""
+
+    def noise_to_signal(self, t: Array) -> Float[Array, " B"]:
+        """sigma_t / alpha_t, which grows with t."""
+        alpha, sigma = self.at(t)
+        return sigma / alpha
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class NoiseSchedule:
-    """alpha_t and sigma_t for every training timestep, and what the networks on it predict.
+class VariancePreserving(Schedule):
+    """alpha_t and sigma_t for every training timestep, with alpha^2 + sigma^2 = 1; equation (1).
 
     Attributes:
       alphas: signal scale for t = 0 .. N-1, [N].
@@ -49,7 +109,7 @@ class NoiseSchedule:
     @classmethod
     def from_alphas_cumprod(
         cls, alphas_cumprod: Any, prediction_type: str = "epsilon"
-    ) -> "NoiseSchedule":
+    ) -> "VariancePreserving":
         """Builds the schedule from abar_t, [N], decreasing and in [0, 1].
 
         Raises:
@@ -72,12 +132,11 @@ class NoiseSchedule:
         return cls(alphas, sigmas, prediction_type)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "NoiseSchedule":
-        """Builds the schedule from the contents of a diffusers `scheduler_config.json`.
+    def reads(cls, config: Mapping[str, Any]) -> bool:
+        return "Flow" not in str(config.get("_class_name"))
 
-        Raises:
-          ValueError: an unknown `beta_schedule` or `prediction_type`.
-        """
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "VariancePreserving":
         abar = np.cumprod(1 - _betas(config))
         if config.get("rescale_betas_zero_snr", False):
             abar = _zero_terminal_snr(abar)
@@ -87,17 +146,48 @@ class NoiseSchedule:
     def num_train_timesteps(self) -> int:
         return self.alphas.shape[0]
 
-    def at(self, t: Int[Array, " B"]) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-        """alpha_t and sigma_t at integer timesteps."""
-        return jnp.asarray(self.alphas)[t], jnp.asarray(self.sigmas)[t]
+    def at(self, t: Array) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+        t = jnp.asarray(t)
+        if jnp.issubdtype(t.dtype, jnp.integer):
+            return jnp.asarray(self.alphas)[t], jnp.asarray(self.sigmas)[t]
+        ratio = jnp.exp(jnp.interp(t, self._timesteps, jnp.log(self.sigmas / self.alphas)))
+        alpha = jax.lax.rsqrt(1 + ratio**2)
+        return alpha, ratio * alpha
 
     def timestep_of(self, noise_to_signal: Float[Array, " B"]) -> Float[Array, " B"]:
-        """The real-valued t at which sigma(t) / alpha(t) has the given value.
+        # sigma / alpha grows with t, so its logarithm is interpolated between training timesteps.
+        logs = jnp.log(self.sigmas / self.alphas)
+        return jnp.interp(jnp.log(noise_to_signal), logs, self._timesteps)
 
-        sigma / alpha grows with t, so its logarithm is interpolated over the training timesteps.
-        """
-        timesteps = jnp.arange(self.num_train_timesteps, dtype=self.alphas.dtype)
-        return jnp.interp(jnp.log(noise_to_signal), jnp.log(self.sigmas / self.alphas), timesteps)
+    def to_x0_and_eps(self, output, x, alpha, sigma):
+        return to_x0_and_eps(output, x, alpha, sigma, self.prediction_type)
+
+    def training_target(self, x0, eps, t):
+        alpha, sigma = self.at(t)
+        if self.prediction_type == "v_prediction":
+            return add_noise(eps, -x0, alpha, sigma)  # alpha eps - sigma x0
+        return eps if self.prediction_type == "epsilon" else x0
+
+    @property
+    def _timesteps(self) -> Float[Array, " N"]:
+        return jnp.arange(self.num_train_timesteps, dtype=self.alphas.dtype)
+
+
+SCHEDULES: dict[str, type[Schedule]] = {"variance_preserving": VariancePreserving}
+
+
+def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
+    """The schedule that a diffusers `scheduler_config.json` describes.
+
+    Raises:
+      ValueError: it is of no kind in SCHEDULES, or a value in it is not known.
+    """
+    for kind in SCHEDULES.values():
+        if kind.reads(config):
+            return kind.from_config(config)
+    raise ValueError(
+        f"{config.get('_class_name')}: a schedule of another kind than {', '.join(SCHEDULES)}"
+    )
 
 
 def _betas(config: Mapping[str, Any]) -> np.ndarray:
@@ -180,12 +270,13 @@ def distillation_grid(num_train_timesteps: int, num_ddim_timesteps: int) -> np.n
     """The M start points of the sub-paths, ascending, equation (4).
 
     Raises:
-      ValueError: M is not between 1 and N, or does not divide N.
+      OptionError: M is not between 1 and N, or does not divide N.
     """
     if num_ddim_timesteps < 1 or num_train_timesteps % num_ddim_timesteps:
-        raise ValueError(
-            f"num_ddim_timesteps = {num_ddim_timesteps}, expected a divisor of the "
-            f"{num_train_timesteps} training timesteps"
+        raise OptionError(
+            "num_ddim_timesteps",
+            num_ddim_timesteps,
+            f"a divisor of the {num_train_timesteps} training timesteps",
         )
     skip = num_train_timesteps // num_ddim_timesteps
     return np.arange(1, num_ddim_timesteps + 1) * skip - 1

@@ -1,17 +1,15 @@
-"""The SLAM loss: map every point of a sub-path to the EMA student's answer at its end.
+"""SLAM: map every point of a sub-path to the EMA student's answer at its end.
 
     (1)  x_s = alpha_s x_0 + sigma_s eps,  s = t_j,  e = max(s - k, 0)     start of the sub-path
     (2)  x_e = DDIM(teacher, x_s, s -> e)                                 its end, see `solver`
     (3)  x_g = gamma x_s + (1 - gamma) r x_e,  r = alpha_s / alpha_e      signal scale alpha_s
     (4)  "linear":  sigma_g   = gamma sigma_s + (1 - gamma) r sigma_e
          "paper":   sigma_g^2 = (r sigma_e)^2 + gamma^2 (1 - r^2)
-    (5)  n_g = sqrt(alpha_s^2 + sigma_g^2),  sigma(t_g) / alpha(t_g) = sigma_g / alpha_s
-         SNR-matched conditioning: the network sees x_g / n_g at the real-valued time t_g
-    (6)  f(x_g, s, gamma) = c_skip(s) x_g + c_out(s) x0(x_g, network output; alpha_s, sigma_g)
-    (7)  loss = | f(x_g, s, gamma) - f-(x_e, e, 1) |,  f- has the EMA weights and no gradient
+    (5)  loss = | f(x_g, s, gamma) - f-(x_e, e, 1) |,  f- has the EMA weights and no gradient
 
-gamma = 1 throughout is latent consistency distillation (LCM). "linear" is the true noise scale
-when x_e is one DDIM step away; both definitions agree at gamma = 0 and 1.
+f is the consistency function, see `consistency`. gamma = 1 throughout is latent consistency
+distillation (LCM). "linear" is the true noise scale when x_e is one DDIM step away; both
+definitions agree at gamma = 0 and 1.
 """
 
 from collections.abc import Callable
@@ -20,24 +18,25 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from slam_jax.method.schedule import (
-    NoiseSchedule,
-    add_noise,
-    boundary_scalings,
-    distillation_grid,
-    per_example,
-    to_x0_and_eps,
+from slam_jax.base.options import OptionError, option
+from slam_jax.method.consistency import (
+    CONDITIONINGS,
+    DISTANCES,
+    Point,
+    Student,
+    consistency_function,
+    distance,
 )
-from slam_jax.method.solver import Context, Denoiser, ddim_solve
-
-# (x [B, H, W, C], t [B], context, gamma [B]) -> output [B, H, W, C]
-Student = Callable[[Array, Array, Context, Array], Array]
+from slam_jax.method.method import Examples, Method, Networks, Params, RowKeys, Sums, sums_by_bin
+from slam_jax.method.sampler import consistency_timesteps, sample_consistency
+from slam_jax.method.schedule import Schedule, add_noise, distillation_grid, per_example
+from slam_jax.method.solver import Denoiser, ddim_solve, guided
 
 SIGMAS = ("linear", "paper")
-CONDITIONINGS = ("embedding", "snr", "both")
-LOSSES = ("huber", "l2")
+BINS = 4  # of time, and of gamma, for metrics
 
 # How a uniform u in [0, 1), one per example and gamma, becomes gamma. [G] -> [G].
 GAMMA_POLICIES: dict[str, Callable[[Array], Array]] = {
@@ -49,47 +48,68 @@ GAMMA_POLICIES: dict[str, Callable[[Array], Array]] = {
 
 
 @dataclass(frozen=True)
-class Method:
-    """What is distilled, and how. The defaults are the authors' recipe."""
+class Slam(Method):
+    """Sub-path linear approximation. The defaults are the authors' recipe."""
 
-    num_ddim_timesteps: int = 50  # M
-    w: float = 8.0  # guidance in LCM form, the usual scale minus 1
-    solver_substeps: int = 1  # p
-    gamma: str = "uniform"  # of GAMMA_POLICIES
-    gammas_per_subpath: int = 1  # they share the teacher's and the target's evaluations
-    sigma: str = "paper"  # or "linear": the noise scale inside a sub-path
-    conditioning: str = "embedding"  # or "snr", "both": what tells the network where it is
-    loss: str = "huber"  # or "l2"
-    huber_c: float = 1e-3
+    name: str = option("slam", "of the method", one_of=("slam",))
+    num_ddim_timesteps: int = option(50, "M, the sub-paths on the teacher's way", at_least=1)
+    solver_substeps: int = option(1, "p, teacher evaluations along a sub-path", at_least=1)
+    gamma: str = option("uniform", "how gamma is drawn", one_of=tuple(GAMMA_POLICIES))
+    gammas_per_subpath: int = option(
+        1, "G, which share the teacher's and the target's evaluations", at_least=1
+    )
+    sigma: str = option("paper", "the noise scale inside a sub-path", one_of=SIGMAS)
+    conditioning: str = option(
+        "embedding", "what tells the network where it is", one_of=CONDITIONINGS
+    )
+    distance: str = option("huber", "between the answers", one_of=DISTANCES)
+    huber_c: float = option(1e-3, "c of the pseudo-Huber distance", above=0)
 
     def __post_init__(self):
-        names = {
-            "gamma": tuple(GAMMA_POLICIES),
-            "sigma": SIGMAS,
-            "conditioning": CONDITIONINGS,
-            "loss": LOSSES,
-        }
-        for option, valid in names.items():
-            value = getattr(self, option)
-            if value not in valid:
-                raise ValueError(f"{option} = {value!r}, expected one of {', '.join(valid)}")
-        for option in ("num_ddim_timesteps", "solver_substeps", "gammas_per_subpath"):
-            if getattr(self, option) < 1:
-                raise ValueError(f"{option} = {getattr(self, option)}, expected 1 or more")
+        super().__post_init__()
         if self.gamma == "paired" and self.gammas_per_subpath < 2:
-            raise ValueError(
-                f"gammas_per_subpath = {self.gammas_per_subpath}, expected 2 or more with "
-                "gamma = 'paired'"
+            raise OptionError(
+                "gammas_per_subpath", self.gammas_per_subpath, "2 or more with gamma = 'paired'"
             )
-        if self.w < 0:
-            raise ValueError(f"w = {self.w}, expected 0 (no guidance) or more")
-        if not self.huber_c > 0:
-            raise ValueError(f"huber_c = {self.huber_c}, expected a positive number")
 
     @property
     def gamma_count(self) -> int:
         """G, the gammas drawn for each sub-path; where all would be 1 there is one."""
         return 1 if self.gamma == "one" else self.gammas_per_subpath
+
+    @property
+    def tells_gamma(self) -> bool:
+        return self.conditioning != "snr"
+
+    def check(self, schedule: Schedule) -> None:
+        distillation_grid(schedule.num_train_timesteps, self.num_ddim_timesteps)
+
+    def loss(
+        self, params: Params, ema: Params, networks: Networks, examples: Examples, key: Array
+    ) -> tuple[Float[Array, " B"], Sums]:
+        student, target = networks.student(params), networks.target(ema)
+        draws = draw(key, examples.index, examples.latents.shape[1:], self)
+        bound = student, target, networks.teacher
+        losses = slam_loss(bound, networks.schedule, examples, draws, self)
+        t_bins = draws.index * BINS // self.num_ddim_timesteps
+        gamma_bins = (draws.gamma * BINS).astype(int).clip(0, BINS - 1)
+        return losses.mean(axis=1), {
+            **sums_by_bin(losses.mean(axis=1), t_bins, BINS, "loss_t"),
+            **sums_by_bin(losses.reshape(-1), gamma_bins.reshape(-1), BINS, "loss_gamma"),
+        }
+
+    def drawn(self, key, index, shape, schedule: Schedule) -> dict[str, Array]:
+        draws = draw(key, index, shape, self)
+        grid = distillation_grid(schedule.num_train_timesteps, self.num_ddim_timesteps)
+        return {"t": jnp.asarray(grid)[draws.index], "gamma": draws.gamma}
+
+    def timesteps(self, steps: int, schedule: Schedule, strength: float = 1.0) -> np.ndarray:
+        return consistency_timesteps(
+            steps, self.num_ddim_timesteps, schedule.num_train_timesteps, strength
+        )
+
+    def sample(self, student, schedule, x, context, timesteps, rows: RowKeys):
+        return sample_consistency(student, schedule, x, context, timesteps, rows)
 
 
 class Draws(NamedTuple):
@@ -106,7 +126,7 @@ class Draws(NamedTuple):
     eps: Float[Array, "B H W C"]
 
 
-def draw(key: Array, examples: Int[Array, " B"], shape: tuple[int, ...], method: Method) -> Draws:
+def draw(key: Array, examples: Int[Array, " B"], shape: tuple[int, ...], method: Slam) -> Draws:
     """Draws for the examples with these global indices: the same in any batch, on any devices.
 
     Args:
@@ -156,107 +176,35 @@ def interpolate(
     raise ValueError(f"sigma: {sigma!r} is neither 'linear' nor 'paper'")
 
 
-def consistency_function(
-    student: Student,
-    schedule: NoiseSchedule,
-    x: Float[Array, "B H W C"],
-    t: Int[Array, " B"],
-    context: Context,
-    gamma: Float[Array, " B"],
-    sigma_g: Float[Array, " B"],
-    conditioning: str,
-) -> Float[Array, "B H W C"]:
-    """f(x, t, gamma), equation (6): the student's estimate of the clean latents.
-
-    Args:
-      student: the network.
-      schedule: noise schedule and prediction type.
-      x: a point of the sub-path that starts at t, with signal scale alpha_t.
-      t: the sub-path's start.
-      context: of the prompts.
-      gamma: position on the sub-path.
-      sigma_g: noise scale of x.
-      conditioning: "embedding" tells the network s and gamma, "snr" gives it x / n_g at t_g,
-        equation (5), "both" adds the gamma embedding to the latter.
-
-    Raises:
-      ValueError: another name for conditioning.
-    """
-    alpha, _ = schedule.at(t)
-    if conditioning == "embedding":
-        x0, _ = to_x0_and_eps(
-            student(x, t, context, gamma), x, alpha, sigma_g, schedule.prediction_type
-        )
-    elif conditioning in ("snr", "both"):
-        n = jnp.sqrt(alpha**2 + sigma_g**2)
-        x_net = x / per_example(n, x)
-        told_gamma = gamma if conditioning == "both" else jnp.ones_like(gamma)
-        output = student(x_net, schedule.timestep_of(sigma_g / alpha), context, told_gamma)
-        x0, _ = to_x0_and_eps(output, x_net, alpha / n, sigma_g / n, schedule.prediction_type)
-    else:
-        raise ValueError(f"conditioning: {conditioning!r} is none of 'embedding', 'snr', 'both'")
-    c_skip, c_out = boundary_scalings(t, x.dtype)
-    return per_example(c_skip, x) * x + per_example(c_out, x) * x0
-
-
-def distance(
-    a: Float[Array, "B H W C"],
-    b: Float[Array, "B H W C"],
-    kind: str = "huber",
-    huber_c: float = 1e-3,
-) -> Float[Array, " B"]:
-    """Mean over H, W, C of (a - b)^2 ("l2") or of the pseudo-Huber sqrt((a - b)^2 + c^2) - c
-    ("huber").
-
-    Raises:
-      ValueError: the shapes differ, or another kind.
-    """
-    if a.shape != b.shape:
-        raise ValueError(f"distance: shapes {a.shape} and {b.shape} differ")
-    squared = (a - b) ** 2
-    if kind == "huber":
-        squared = jnp.sqrt(squared + huber_c**2) - huber_c
-    elif kind != "l2":
-        raise ValueError(f"loss: {kind!r} is neither 'huber' nor 'l2'")
-    return squared.mean(axis=tuple(range(1, a.ndim)))
-
-
 def slam_loss(
-    student: Student,
-    target: Student,
-    teacher: Denoiser,
-    schedule: NoiseSchedule,
-    latents: Float[Array, "B H W C"],
-    context: Context,
-    null_context: Context | None,
+    networks: tuple[Student, Student, Denoiser],
+    schedule: Schedule,
+    examples: Examples,
     draws: Draws,
-    method: Method,
+    method: Slam,
 ) -> Float[Array, "B G"]:
-    """The loss of every example and gamma, equations (1) to (7); unreduced.
+    """The loss of every example and gamma, equations (1) to (5); unreduced.
 
     Args:
-      student: network being trained.
-      target: the same network with the EMA weights.
-      teacher: the frozen teacher.
+      networks: the student being trained, the same network with the EMA weights, and the frozen
+        teacher.
       schedule: the teacher's noise schedule.
-      latents: clean latents x_0.
-      context, null_context: of the prompts and of the empty one (None where w is 0).
+      examples: clean latents and their prompts.
       draws: sub-path, gamma and noise of each example.
       method: the named choices.
     """
+    student, target, teacher = networks
+    latents, context, null_context, _ = examples
     grid = jnp.asarray(distillation_grid(schedule.num_train_timesteps, method.num_ddim_timesteps))
     s = grid[draws.index]
     e = jnp.maximum(s - schedule.num_train_timesteps // method.num_ddim_timesteps, 0)
     scales_s, scales_e = schedule.at(s), schedule.at(e)
     x_s = add_noise(latents, draws.eps, *scales_s)
-    x_e = ddim_solve(
-        teacher, schedule, x_s, s, e, context, null_context, method.w, method.solver_substeps
-    )
+    predict = guided(teacher, schedule, context, null_context, method.w)
+    x_e = ddim_solve(predict, schedule, x_s, s, e, method.solver_substeps)
 
-    at_end = jnp.ones_like(draws.gamma[:, 0])
-    f_target = consistency_function(
-        target, schedule, x_e, e, context, at_end, scales_e[1], method.conditioning
-    )
+    end = Point(x_e, e, jnp.ones_like(draws.gamma[:, 0]), scales_e[1])
+    f_target = consistency_function(target, schedule, end, context, method.conditioning)
     f_target, x_e = jax.lax.stop_gradient((f_target, x_e))
 
     # Several gammas share the teacher's and the target's work: every example becomes G
@@ -267,7 +215,6 @@ def slam_loss(
     )
     gamma = draws.gamma.reshape(-1)
     x_g, sigma_g = interpolate(x_s, x_e, scales_s, scales_e, gamma, method.sigma)
-    f_student = consistency_function(
-        student, schedule, x_g, s, context, gamma, sigma_g, method.conditioning
-    )
-    return distance(f_student, f_target, method.loss, method.huber_c).reshape(-1, count)
+    point = Point(x_g, s, gamma, sigma_g)
+    f_student = consistency_function(student, schedule, point, context, method.conditioning)
+    return distance(f_student, f_target, method.distance, method.huber_c).reshape(-1, count)

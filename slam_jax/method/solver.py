@@ -17,24 +17,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from slam_jax.method.schedule import NoiseSchedule, add_noise, to_x0_and_eps
+from slam_jax.method.schedule import Schedule, add_noise
 
 # What a network is told of the prompt: a pytree of arrays with one row per example.
 Context = Any
 # (x [B, H, W, C], t [B], context) -> output [B, H, W, C]: a network with its parameters bound.
 Denoiser = Callable[[Array, Array, Context], Array]
+# (x [B, H, W, C], t [B]) -> (x0, eps): a denoiser with its prompts bound, and guided.
+Predictor = Callable[[Array, Array], tuple[Array, Array]]
 
 
-def guided_prediction(
+def guided(
     denoise: Denoiser,
-    schedule: NoiseSchedule,
-    x: Float[Array, "B H W C"],
-    t: Int[Array, " B"],
+    schedule: Schedule,
     context: Context,
     null_context: Context | None,
     w: float,
-) -> tuple[Float[Array, "B H W C"], Float[Array, "B H W C"]]:
-    """(x0_w, eps_w) at timestep t, equation (1).
+) -> Predictor:
+    """(x, t) -> (x0_w, eps_w), equation (1), for x on the PF-ODE at time t.
 
     cond and uncond are one batch of 2B, the two of an example next to each other, so that a batch
     that is sharded over devices stays where it is.
@@ -42,52 +42,50 @@ def guided_prediction(
     Args:
       denoise: the teacher.
       schedule: its noise schedule and prediction type.
-      x: noisy latents on the PF-ODE at t.
-      t: timesteps.
       context: of the prompts.
       null_context: of the empty prompt; None asks for no guidance and one batch of B.
       w: guidance strength, 0 is the plain conditional prediction.
     """
-    alpha, sigma = schedule.at(t)
-    if null_context is None:
-        return to_x0_and_eps(denoise(x, t, context), x, alpha, sigma, schedule.prediction_type)
 
-    x, t, alpha, sigma = (jnp.repeat(a, 2, axis=0) for a in (x, t, alpha, sigma))
-    both_contexts = jax.tree.map(
-        lambda c, u: jnp.stack([c, u], axis=1).reshape(-1, *c.shape[1:]), context, null_context
-    )
-    x0, eps = to_x0_and_eps(denoise(x, t, both_contexts), x, alpha, sigma, schedule.prediction_type)
+    def predict(x, t):
+        alpha, sigma = schedule.at(t)
+        if null_context is None:
+            return schedule.to_x0_and_eps(denoise(x, t, context), x, alpha, sigma)
+        x, t, alpha, sigma = (jnp.repeat(a, 2, axis=0) for a in (x, t, alpha, sigma))
+        both_contexts = jax.tree.map(
+            lambda c, u: jnp.stack([c, u], axis=1).reshape(-1, *c.shape[1:]), context, null_context
+        )
+        x0, eps = schedule.to_x0_and_eps(denoise(x, t, both_contexts), x, alpha, sigma)
+        return guide(x0), guide(eps)
 
     def guide(both):
         cond, uncond = both[::2], both[1::2]
         return cond + w * (cond - uncond)
 
-    return guide(x0), guide(eps)
+    return predict
 
 
 def ddim_solve(
-    denoise: Denoiser,
-    schedule: NoiseSchedule,
+    predict: Predictor,
+    schedule: Schedule,
     x_s: Float[Array, "B H W C"],
     s: Int[Array, " B"],
     e: Int[Array, " B"],
-    context: Context,
-    null_context: Context | None,
-    w: float,
     substeps: int = 1,
 ) -> Float[Array, "B H W C"]:
     """x_e, the end of the sub-path that starts in x_s, by DDIM steps, equations (2) and (3).
 
     Args:
+      predict: the guided teacher.
+      schedule: its noise schedule.
       x_s: noisy latents at s.
       s, e: start and end timesteps, s >= e >= 0.
       substeps: p, the number of teacher evaluations.
-      denoise, schedule, context, null_context, w: see `guided_prediction`.
     """
 
     def step(x, i):
         here, there = (s - (n * (s - e)) // substeps for n in (i, i + 1))
-        x0, eps = guided_prediction(denoise, schedule, x, here, context, null_context, w)
+        x0, eps = predict(x, here)
         return add_noise(x0, eps, *schedule.at(there)), None
 
     if substeps == 1:

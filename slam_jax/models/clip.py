@@ -149,8 +149,7 @@ class CLIPAttention(nnx.Module):
         self.out_proj = nnx.Linear(features, features, rngs=rngs)
 
     def __call__(self, x):
-        fused = self.execution.projections == "fused"
-        parts = layers.project(x, (self.q_proj, self.k_proj, self.v_proj), fused)
+        parts = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         q, k, v = (layers.split_heads(y, self.heads) for y in parts)
         out = attention(q, k, v, self.execution.attention, is_causal=True)
         return self.out_proj(out.reshape(x.shape))

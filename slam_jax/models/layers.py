@@ -126,19 +126,6 @@ class ResnetBlock2D(nnx.Module):
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
-def project(x, linears, fused):
-    """What linear layers make of the same x [B, L, D], each [B, L, D'].
-
-    Fused, it is one matrix product with all their kernels.
-    """
-    if not fused or len(linears) == 1:
-        return [linear(x) for linear in linears]
-    y = x @ jnp.concatenate([linear.kernel[...] for linear in linears], axis=1)
-    if linears[0].bias is not None:
-        y = y + jnp.concatenate([linear.bias[...] for linear in linears])[None, None, :]
-    return jnp.split(y, len(linears), axis=-1)
-
-
 class Attention(nnx.Module):
     """Multi-head attention of x [B, L, D] to a context [B, L', D'] (to itself: pass x twice).
 
@@ -154,11 +141,7 @@ class Attention(nnx.Module):
         self.to_out = nnx.List([nnx.Linear(features, features, rngs=rngs)])
 
     def __call__(self, x, context):
-        fused = self.execution.projections == "fused"
-        if context is x:
-            q, k, v = project(x, (self.to_q, self.to_k, self.to_v), fused)
-        else:
-            q, (k, v) = self.to_q(x), project(context, (self.to_k, self.to_v), fused)
+        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
         q, k, v = (split_heads(y, self.heads) for y in (q, k, v))
         out = attention(q, k, v, self.execution.attention)
         return self.to_out[0](out.reshape(x.shape))

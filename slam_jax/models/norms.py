@@ -7,27 +7,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from slam_jax.models.execution import Execution
-
 
 class GroupNorm(nnx.GroupNorm):
-    """GroupNorm whose variance does not cancel when the mean is large, as E[x^2] - E[x]^2 does.
+    """GroupNorm in one pass over the data for its statistics, and one for the result.
 
-    In one pass over the data it is of the distances from an estimate of the mean; in two passes,
-    from the mean itself.
+    The variance is of the distances from an estimate of the mean: it does not cancel when the mean
+    is large, as E[x^2] - E[x]^2 does.
     """
 
     def __init__(self, channels, groups, eps, *, rngs):
-        super().__init__(
-            channels, num_groups=groups, epsilon=eps, use_fast_variance=False, rngs=rngs
-        )
-        self.execution = Execution()
+        super().__init__(channels, num_groups=groups, epsilon=eps, rngs=rngs)
 
     def __call__(self, x):
-        return self._one_pass(x) if self.execution.norm == "one_pass" else super().__call__(x)
-
-    def _one_pass(self, x):
-        """Statistics [B, C] in one pass over x [B, H, W, C], and the result in another."""
+        """[B, H, W, C] -> [B, H, W, C]."""
         batch, height, width, channels = x.shape
         wide = x.astype(jnp.float32)
         # Of each channel: the mean of a row in the middle, where padding has not been.

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array
 
+ENCODE = 2**32 - 1  # folded into a step's key for latents; no example has this index
+
 
 class Keys(NamedTuple):
     """Independent keys of a run.

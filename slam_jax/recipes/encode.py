@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 from slam_jax.base.errors import InputError
 from slam_jax.data.prepared import empty_dtype, row_dtype
 from slam_jax.data.views import Views
-from slam_jax.families.load import TIME_IDS, read_surroundings, read_vae
-from slam_jax.families.sd_pipeline import StableDiffusionPipeline
+from slam_jax.families.stable_diffusion_folder import read_surroundings, read_vae
+from slam_jax.families.stable_diffusion_pipeline import TIME_IDS, StableDiffusionPipeline
 from slam_jax.formats.diffusers_folder import Folder
 from slam_jax.parallel.sharding import AXES, batch_sharding, replicated
 
@@ -153,24 +153,3 @@ class Encoder:
             )
         if not is_held:
             raise InputError(f"{name}: too large for {self._dtype}; use --dtype bfloat16")
-
-
-def fields_of(
-    pipeline: StableDiffusionPipeline, views: int, captions: int, embeddings: bool, dtype: str
-) -> dict[str, dict[str, Any]]:
-    """What is stored of an example: name -> dtype and shape."""
-    *size, channels = pipeline.latent_shape
-    length = pipeline.tokenize([""]).shape[1:]
-    fields = {
-        "moments": (dtype, (views, *size, 2 * channels)),
-        "time_ids": ("float32", (views, TIME_IDS)),
-        "tokens": ("int32", (captions, *length)),
-        "caption_count": ("int32", ()),
-    }
-    if embeddings:
-        width = pipeline.unet.cross_attention_dim
-        fields["encoder_hidden_states"] = (dtype, (captions, length[-1], width))
-        if len(pipeline.text_encoders) == 2:
-            width = pipeline.text_encoders[1].projection_dim
-            fields["text_embeds"] = (dtype, (captions, width))
-    return {name: {"dtype": kind, "shape": list(shape)} for name, (kind, shape) in fields.items()}

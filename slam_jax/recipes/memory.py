@@ -5,31 +5,22 @@ needs besides is asked of XLA, or counted.
 """
 
 import math
+from copy import copy
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.extend.core
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from slam_jax.base.errors import InputError, options_of, prefixed
-from slam_jax.config import options as options
+from slam_jax.base.errors import InputError, options_of
+from slam_jax.config import options
 from slam_jax.config.options import Config
-from slam_jax.data import digits
-from slam_jax.data.prepared import read_info
-from slam_jax.data.sources import kind_of
-from slam_jax.families.family import Frozen, Params, Pipeline, student_config
-from slam_jax.families.sd_pipeline import TEXT_ENCODERS, StableDiffusionPipeline
-from slam_jax.models import functional
-from slam_jax.models.clip import CLIPTextModel
-from slam_jax.models.unet import UNet2DConditionModel
-from slam_jax.models.vae import AutoencoderKL
+from slam_jax.families.family import DENOISER, Family, Frozen, Params, Pipeline, student_params
+from slam_jax.models.execution import Execution
 from slam_jax.parallel.sharding import AXES, batch_sharding, make_mesh, shardings_of, specs_of
-from slam_jax.recipes.distill import distillation_loss, student_step
-from slam_jax.recipes.encode import fields_of
+from slam_jax.recipes.distil import distillation_loss, student_step
 from slam_jax.training.step import TrainState, check_batch_size
 
 PREPARED = "latents that slam-jax prepare makes"  # for a config that leaves the data to the user
@@ -64,54 +55,23 @@ class Need:
 
 
 def networks_of(config: Config, pipeline: Pipeline) -> tuple[Params, Frozen]:
-    """Shapes of the student's weights and of the frozen networks'."""
-
-    def shapes(module_class, module_config, dtype):
-        params = functional.abstract_params(module_class, module_config)
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), params)
-
-    precision = config.precision
-    unet = student_config(pipeline.unet, config.method.conditioning)
-    frozen = {"unet": shapes(UNet2DConditionModel, pipeline.unet, jnp.dtype(precision.teacher))}
-    if isinstance(pipeline, StableDiffusionPipeline):
-        frozen["vae"] = shapes(AutoencoderKL, pipeline.vae, jnp.dtype(precision.vae))
-        dtype = jnp.dtype(precision.text_encoder)
-        for name, encoder in zip(TEXT_ENCODERS, pipeline.text_encoders, strict=False):
-            frozen[name] = shapes(CLIPTextModel, encoder, dtype)
-    return shapes(UNet2DConditionModel, unet, jnp.dtype("float32")), frozen
+    """Shapes of all trained weights and of the frozen networks'."""
+    method, abstract = config.method, pipeline.abstract_params(pipeline.network)
+    params = jax.eval_shape(
+        lambda teacher: method.init(student_params(pipeline, method, teacher)), abstract
+    )
+    dtype = jnp.dtype(config.precision.teacher)
+    teacher = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), abstract)
+    return params, {DENOISER: teacher, **pipeline.shapes_around(config.precision)}
 
 
-def batch_of(config: Config, pipeline: Pipeline, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_of(config: Config, family: Family, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of `size` examples of the config's data.
 
     Raises:
       InputError: there is no such source.
     """
-    source = config.data.source
-    if source == "digits":
-        arrays, _ = digits.Source().read(np.arange(1), np.arange(1))
-    elif source == PREPARED or _kind_of(source) == "prepared":
-        if source == PREPARED:
-            fields = fields_of(pipeline, 1, 1, False, "float16")
-        else:
-            fields = read_info(Path(source).expanduser())["fields"]
-        return {
-            name: jax.ShapeDtypeStruct((size, *field["shape"][1:]), jnp.dtype(field["dtype"]))
-            for name, field in fields.items()
-            if name != "caption_count"
-        }
-    else:
-        images = np.zeros((1, *pipeline.image_size, 3), np.uint8)
-        arrays = {"images": images, **pipeline.prompts([""])}
-    return {
-        name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype)
-        for name, array in arrays.items()
-    }
-
-
-def _kind_of(source: str) -> str:
-    with prefixed("config.data.source = "):
-        return kind_of(source)
+    return family.batch_shapes(None if config.data.source == PREPARED else config.data, size)
 
 
 def bytes_of(tree: Any, mesh: Mesh | AbstractMesh) -> tuple[int, int]:
@@ -124,16 +84,16 @@ def bytes_of(tree: Any, mesh: Mesh | AbstractMesh) -> tuple[int, int]:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves), here
 
 
-def parts_of(config: Config, pipeline: Pipeline) -> dict[str, tuple[int, int]]:
+def parts_of(config: Config, family: Family) -> dict[str, tuple[int, int]]:
     """What stays on the devices, and the gradients: name -> bytes of it all, and on each."""
-    params, frozen = networks_of(config, pipeline)
+    params, frozen = networks_of(config, family.pipeline)
     mesh = _mesh_of(config)
     one_device = make_mesh(1, 1, jax.local_devices()[:1])
-    _, init = student_step(replace(config, mesh=options.Mesh(1, 1)), pipeline, one_device)
+    _, init = student_step(replace(config, mesh=options.Mesh(1, 1)), family.pipeline, one_device)
     state: TrainState = jax.eval_shape(init, params)
-    batch = batch_of(config, pipeline, config.training.batch_size)
+    batch = batch_of(config, family, config.training.batch_size)
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in batch.values())
-    names = {"unet": f"teacher ({config.precision.teacher})"}
+    names = {DENOISER: f"teacher ({config.precision.teacher})"}
     return {
         **{names.get(name, name): bytes_of(tree, mesh) for name, tree in frozen.items()},
         "student": bytes_of(state.params, mesh),
@@ -144,10 +104,10 @@ def parts_of(config: Config, pipeline: Pipeline) -> dict[str, tuple[int, int]]:
     }
 
 
-def lower(config: Config, pipeline: Pipeline, mesh: Mesh) -> jax.stages.Lowered:
+def lower(config: Config, family: Family, mesh: Mesh) -> jax.stages.Lowered:
     """The training step, of shapes alone."""
-    step, init = student_step(config, pipeline, mesh)
-    params, frozen = networks_of(config, pipeline)
+    step, init = student_step(config, family.pipeline, mesh)
+    params, frozen = networks_of(config, family.pipeline)
 
     def placed(tree, shardings):
         return jax.tree.map(
@@ -158,21 +118,19 @@ def lower(config: Config, pipeline: Pipeline, mesh: Mesh) -> jax.stages.Lowered:
 
     state = jax.eval_shape(init, params)
     state, frozen = (placed(tree, shardings_of(tree, mesh)) for tree in (state, frozen))
-    batch = batch_of(config, pipeline, config.training.batch_size)
+    batch = batch_of(config, family, config.training.batch_size)
     batch = placed(batch, dict.fromkeys(batch, batch_sharding(mesh)))
     return step.lower(state, frozen, batch)
 
 
-def flops_per_sample(config: Config, pipeline: Pipeline) -> float:
+def flops_per_sample(config: Config, family: Family) -> float:
     """Additions and multiplications of a step with one sample, as XLA counts them; it does not
     see what a fused or chunked attention does."""
-    plain = replace(pipeline.execution, attention="xla")
-    pipeline = replace(pipeline, execution=plain)
+    plain = copy(family)
+    plain.pipeline = replace(family.pipeline, execution=Execution("xla"))
     training = replace(config.training, batch_size=1, accumulation=1)
     config = replace(config, training=training, mesh=options.Mesh(1, 1))
-    return lower(config, pipeline, make_mesh(1, 1, jax.local_devices()[:1])).cost_analysis()[
-        "flops"
-    ]
+    return lower(config, plain, make_mesh(1, 1, jax.local_devices()[:1])).cost_analysis()["flops"]
 
 
 def rows_of(config: Config) -> int:
@@ -181,7 +139,7 @@ def rows_of(config: Config) -> int:
     return training.batch_size // (config.mesh.data * config.mesh.fsdp * training.accumulation)
 
 
-def compiled_bytes(config: Config, pipeline: Pipeline) -> tuple[int, str]:
+def compiled_bytes(config: Config, family: Family) -> tuple[int, str]:
     """Bytes that XLA sets aside on a device for a step, gradients included; and whose XLA it is.
 
     Raises:
@@ -203,7 +161,7 @@ def compiled_bytes(config: Config, pipeline: Pipeline) -> tuple[int, str]:
     accumulation = config.training.accumulation
     training = replace(config.training, batch_size=rows_of(config) * accumulation * data * fsdp)
     config = replace(config, training=training, mesh=options.Mesh(data, fsdp))
-    lowered = lower(config, pipeline, make_mesh(data, fsdp, devices[: data * fsdp]))
+    lowered = lower(config, family, make_mesh(data, fsdp, devices[: data * fsdp]))
     compiled = lowered.compile(compiler_options=ON_CPU if platform == "cpu" else None)
     source = (
         "of XLA on cpu, an estimate for others" if platform == "cpu" else f"of XLA on {platform}"
@@ -211,12 +169,12 @@ def compiled_bytes(config: Config, pipeline: Pipeline) -> tuple[int, str]:
     return compiled.memory_analysis().temp_size_in_bytes, source
 
 
-def counted_bytes(config: Config, pipeline: Pipeline) -> int:
+def counted_bytes(config: Config, family: Family) -> int:
     """Bytes on a device of what the gradient keeps of the forward pass, and of weights that are
     gathered or cast for a step."""
-    params, frozen = networks_of(config, pipeline)
+    params, frozen = networks_of(config, family.pipeline)
     precision, rows = config.precision, rows_of(config)
-    loss = distillation_loss(pipeline, config.method, config.training.remat)
+    loss = distillation_loss(family.pipeline, config.method, config.training.remat)
 
     def cast(dtype):
         return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.dtype(dtype)), params)
@@ -228,7 +186,7 @@ def counted_bytes(config: Config, pipeline: Pipeline) -> int:
         return jax.vjp(total, params)[1]
 
     student, target = cast(precision.student), cast(precision.target)
-    batch = batch_of(config, pipeline, rows)
+    batch = batch_of(config, family, rows)
     arguments = (student, target, frozen, batch, jax.eval_shape(lambda: jax.random.key(0)))
     jaxpr = jax.make_jaxpr(pullback)(*arguments).jaxpr
     kept = {v for v in jaxpr.outvars if isinstance(v, jax.extend.core.Var)} - {*jaxpr.invars}
@@ -260,24 +218,24 @@ def check_batch(config: Config) -> None:
         check_batch_size(config.training, _mesh_of(config))
 
 
-def held_bytes(config: Config, pipeline: Pipeline) -> int:
+def held_bytes(config: Config, family: Family) -> int:
     """Bytes on each device of what stays there, and of gradients."""
-    return sum(here for _, here in parts_of(config, pipeline).values())
+    return sum(here for _, here in parts_of(config, family).values())
 
 
-def need_of(config: Config, pipeline: Pipeline, compiling: bool) -> Need:
+def need_of(config: Config, family: Family, compiling: bool) -> Need:
     """What a run needs.
 
     Args:
       config: with a mesh in numbers, over which its batch can be split.
-      pipeline: the teacher's surroundings.
+      family: the teacher.
       compiling: whether to ask XLA what a step needs, or to count.
 
     Raises:
       InputError: as `compiled_bytes`.
     """
-    parts = parts_of(config, pipeline)
+    parts = parts_of(config, family)
     if not compiling:
-        return Need(parts, counted_bytes(config, pipeline), "at least, counted")
-    temporary, source = compiled_bytes(config, pipeline)
+        return Need(parts, counted_bytes(config, family), "at least, counted")
+    temporary, source = compiled_bytes(config, family)
     return Need(parts, max(temporary - parts["gradients"][1], 0), source)

@@ -1,33 +1,47 @@
-"""The student of a run, finished or not, from a checkpoint; and which teacher it began with."""
+"""The student of a run, finished or not, from a checkpoint; and models from wherever they are."""
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
-from typing import Any
+
+import jax
 
 from slam_jax.base.errors import InputError
-from slam_jax.config.options import Config
+from slam_jax.base.json_file import read_json
+from slam_jax.config.options import Config, Precision
 from slam_jax.config.validate import freeze
-from slam_jax.families.digits_pipeline import digits_pipeline
-from slam_jax.families.family import student_config
-from slam_jax.families.load import Model, read_pipeline, read_surroundings
-from slam_jax.formats.diffusers_folder import Folder, fingerprints, resolve
-from slam_jax.formats.flax_folder import SavedModel, load_model
-from slam_jax.models import functional
-from slam_jax.models.execution import Execution
-from slam_jax.models.unet import UNet2DConditionModel
-from slam_jax.recipes.distill import info_of
+from slam_jax.families.family import (
+    DENOISER,
+    Family,
+    LoadOptions,
+    Model,
+    student_config,
+    student_params,
+    with_network,
+)
+from slam_jax.families.registry import FAMILIES
+from slam_jax.formats.flax_folder import SavedModel
+from slam_jax.models.functional import cast
+from slam_jax.recipes.distil import info_of
+from slam_jax.recipes.open_teacher import TEACHER_FILE, open_teacher, other_part
 from slam_jax.training.checkpoint_files import best_step, read_part, steps_in
 
-# Of a workdir: the run's config, and which teacher it began with.
-RUN_FILE, TEACHER_FILE = "config.json", "teacher.json"
+RUN_FILE = "config.json"  # of a workdir: the run's config
+
+
+def read_run(workdir: Path) -> Config:
+    """The config of the run in a workdir.
+
+    Raises:
+      InputError: there is none.
+    """
+    return freeze(read_json(workdir / RUN_FILE, "give the --workdir of a run"))
 
 
 def from_checkpoint(
     workdir: Path, step: int | str | None = None, teacher_path: str = ""
-) -> tuple[SavedModel, Folder | None]:
-    """The student of a run, finished or not.
+) -> tuple[SavedModel, Family]:
+    """The student of a run, finished or not, and its teacher.
 
     Args:
       workdir: of the run.
@@ -36,27 +50,23 @@ def from_checkpoint(
       teacher_path: where the teacher is now; "": where the config says.
 
     Returns:
-      The student with its EMA weights, and its teacher, which is None for digits.
+      The student with its EMA weights, and its teacher.
 
     Raises:
       InputError: no run, no such checkpoint, or not the run's teacher.
     """
-    config = freeze(_read_json(workdir / RUN_FILE, "the workdir of a run has it"))
+    config = read_run(workdir)
     step = _choose_step(workdir / "checkpoints", step, config.training.best_metric)
-    teacher = None
-    if config.data.source == "digits":
-        unet = config.digits.unet
-        scheduler = digits_pipeline(unet, config.digits.prediction_type).scheduler
-        made_by = load_model(teacher_path or config.teacher.path or workdir / "teacher").info
-    else:
-        teacher, made_by = _find_teacher(workdir, config, teacher_path)
-        pipeline = read_pipeline(teacher)
-        unet, scheduler = pipeline.unet, pipeline.scheduler
-    unet = student_config(unet, config.method.conditioning)
-    like = functional.abstract_params(UNet2DConditionModel, unet)
-    params = read_part(workdir / "checkpoints", step, "ema", like)
-    info = {"teacher": made_by, **info_of(config), "checkpoint": step}
-    return SavedModel(unet, params, scheduler, info), teacher
+    family = find_teacher(workdir, config, teacher_path)
+    pipeline, method = family.pipeline, config.method
+    network = student_config(pipeline, method)
+    like = jax.eval_shape(
+        lambda teacher: method.init(student_params(pipeline, method, teacher)),
+        pipeline.abstract_params(pipeline.network),
+    )
+    params = method.student_of(read_part(workdir / "checkpoints", step, "ema", like))
+    info = {"teacher": family.identity(), **info_of(config), "checkpoint": step}
+    return SavedModel(family.name, network.to_dict(), params, pipeline.scheduler, info), family
 
 
 def _choose_step(checkpoints: Path, step: int | str | None, metric: str) -> int:
@@ -74,78 +84,75 @@ def _choose_step(checkpoints: Path, step: int | str | None, metric: str) -> int:
     return max(steps) if step is None else step
 
 
-def _find_teacher(
-    workdir: Path, config: Config, teacher_path: str
-) -> tuple[Folder, dict[str, Any]]:
-    record = workdir / TEACHER_FILE
-    began_with = _read_json(record, "a run that began to distil has it")
-    path = teacher_path or config.teacher.path
+def find_teacher(workdir: Path, config: Config, teacher_path: str = "") -> Family:
+    """The teacher that a run began with.
+
+    Args:
+      workdir: of the run.
+      config: of the run.
+      teacher_path: where the teacher is now; "": where the config says.
+
+    Raises:
+      InputError: it cannot be found, or another one is there.
+    """
+    path, record = teacher_path or config.teacher.path, workdir / TEACHER_FILE
+    teacher = dataclasses.replace(config.teacher, path=path)
+    kept = FAMILIES.get(teacher.family)
+    if kept is not None and kept.trains:
+        return open_teacher(dataclasses.replace(config, teacher=teacher), workdir)
+    began_with = read_json(record, "a run that began to distil has it")
     # The commit that the run began with, even where the config names a branch that has moved on.
-    same = path == began_with.get("path")
-    teacher = resolve(path, began_with.get("revision", "") if same else "", config.teacher.variant)
-    found = teacher_info(teacher)
-    if part := other_part(began_with, found):
+    revision = began_with.get("revision", "") if path == began_with.get("path") else ""
+    teacher = dataclasses.replace(teacher, revision=revision)
+    family = open_teacher(dataclasses.replace(config, teacher=teacher), workdir)
+    if part := other_part(began_with, family.identity()):
         raise InputError(
             f"{path}: its {part} is not the one that the run in {workdir} began with "
             f"({record}); say where that teacher is with --teacher"
         )
-    return teacher, found
+    return family
 
 
-def other_part(began_with: dict[str, Any], found: dict[str, Any]) -> str | None:
-    """The first part in which two teachers differ, by their `teacher_info`; None if in none."""
-    recorded = began_with.get("fingerprints", {})
-    parts = found["fingerprints"].items()
-    return next((name for name, value in parts if recorded.get(name) != value), None)
-
-
-def _read_json(path: Path, who_has_it: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); {who_has_it}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({error})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: damaged (no JSON object)")
-    return content
-
-
-def as_model(student: SavedModel, teacher: Folder | None, dtype: str = "float32") -> Model:
+def as_model(student: SavedModel, config: Config, family: Family, dtype: str = "float32") -> Model:
     """The student with its teacher's surroundings: what an export of it has to be.
 
     Args:
       student: of a run.
-      teacher: its teacher; None for digits.
-      dtype: of the text encoders' weights, as in `load`; the VAE's are float32, the UNet's are what
-        the student has.
+      config: of the run.
+      family: its teacher.
+      dtype: of the text encoders' weights; the VAE's are float32, the denoiser's are what the
+        student has.
 
     Raises:
       InputError: a file of the teacher cannot be read.
     """
-    if teacher is None:
-        pipeline = digits_pipeline(student.unet, student.scheduler["prediction_type"])
-        frozen = {}
-    else:
-        pipeline = read_pipeline(teacher)
-        frozen = read_surroundings(teacher, pipeline, dtype, "float32")
-        pipeline = dataclasses.replace(pipeline, unet=student.unet)
-    execution = Execution(**student.info.get("execution", {}))  # older runs had no choice
-    return Model(
-        pipeline=dataclasses.replace(pipeline, execution=execution),
-        frozen=frozen,
-        params=student.params,
-        is_student=True,
-        num_ddim_timesteps=student.info["method"]["num_ddim_timesteps"],
-        info=student.info,
-    )
+    frozen = family.weights(Precision(text_encoder=dtype))
+    del frozen[DENOISER]
+    network = student_config(family.pipeline, config.method)
+    pipeline = with_network(family.pipeline, network, config.execution)
+    return Model(pipeline, frozen, student.params, config.method, student.info)
 
 
-def teacher_info(teacher: Folder) -> dict[str, Any]:
-    """Which teacher it was, for the record."""
-    return {
-        "path": teacher.name,
-        "revision": teacher.revision,
-        "variant": teacher.variant,
-        "fingerprints": fingerprints(teacher),
-    }
+def load(path: str, options: LoadOptions | None = None) -> Model:
+    """A student or a teacher with its weights.
+
+    Args:
+      path: a folder, the workdir of a finished run, or a repository of the Hugging Face hub.
+      options: how it is loaded; None: in float32, in the size it was trained on.
+
+    Raises:
+      InputError: it cannot be found or read, or lacks something; names the file.
+    """
+    options, local = options or LoadOptions(), Path(path)
+    if (local / "export").is_dir():
+        local = local / "export"
+    elif (local / "checkpoints").is_dir():
+        raise InputError(
+            f"{path}: this run has not finished; go on with it, or use slam-jax export"
+        )
+    name = str(local) if local.is_dir() else path
+    for family in FAMILIES.values():
+        if family.reads(local):
+            model = family.load(name, options)
+            return dataclasses.replace(model, params=cast(model.params, options.dtype))
+    raise InputError(f"{path}: no model of a family there is ({', '.join(FAMILIES)})")

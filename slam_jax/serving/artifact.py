@@ -35,11 +35,9 @@ from jaxtyping import Int
 from slam_jax.base.errors import InputError
 from slam_jax.base.files import write_whole
 from slam_jax.base.out_folder import whole_folder
-from slam_jax.data import digits
-from slam_jax.drawing.draw import choose_guidance, make_sampler
-from slam_jax.families.digits_pipeline import DigitsPipeline
-from slam_jax.families.load import Model
-from slam_jax.formats import safetensors as weights
+from slam_jax.drawing.draw import Settings, choose_guidance, make_sampler
+from slam_jax.families.family import DENOISER, Model
+from slam_jax.formats import safetensors
 from slam_jax.formats.diffusers_write import TOKENIZERS
 from slam_jax.models import functional
 from slam_jax.parallel.runtime import versions
@@ -48,8 +46,6 @@ from slam_jax.serving import artifact_draw as artifact_draw
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 MANIFEST, WEIGHTS, LOADER, COMPILED = "artifact.json", "weights.safetensors", "draw.py", "compiled"
 CUDNN_ATTENTION = "__cudnn$fmhaSoftmax"
-EXAMPLE = "a lighthouse by the sea at sunset"
-EXAMPLE_DIGIT = 3
 Arrays = dict[str, Any]  # "unet.conv_in.kernel": the weights of all networks in one dict
 
 README = """# A sampler of {model}
@@ -74,10 +70,10 @@ and XLA_FLAGS are the same, and JAX_COMPILATION_CACHE_DIR does not name another 
 write there can make draw.py run code. artifact.json has each
 file's SHA-256; draw.py checks that of the programs, and the weights' size.
 """
-OF_DIGITS = """from draw import load
+OF_TOKENS = """from draw import load
 
 draw = load("path/to/this/folder")
-images = draw([[11, 3]], seed=3)  # 11 begins, then the digit; uint8 [1, 8, 8, 1]"""
+images = draw({tokens}, seed=3)  # token ids; uint8 [B, H, W, C]"""
 OF_TEXTS = """import numpy as np
 from draw import load
 from transformers import CLIPTokenizer  # pip install transformers
@@ -136,16 +132,16 @@ def write_artifact(
       InputError: `out` holds something else or cannot be written, or the model cannot be exported.
     """
     guidance = choose_guidance(model, None)
-    sampler = make_sampler(model, guidance, options.steps, 1.0, options.dtype)
+    sampler = make_sampler(model, Settings(options.steps, guidance, 1.0, options.dtype))
     params = functional.cast(model.params, options.dtype)
-    arrays = functional.flatten({"unet": params, **model.frozen})
+    arrays = functional.flatten({DENOISER: params, **model.frozen})
     program = _program(model, sampler, arrays)
-    tokens, sizes = example_tokens(model), sorted(set(options.batch_sizes))
+    (_, tokens), sizes = example_of(model), sorted(set(options.batch_sizes))
     with whole_folder(out, _is_artifact, "artifact") as folder:
         # What no program reads is left out, such as the VAE's encoder.
         any_of_them = _export(program, arrays, tokens, sizes[0], options.platforms[0])
         arrays = _used(arrays, any_of_them)
-        weights.save_arrays(folder / WEIGHTS, arrays)
+        safetensors.save_arrays(folder / WEIGHTS, arrays)
         for platform, count in itertools.product(options.platforms, sizes):
             exported = _export(program, arrays, tokens, count, platform)
             content = bytes(exported.serialize())
@@ -161,11 +157,11 @@ def write_artifact(
         _compile(folder, environment)
 
 
-def example_tokens(model: Model) -> Int[np.ndarray, "1 ..."]:
-    """Token ids of one example."""
-    if isinstance(model.pipeline, DigitsPipeline):
-        return digits.tokenize(np.array([EXAMPLE_DIGIT]))
-    return model.pipeline.tokenize([EXAMPLE])
+def example_of(model: Model) -> tuple[str, Int[np.ndarray, "1 ..."]]:
+    """A prompt of the model, and its token ids."""
+    prompts = model.pipeline.example_prompts
+    prompt = prompts[len(prompts) // 2]
+    return prompt, model.pipeline.prompts([prompt])["tokens"]
 
 
 def _program(model: Model, sampler: Callable, shapes: Arrays) -> Callable:
@@ -178,14 +174,15 @@ def _program(model: Model, sampler: Callable, shapes: Arrays) -> Callable:
     """
     missing = {key: (a.shape, a.dtype) for key, a in shapes.items()}
 
+    prompt, _ = example_of(model)
+
     def sample(arrays, tokens, seed, first):
         zeros = {key: jnp.zeros(*missing[key]) for key in missing.keys() - arrays.keys()}
         frozen = functional.unflatten({**arrays, **zeros})
-        params = frozen.pop("unet")
-        batch = {}
-        if not isinstance(model.pipeline, DigitsPipeline):
-            batch = model.pipeline.prompts([""] * len(tokens))  # for the picture's size
-        return sampler(frozen, params, {**batch, "tokens": tokens}, seed, first)
+        params = frozen.pop(DENOISER)
+        # Of the example's prompt all but the tokens is kept, such as the picture's size.
+        batch = model.pipeline.prompts([prompt] * len(tokens))
+        return sampler(frozen, params, {**batch, "tokens": tokens}, (seed, first))
 
     return sample
 
@@ -219,9 +216,8 @@ def _about(
     model: Model, name: str, tokens: np.ndarray, exported: export.Exported, options: Options
 ) -> dict[str, Any]:
     """What the manifest says, but for the files."""
-    is_digits, sizes = isinstance(model.pipeline, DigitsPipeline), sorted(set(options.batch_sizes))
+    (prompt, _), sizes = example_of(model), sorted(set(options.batch_sizes))
     height, width, channels = exported.out_avals[0].shape[1:]
-    encoders = () if is_digits else model.pipeline.text_encoders
     return {
         "what": "a sampler, for draw.py beside it",
         "model": name,
@@ -236,9 +232,9 @@ def _about(
             "first": {"dtype": "int32", "shape": []},
         },
         "outputs": {"images": {"dtype": "uint8", "shape": ["B", height, width, channels]}},
-        "vocabulary": min((e.vocab_size for e in encoders), default=digits.VOCABULARY),
+        "vocabulary": model.pipeline.vocabulary,
         "example": {
-            "prompt": str(EXAMPLE_DIGIT) if is_digits else EXAMPLE,
+            "prompt": prompt,
             "tokens": np.repeat(tokens, sizes[0], axis=0).tolist(),
         },
         "versions": versions(),
@@ -248,10 +244,7 @@ def _about(
 
 def _write_surroundings(model: Model, folder: Path, about: dict[str, Any]) -> None:
     """Writes the tokenizers, and the README that tells how to use them."""
-    tokenizers = getattr(model.pipeline, "tokenizers", ())  # digits have none
-    names = list(TOKENIZERS[: len(tokenizers)])
-    for name, tokenizer in zip(names, tokenizers, strict=True):
-        tokenizer.backend.save_pretrained(folder / name)
+    names = model.pipeline.save_tokenizers(folder)
     length = about["inputs"]["tokens"]["shape"][-1]
     readme = README.format(
         model=about["model"],
@@ -261,7 +254,9 @@ def _write_surroundings(model: Model, folder: Path, about: dict[str, Any]) -> No
         platforms=", ".join(about["platforms"]),
         batches=", ".join(map(str, about["batch_sizes"])),
         jax=about["versions"]["jax"],
-        program=OF_TEXTS.format(length=length, names=names) if names else OF_DIGITS,
+        program=OF_TEXTS.format(length=length, names=names)
+        if names
+        else OF_TOKENS.format(tokens=about["example"]["tokens"]),
     )
     write_whole(folder / "README.md", readme.rstrip())
 

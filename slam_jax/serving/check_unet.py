@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from slam_jax.base.errors import InputError
-from slam_jax.families.family import GAMMA_EMBEDDING_DIM, Params
-from slam_jax.families.load import TIME_IDS
+from slam_jax.families.family import Params
+from slam_jax.families.stable_diffusion_pipeline import TIME_IDS
+from slam_jax.families.unet_pipeline import GAMMA_EMBEDDING_DIM
 from slam_jax.formats import convert, weight_files
 from slam_jax.formats.diffusers_folder import STEMS, Folder, read_config
 from slam_jax.method.schedule import gamma_embedding

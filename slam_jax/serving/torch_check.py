@@ -16,8 +16,8 @@ from jaxtyping import Float
 
 from slam_jax.base.errors import InputError
 from slam_jax.drawing.samplers import student_sampler
-from slam_jax.families.load import Model
-from slam_jax.method.sampler import gaussian
+from slam_jax.families.family import Model
+from slam_jax.method.method import gaussian
 from slam_jax.parallel import runtime
 from slam_jax.parallel.keys import keys_of
 
@@ -121,7 +121,7 @@ def compare(
       InputError: diffusers cannot load the folder.
     """
     pipeline = model.pipeline
-    draw = student_sampler(pipeline, pipeline.unet, model.num_ddim_timesteps)
+    draw = student_sampler(pipeline, pipeline.network, model.method)
     draw_stock, keys = stock_sampler(folder), keys_of(seed)
     batch, examples = pipeline.prompts(prompts), jnp.arange(len(prompts))
     x = np.asarray(gaussian(keys.noise, examples, pipeline.latent_shape))
@@ -130,7 +130,7 @@ def compare(
         # The noise that `sample_consistency` draws; its last step has none.
         step_keys = jax.random.split(keys.steps, count)[:-1]
         zs = [np.asarray(gaussian(key, examples, pipeline.latent_shape)) for key in step_keys]
-        ours = draw(model.frozen, model.params, batch, seed, 0, steps=count)
+        ours = draw(model.frozen, model.params, batch, (seed, 0), steps=count)
         images[count] = np.asarray(ours), draw_stock(prompts, x, zs)
     return images
 

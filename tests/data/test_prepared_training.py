@@ -9,17 +9,17 @@ import prepared_files
 import pytest
 import torch
 from helpers import assert_close, jit
+from slam_jax.families.load import read_pipeline, read_surroundings, read_unet
 
 from slam_jax.commands import prepare
 from slam_jax.data import prepared
 from slam_jax.data.image_text import ImageText, Transform
 from slam_jax.families.family import student_config, student_params
-from slam_jax.families.load import read_pipeline, read_surroundings, read_unet
-from slam_jax.families.sd_pipeline import StableDiffusionPipeline
+from slam_jax.families.stable_diffusion_pipeline import StableDiffusionPipeline
 from slam_jax.formats.diffusers_folder import fingerprints, resolve
 from slam_jax.method.sampler import gaussian
-from slam_jax.method.slam import Method
-from slam_jax.recipes.distill import distillation_loss
+from slam_jax.method.slam import Slam
+from slam_jax.recipes.distil import distillation_loss
 
 SIZE, CAPTIONS = 64, 3
 DRAWN = dict(flip=True, captions="random", empty_prompts=0.3)
@@ -176,7 +176,7 @@ class Given:
 
 @pytest.mark.slow  # compiles the loss
 def test_losses_are_those_of_encoding_in_every_step(sdxl):
-    method, unet = Method(w=7.0), sdxl.pipeline.unet
+    method, unet = Slam(w=7.0), sdxl.pipeline.unet
     student = student_params(sdxl.unet, student_config(unet, method.conditioning))
     loss = jit(distillation_loss(Given(sdxl.pipeline), method))
     losses = [

@@ -11,7 +11,7 @@ from helpers import jit, normal
 
 from slam_jax.base.errors import InputError
 from slam_jax.data import digits
-from slam_jax.families.digits_pipeline import digits_pipeline
+from slam_jax.families.digits import digits_pipeline
 from slam_jax.families.family import (
     student_config,
     student_network,

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import tiny_students
 from helpers import assert_close, jit
+from slam_jax.families.load import load, read_pipeline, read_surroundings, read_unet
 
 from slam_jax.base.errors import InputError
 from slam_jax.commands.export import write_folder
 from slam_jax.config.options import Config, Data, Precision, Teacher, Training
 from slam_jax.drawing.samplers import student_sampler
-from slam_jax.families.load import load, read_pipeline, read_surroundings, read_unet
 from slam_jax.formats.diffusers_folder import resolve
 from slam_jax.method.sampler import gaussian
-from slam_jax.method.slam import Method
+from slam_jax.method.slam import Slam
 from slam_jax.parallel.keys import keys_of
 from slam_jax.parallel.sharding import make_mesh
-from slam_jax.recipes.distill import student_step
+from slam_jax.recipes.distil import student_step
 
 PROMPTS = ["a small dog", "", "two cats " * 60]
 
@@ -219,7 +219,7 @@ def test_each_precision_decides_what_its_network_computes_in(teachers):
     config = Config(
         teacher=Teacher(path="any"),
         data=Data(source="photographs", resolution=64),
-        method=Method(conditioning="snr", w=0.0),
+        method=Slam(conditioning="snr", w=0.0),
         training=Training(batch_size=1),
     )
     mesh = make_mesh(devices=jax.devices()[:1])

@@ -94,19 +94,19 @@ def test_finished_teacher_is_not_trained_again(finished, monkeypatch, tmp_path):
         "slam_jax.commands.train.distill", lambda *arguments: load_model(finished / "export")
     )
     launch(tmp_path / "lcm", f"--config.teacher.path={finished / 'teacher'}")
-    with pytest.raises(SystemExit, match="made otherwise: config.digits.label_dropout"):
+    with pytest.raises(SystemExit, match="made otherwise: config.teacher.dropout"):
         launch(
             tmp_path / "other",
             f"--config.teacher.path={finished / 'teacher'}",
-            "--config.digits.label_dropout=0.3",
+            "--config.teacher.dropout=0.3",
         )
     assert not (tmp_path / "other").exists()
     (finished / "teacher/config.json").rename(tmp_path / "config.json")  # as if unfinished
-    with pytest.raises(SystemExit, match="made otherwise: config.digits.seed"):
+    with pytest.raises(SystemExit, match="made otherwise: config.teacher.seed"):
         launch(
             tmp_path / "other",
             f"--config.teacher.path={finished / 'teacher'}",
-            "--config.digits.seed=1",
+            "--config.teacher.seed=1",
         )
     (tmp_path / "config.json").rename(finished / "teacher/config.json")
 
@@ -132,7 +132,7 @@ def test_ctrl_c_saves_and_resume_ends_in_the_same_bits(
 def test_a_student_that_is_told_gamma_and_a_teacher_that_predicts_v(finished, tmp_path):
     """The paper's conditioning is trained by test_readme, from configs/digits_paper.py."""
     assert "cond_proj" not in load_model(finished / "export").params["time_embedding"]
-    changes = ["--config.method.conditioning=both", "--config.digits.prediction_type=v_prediction"]
+    changes = ["--config.method.conditioning=both", "--config.teacher.prediction_type=v_prediction"]
     launch(tmp_path / "run", *changes)
     student = load_model(tmp_path / "run" / "export")
     assert np.any(student.params["time_embedding"]["cond_proj"]["kernel"])
@@ -159,23 +159,23 @@ def test_a_student_that_is_told_gamma_and_a_teacher_that_predicts_v(finished, tm
         ("--config.evaluation.student_steps=(1,2.5)", "config.evaluation.student_steps"),
         ("--config.seed=99999999999", "config.seed"),
         ("--config.name=../x", "config.name"),
-        ("--config.digits.label_dropout=0", "config.digits.label_dropout"),
-        ("--config.digits.training.sample_every=5", "config.digits.training.sample_every"),
-        ("--config.digits.unet.attention_head_dim=3", "config.digits.unet"),
-        ("--config.digits.unet.norm_num_groups=0", "config.digits.unet"),
+        ("--config.teacher.dropout=0", "config.teacher.dropout"),
+        ("--config.teacher.training.sample_every=5", "config.teacher.training.sample_every"),
+        ("--config.teacher.network.attention_head_dim=3", "config.teacher.unet"),
+        ("--config.teacher.network.norm_num_groups=0", "config.teacher.unet"),
         ("--config.training.batch_size=12", "config.training.batch_size = 12"),
         ("--config.training.steps=0", "config.training.steps = 0"),
         ("--config.training.ema=1", "config.training.ema = 1"),
         ("--config.training.optimizer.schedule=step", "config.training.optimizer.schedule"),
-        ("--config.digits.unet.in_channels=3", "config.digits.unet.in_channels = 3"),
-        ("--config.digits.unet.norm_num_groups=3", "config.digits.unet: "),
+        ("--config.teacher.network.in_channels=3", "config.teacher.unet.in_channels = 3"),
+        ("--config.teacher.network.norm_num_groups=3", "config.teacher.unet: "),
         ("--config.teacher.variant=fp16", "config.teacher.variant = 'fp16'"),
         ("--config.mesh.data=3", "config.mesh: data = 3 times fsdp = 1 must equal the 8 devices"),
         ("--config.mesh.fsdp=3", "config.mesh: fsdp = 3 does not divide the 8 devices"),
         ("--config.training.accumulation=4", "8 devices times accumulation = 4"),
         ("--config.training.remat=half", "config.training.remat = 'half', expected one of none"),
         ("--config.training.teacher_passes=3", "teacher_passes = 3, expected 1 or 2"),
-        ("--config.digits.training.teacher_passes=2", "teacher_passes = 2, expected 1: it is for"),
+        ("--config.teacher.training.teacher_passes=2", "teacher_passes = 2, expected 1: it is for"),
         ("--config.execution.attention=flash", "config.execution.attention = 'flash', expected"),
         ("--config.training.best_metric=rmse_to_teacher_3", "rmse_to_teacher_1, rmse_to_teacher_2"),
         ("--workdirs=x", "workdirs"),

@@ -21,9 +21,9 @@ PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 # They need the tiny teacher and the run that `make demo-sd` leaves.
 STABLE_DIFFUSION = re.compile(r"tiny_|at_step_")
 SMALL = [
-    "--config.digits.unet.block_out_channels=(8,)",
-    "--config.digits.training.steps=4",
-    "--config.digits.training.optimizer.warmup_steps=2",
+    "--config.teacher.network.block_out_channels=(8,)",
+    "--config.teacher.training.steps=4",
+    "--config.teacher.training.optimizer.warmup_steps=2",
     "--config.training.steps=4",
     "--config.training.sample_every=0",
     "--config.evaluation.samples=50",

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from helpers import normal
 
-from slam_jax.recipes.distill import in_two_passes
+from slam_jax.recipes.distil import in_two_passes
 
 
 def test_two_passes_are_one_function_of_half_the_rows_each():

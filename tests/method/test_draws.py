@@ -11,11 +11,11 @@ from helpers import jit, sd_schedule
 from scipy import stats
 
 from slam_jax.method.sampler import sample_consistency
-from slam_jax.method.slam import GAMMA_POLICIES, Method, draw
+from slam_jax.method.slam import GAMMA_POLICIES, draw
 from slam_jax.parallel.keys import Keys, keys_of
 
 SHAPE = (2, 2, 4)
-METHOD = Method(gammas_per_subpath=3)
+METHOD = Slam(gammas_per_subpath=3)
 KEY = 7
 
 
@@ -49,7 +49,7 @@ def test_rows_and_keys_differ():
 
 
 def test_distributions():
-    actual = draws(np.arange(4000), method=Method(num_ddim_timesteps=10, gammas_per_subpath=1))
+    actual = draws(np.arange(4000), method=Slam(num_ddim_timesteps=10, gammas_per_subpath=1))
     assert actual.index.shape == (4000,)
     assert actual.gamma.shape == (4000, 1)
     assert actual.eps.shape == (4000, *SHAPE)
@@ -71,7 +71,7 @@ POLICIES = {
 @pytest.fixture(scope="module")
 def gammas():
     """Two gammas of each of 4,000 examples, by policy."""
-    methods = {name: Method(gamma=name, gammas_per_subpath=2) for name in GAMMA_POLICIES}
+    methods = {name: Slam(gamma=name, gammas_per_subpath=2) for name in GAMMA_POLICIES}
     key, examples = jax.random.key(KEY), jnp.arange(4000)
     return jit(
         lambda: {name: draw(key, examples, SHAPE, method).gamma for name, method in methods.items()}

@@ -13,10 +13,9 @@ import pytest
 from helpers import assert_close, jit, normal
 
 from slam_jax.method import slam as loss
-from slam_jax.method.schedule import NoiseSchedule, add_noise, gamma_embedding, to_x0_and_eps
+from slam_jax.method.schedule import VariancePreserving, add_noise, gamma_embedding, to_x0_and_eps
 from slam_jax.method.slam import (
     Draws,
-    Method,
     consistency_function,
     distance,
     interpolate,
@@ -82,7 +81,7 @@ def test_golden_files_are_there():
 def test_every_intermediate_equals_the_authors(golden, precision, float32_scalings):
     dtype, tolerance = precision
     g = in_precision(golden, dtype)
-    schedule = NoiseSchedule.from_alphas_cumprod(golden["alphas_cumprod"])
+    schedule = VariancePreserving.from_alphas_cumprod(golden["alphas_cumprod"])
     teacher, target, student = stored_networks(g)
     s, e, context = g["start_timesteps"], g["end_timesteps"], jnp.zeros((16, 1, 1))
 
@@ -121,11 +120,9 @@ def test_losses_equal_the_authors(golden, precision, float32_scalings, kind):
         seen.update(t=t, gamma=gamma)
         return student(x, t, context, gamma)
 
-    method = Method(
-        num_ddim_timesteps=int(g["num_ddim_timesteps"]), w=float(g["w_scale"]), loss=kind
-    )
+    method = Slam(num_ddim_timesteps=int(g["num_ddim_timesteps"]), w=float(g["w_scale"]), loss=kind)
     draws = Draws(jnp.asarray(g["index"]), jnp.asarray(g["gamma"])[:, None], g["noise"])
-    schedule = NoiseSchedule.from_alphas_cumprod(golden["alphas_cumprod"])
+    schedule = VariancePreserving.from_alphas_cumprod(golden["alphas_cumprod"])
     context = jnp.zeros((16, 1, 1))
 
     @jit
@@ -197,4 +194,4 @@ def test_distance_is_unreduced_and_refuses_shapes_and_kinds(kind):
 )
 def test_impossible_methods_are_refused(change):
     with pytest.raises(ValueError, match=f"{next(iter(change))} = "):
-        Method(**change)
+        Slam(**change)

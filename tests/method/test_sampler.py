@@ -14,7 +14,7 @@ from slam_jax.method.sampler import (
     sample_consistency,
     sample_ddim,
 )
-from slam_jax.method.schedule import NoiseSchedule, per_example
+from slam_jax.method.schedule import VariancePreserving, per_example
 
 SHAPE = (2, 2, 4)
 
@@ -33,7 +33,7 @@ def diffusers_scheduler(name, prediction_type="epsilon", **options):
         **SD, prediction_type=prediction_type, clip_sample=False, **options
     )
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
-    schedule = NoiseSchedule.from_alphas_cumprod(scheduler.alphas_cumprod, prediction_type)
+    schedule = VariancePreserving.from_alphas_cumprod(scheduler.alphas_cumprod, prediction_type)
     return scheduler, schedule
 
 

@@ -7,7 +7,7 @@ import pytest
 from helpers import PREDICTION_TYPES, SD, as_output, normal, sd_schedule
 
 from slam_jax.method import schedule as sch
-from slam_jax.method.schedule import NoiseSchedule
+from slam_jax.method.schedule import VariancePreserving
 
 CONFIGS = {
     "defaults": {},
@@ -32,7 +32,10 @@ def test_schedule_matches_diffusers(scheduler, zero_snr, name):
     if zero_snr:
         assert expected[-1] == 0
         expected[-1] = min(2.0**-24, expected[-2] / 2)
-    for actual in (NoiseSchedule.from_config(config), NoiseSchedule.from_config(reference.config)):
+    for actual in (
+        VariancePreserving.from_config(config),
+        VariancePreserving.from_config(reference.config),
+    ):
         assert actual.num_train_timesteps == len(expected)
         np.testing.assert_allclose(actual.alphas, np.sqrt(expected), rtol=2e-4, atol=1e-6)
         np.testing.assert_allclose(actual.alphas**2, expected, rtol=0, atol=2e-6)
@@ -41,7 +44,7 @@ def test_schedule_matches_diffusers(scheduler, zero_snr, name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_zero_terminal_snr_falls_to_an_end_that_float32_can_divide_by(name):
-    schedule = NoiseSchedule.from_config({**CONFIGS[name], "rescale_betas_zero_snr": True})
+    schedule = VariancePreserving.from_config({**CONFIGS[name], "rescale_betas_zero_snr": True})
     assert np.all(np.diff(schedule.alphas) < 0)
     assert 0 < schedule.alphas[-1] <= 2.0**-12
     assert schedule.sigmas[-1] == pytest.approx(1, abs=1e-7)
@@ -54,21 +57,21 @@ def test_zero_terminal_snr_falls_to_an_end_that_float32_can_divide_by(name):
 
 def test_from_alphas_cumprod_leaves_its_argument_alone():
     abar = np.array([0.9, 0.5, 0.0])
-    NoiseSchedule.from_alphas_cumprod(abar)
+    VariancePreserving.from_alphas_cumprod(abar)
     assert abar.tolist() == [0.9, 0.5, 0.0]
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: NoiseSchedule.from_config({"beta_schedule": "sigmoid"}), "beta_schedule"),
-        (lambda: NoiseSchedule.from_config({"prediction_type": "eps"}), "prediction_type"),
-        (lambda: NoiseSchedule.from_alphas_cumprod([1.0, 0.5]), "values that fall"),
-        (lambda: NoiseSchedule.from_alphas_cumprod([0.5, 0.9]), "values that fall"),
-        (lambda: NoiseSchedule.from_alphas_cumprod([1.1, 0.9]), "values that fall"),
-        (lambda: NoiseSchedule.from_alphas_cumprod([0.9, -0.1]), "values that fall"),
-        (lambda: NoiseSchedule.from_alphas_cumprod([0.9, np.nan]), "values that fall"),
-        (lambda: NoiseSchedule.from_alphas_cumprod([[0.9, 0.1]]), "values that fall"),
+        (lambda: VariancePreserving.from_config({"beta_schedule": "sigmoid"}), "beta_schedule"),
+        (lambda: VariancePreserving.from_config({"prediction_type": "eps"}), "prediction_type"),
+        (lambda: VariancePreserving.from_alphas_cumprod([1.0, 0.5]), "values that fall"),
+        (lambda: VariancePreserving.from_alphas_cumprod([0.5, 0.9]), "values that fall"),
+        (lambda: VariancePreserving.from_alphas_cumprod([1.1, 0.9]), "values that fall"),
+        (lambda: VariancePreserving.from_alphas_cumprod([0.9, -0.1]), "values that fall"),
+        (lambda: VariancePreserving.from_alphas_cumprod([0.9, np.nan]), "values that fall"),
+        (lambda: VariancePreserving.from_alphas_cumprod([[0.9, 0.1]]), "values that fall"),
     ],
 )
 def test_impossible_schedules_are_refused(build, message):

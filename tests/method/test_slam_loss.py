@@ -9,7 +9,7 @@ import pytest
 from helpers import PREDICTION_TYPES, as_output, gaussian_x0, jit, normal, sd_schedule
 
 from slam_jax.method.schedule import per_example
-from slam_jax.method.slam import Draws, Method, slam_loss
+from slam_jax.method.slam import Draws, slam_loss
 
 CONDITIONINGS = ("embedding", "snr", "both")
 SIGMAS = ("linear", "paper")
@@ -61,7 +61,7 @@ def test_a_student_equal_to_its_target_pays_nothing_at_the_end_of_the_sub_path(
     prediction_type, x64
 ):
     """With "snr" and gamma = 0 both see x_e at e; all that differs is c_skip, 1e-5 and falling."""
-    method = Method(conditioning="snr", loss="l2", gammas_per_subpath=2)
+    method = Slam(conditioning="snr", loss="l2", gammas_per_subpath=2)
     same = network(WEIGHTS)
     actual = losses(method, sd_schedule(prediction_type), same, same, same, [0.0, 0.5])
     assert np.all(actual[:, 0] < 1e-8)
@@ -70,7 +70,7 @@ def test_a_student_equal_to_its_target_pays_nothing_at_the_end_of_the_sub_path(
 
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 def test_only_the_student_gets_gradients(conditioning):
-    method = Method(conditioning=conditioning, solver_substeps=2, gammas_per_subpath=2)
+    method = Slam(conditioning=conditioning, solver_substeps=2, gammas_per_subpath=2)
 
     def mean_loss(student, target, teacher):
         nets = network(student), network(target), network(teacher)
@@ -83,7 +83,7 @@ def test_only_the_student_gets_gradients(conditioning):
 
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 def test_the_students_gradient_is_the_slope_of_its_loss(conditioning, x64):
-    method = Method(conditioning=conditioning, sigma="linear", loss="l2")
+    method = Slam(conditioning=conditioning, sigma="linear", loss="l2")
     others = network(OTHER), network(OTHER)
 
     def mean_loss(a):
@@ -107,7 +107,7 @@ def test_the_prediction_type_does_not_matter(conditioning, sigma, x64):
     of the real-valued t. With "embedding" they are alpha_s and sigma_g: the identity holds for
     networks that know the sub-path's scales, not for those that take x_g for a point of the PF-ODE.
     """
-    method = Method(conditioning=conditioning, sigma=sigma, solver_substeps=2, loss="l2")
+    method = Slam(conditioning=conditioning, sigma=sigma, solver_substeps=2, loss="l2")
     schedule = sd_schedule()
     log_ratio = jnp.log(schedule.sigmas / schedule.alphas)
 
@@ -148,7 +148,7 @@ def test_the_prediction_type_does_not_matter(conditioning, sigma, x64):
 def test_loss_and_gradient_are_finite_at_zero_terminal_snr(prediction_type, conditioning, sigma):
     """float32, s = N - 1 where alpha is almost 0, and s = k - 1 whose sub-path ends at e = 0."""
     schedule = sd_schedule(prediction_type, zero_snr=True)
-    method, others = Method(conditioning=conditioning, sigma=sigma), [network(OTHER)] * 2
+    method, others = Slam(conditioning=conditioning, sigma=sigma), [network(OTHER)] * 2
 
     def mean_loss(weights):
         nets = network(weights), *others
@@ -171,9 +171,9 @@ def test_several_gammas_cost_one_teacher_and_one_target_call_and_change_nothing(
 
     nets = counting("student", WEIGHTS), counting("target", OTHER), counting("teacher", OTHER)
     gammas = [0.0, 0.25, 0.7, 1.0]
-    together = losses(Method(gammas_per_subpath=4), schedule, *nets, gammas)
+    together = losses(Slam(gammas_per_subpath=4), schedule, *nets, gammas)
     assert sorted(calls) == [("student", 12), ("target", 3), ("teacher", 6)]
-    apart = [losses(Method(), schedule, *nets, [gamma])[:, 0] for gamma in gammas]
+    apart = [losses(Slam(), schedule, *nets, [gamma])[:, 0] for gamma in gammas]
     np.testing.assert_allclose(together, np.stack(apart, axis=1), rtol=1e-4)
 
 
@@ -190,7 +190,7 @@ def test_every_choice_of_the_method_changes_the_loss():
         dict(loss="l2"),
         dict(huber_c=0.1),
     )
-    methods = [dataclasses.replace(Method(w=2.0), **change) for change in changes]
+    methods = [dataclasses.replace(Slam(w=2.0), **change) for change in changes]
     before, *after = jit(lambda: [compute(m, schedule, *nets, [0.5]) for m in methods])()
     for change, changed in zip(changes[1:], after, strict=True):
         assert np.abs(changed / before - 1).max() > 1e-3, change

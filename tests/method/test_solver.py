@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import PREDICTION_TYPES, SD, as_output, gaussian_x0, jit, normal, sd_schedule
 
-from slam_jax.method.schedule import NoiseSchedule, per_example
+from slam_jax.method.schedule import VariancePreserving, per_example
 from slam_jax.method.solver import ddim_solve, guided_prediction
 
 COND, UNCOND = 0.4, -0.3
@@ -58,7 +58,9 @@ def torch_ddim(request):
     )
     scheduler.set_timesteps(50)
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
-    return scheduler, NoiseSchedule.from_alphas_cumprod(scheduler.alphas_cumprod, request.param)
+    return scheduler, VariancePreserving.from_alphas_cumprod(
+        scheduler.alphas_cumprod, request.param
+    )
 
 
 def torch_step(scheduler, x, t, w):

@@ -13,7 +13,7 @@ import jax
 import pytest
 
 from slam_jax.config.validate import freeze, to_json
-from slam_jax.families.digits_pipeline import SCHEDULER
+from slam_jax.families.digits import SCHEDULER
 from slam_jax.formats.flax_folder import SavedModel, save_model
 from slam_jax.models import functional
 from slam_jax.models.unet import UNet2DConditionModel

@@ -17,17 +17,17 @@ import pytest
 import tiny_stable_diffusion
 import torch
 from helpers import assert_close, jit
+from slam_jax.families.load import read_pipeline, read_surroundings, read_unet
 from torch_slam import TorchSlam
 
 from slam_jax.config.options import Optimizer
 from slam_jax.families.family import student_config, student_network, student_params
-from slam_jax.families.load import read_pipeline, read_surroundings, read_unet
 from slam_jax.formats.convert import to_torch
 from slam_jax.formats.diffusers_folder import resolve
 from slam_jax.method.sampler import gaussian
-from slam_jax.method.slam import Method, draw
+from slam_jax.method.slam import Slam, draw
 from slam_jax.parallel.sharding import make_mesh, shard, shard_batch
-from slam_jax.recipes.distill import ENCODE, distillation_loss
+from slam_jax.recipes.distil import ENCODE, distillation_loss
 from slam_jax.training.step import init_state, make_optimizer, make_train_step
 
 CAPTIONS = (
@@ -164,10 +164,10 @@ def assert_trees_close(actual, expected, tolerance):
 
 # (teacher, method); the authors' recipe is in the test of training steps.
 CASES = {
-    "sd15": ("sd15", Method(w=0.0, conditioning="snr", sigma="linear", loss="l2")),
+    "sd15": ("sd15", Slam(w=0.0, conditioning="snr", sigma="linear", loss="l2")),
     "sd15 several gammas and sub-steps": (
         "sd15",
-        Method(
+        Slam(
             solver_substeps=2,
             conditioning="both",
             sigma="linear",
@@ -175,9 +175,9 @@ CASES = {
             gammas_per_subpath=2,
         ),
     ),
-    "sd21_v": ("sd21_v", Method(num_ddim_timesteps=40)),
-    "sd21_v zero SNR": ("zero_snr", Method(w=4.0, conditioning="snr")),
-    "sdxl": ("sdxl", Method(w=7.0, conditioning="both")),
+    "sd21_v": ("sd21_v", Slam(num_ddim_timesteps=40)),
+    "sd21_v zero SNR": ("zero_snr", Slam(w=4.0, conditioning="snr")),
+    "sdxl": ("sdxl", Slam(w=7.0, conditioning="both")),
 }
 
 
@@ -217,7 +217,7 @@ def test_two_training_steps_are_those_of_torch(model):
     say more, and so does the second step: it divides by the root of two gradients' squares, which
     are seldom small both.
     """
-    model, method, decay, count = model("sd15"), Method(), 0.95, 8
+    model, method, decay, count = model("sd15"), Slam(), 0.95, 8
     options = Optimizer(learning_rate=1e-4, weight_decay=0.1)
     mesh, tx, key = make_mesh(), make_optimizer(options, 2), jax.random.key(3)
     batch, prompts = make_batch(model, count)

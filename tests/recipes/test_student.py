@@ -12,7 +12,7 @@ from slam_jax.formats.flax_folder import SavedModel
 from slam_jax.models import functional
 from slam_jax.models.execution import Execution
 from slam_jax.models.unet import UNet2DConditionModel
-from slam_jax.recipes.distill import info_of
+from slam_jax.recipes.distil import info_of
 from slam_jax.recipes.student import as_model
 
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_students
+from slam_jax.families.load import load
 from transformers import CLIPTokenizer
 
 from slam_jax.base.errors import InputError
@@ -20,8 +21,7 @@ from slam_jax.commands.export import write_folder
 from slam_jax.commands.sample import make_sampler
 from slam_jax.config.options import default_config
 from slam_jax.config.validate import freeze
-from slam_jax.families.digits_pipeline import SCHEDULER
-from slam_jax.families.load import load
+from slam_jax.families.digits import SCHEDULER
 from slam_jax.formats import safetensors as weights
 from slam_jax.formats.flax_folder import SavedModel, save_model
 from slam_jax.models import functional
@@ -96,9 +96,9 @@ def pictures_of(model, tokens, steps, dtype="float32"):
 def digits(tmp_path_factory):
     """A digits student as its folder."""
     config = default_config()
-    config.digits.unet.update(sample_size=4, block_out_channels=(8,), norm_num_groups=8)
-    config.digits.unet.update(down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
-    config.digits.unet.update(cross_attention_dim=12, attention_head_dim=2, layers_per_block=1)
+    config.teacher.unet.update(sample_size=4, block_out_channels=(8,), norm_num_groups=8)
+    config.teacher.unet.update(down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
+    config.teacher.unet.update(cross_attention_dim=12, attention_head_dim=2, layers_per_block=1)
     unet = freeze(config).digits.unet
     params = functional.init(UNet2DConditionModel, unet, jax.random.key(0))
     info = {"method": {"num_ddim_timesteps": 50}}

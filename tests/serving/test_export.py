@@ -15,17 +15,17 @@ import torch
 from diffusers import AutoencoderKL, LCMScheduler, StableDiffusionPipeline
 from flax import serialization
 from safetensors.torch import load_file
+from slam_jax.families.load import load
 
 from slam_jax.base.errors import InputError
 from slam_jax.commands import export
 from slam_jax.commands.export import write_folder
-from slam_jax.families.load import load
 from slam_jax.formats import safetensors as weights
 from slam_jax.formats.diffusers_folder import Folder, read_params, resolve
 from slam_jax.formats.diffusers_write import lcm_scheduler
 from slam_jax.formats.flax_folder import load_model
 from slam_jax.method.sampler import consistency_timesteps
-from slam_jax.method.schedule import NoiseSchedule, boundary_scalings
+from slam_jax.method.schedule import VariancePreserving, boundary_scalings
 from slam_jax.models import functional
 from slam_jax.models.vae import AutoencoderKL as OurAutoencoderKL
 from slam_jax.models.vae import VAEConfig
@@ -68,7 +68,7 @@ def files_in(folder):
 )
 def test_diffusers_scheduler_is_the_samplers(teacher, num_ddim_timesteps):
     scheduler = LCMScheduler.from_config(lcm_scheduler(teacher, num_ddim_timesteps))
-    ours = NoiseSchedule.from_config(teacher)
+    ours = VariancePreserving.from_config(teacher)
     count = ours.num_train_timesteps
     for steps in range(1, min(50, num_ddim_timesteps) + 1):
         scheduler.set_timesteps(steps)

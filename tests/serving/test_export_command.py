@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 import tiny_students
+from slam_jax.families.load import load
 
 from slam_jax.commands import export
 from slam_jax.config.options import default_config
 from slam_jax.config.validate import freeze, to_json
-from slam_jax.families.load import load
 from slam_jax.formats import safetensors as weights
 from slam_jax.formats.flax_folder import SavedModel, load_model, save_model
 from slam_jax.models import functional
@@ -176,14 +176,14 @@ def test_verify_without_torch_says_what_to_install(interrupted, tmp_path, monkey
 
 def test_a_digits_student_is_two_files(tmp_path):
     config = default_config()
-    config.digits.unet.update(sample_size=4, block_out_channels=(8,), norm_num_groups=8)
-    config.digits.unet.update(down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
-    config.digits.unet.update(cross_attention_dim=12, attention_head_dim=2, layers_per_block=1)
+    config.teacher.unet.update(sample_size=4, block_out_channels=(8,), norm_num_groups=8)
+    config.teacher.unet.update(down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
+    config.teacher.unet.update(cross_attention_dim=12, attention_head_dim=2, layers_per_block=1)
     config.method.conditioning = "snr"
     config, workdir = freeze(config), tmp_path / "run"
-    teacher = functional.init(UNet2DConditionModel, config.digits.unet, jax.random.key(0))
+    teacher = functional.init(UNet2DConditionModel, config.teacher.unet, jax.random.key(0))
     teacher = jax.device_get(teacher)
-    save_model(workdir / "teacher", SavedModel(config.digits.unet, teacher, {}, {"is": "teacher"}))
+    save_model(workdir / "teacher", SavedModel(config.teacher.unet, teacher, {}, {"is": "teacher"}))
     (workdir / "config.json").write_text(to_json(config))
     ema = jax.tree.map(lambda a: a + 1, teacher)
     save_checkpoints(workdir, {3: ema})

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from slam_jax.data.batches import Batches
-from slam_jax.method.schedule import NoiseSchedule
+from slam_jax.method.schedule import VariancePreserving
 
 # Compiled with little optimisation: compiling is where these tests spend their time.
 jit = partial(
@@ -25,7 +25,7 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 def sd_schedule(prediction_type="epsilon", zero_snr=False):
-    return NoiseSchedule.from_config(
+    return VariancePreserving.from_config(
         {**SD, "prediction_type": prediction_type, "rescale_betas_zero_snr": zero_snr}
     )
 

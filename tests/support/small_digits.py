@@ -9,13 +9,13 @@ import numpy as np
 from slam_jax.config.options import Config, DigitsTeacher, Optimizer, Training
 from slam_jax.data import digits
 from slam_jax.data.batches import Batches
-from slam_jax.families.digits_pipeline import digits_pipeline
-from slam_jax.method.slam import Method
+from slam_jax.families.digits import digits_pipeline
+from slam_jax.method.slam import Slam
 from slam_jax.models import functional
 from slam_jax.models.execution import Execution
 from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
 from slam_jax.parallel.sharding import make_mesh, shard, shard_batch
-from slam_jax.recipes.distill import student_step
+from slam_jax.recipes.distil import student_step
 
 UNET = UNetConfig(
     sample_size=4,
@@ -31,7 +31,7 @@ UNET = UNetConfig(
 
 CONFIG = Config(
     digits=DigitsTeacher(unet=UNET),
-    method=Method(w=2.0, gamma="paired", gammas_per_subpath=2, conditioning="both"),
+    method=Slam(w=2.0, gamma="paired", gammas_per_subpath=2, conditioning="both"),
     training=Training(steps=20, batch_size=32, optimizer=Optimizer(learning_rate=8e-6)),
 )
 

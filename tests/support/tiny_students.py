@@ -4,12 +4,12 @@ import dataclasses
 
 import jax
 import numpy as np
+from slam_jax.families.load import read_pipeline, read_unet
 
 from slam_jax.families.family import student_config, student_params
-from slam_jax.families.load import read_pipeline, read_unet
 from slam_jax.formats.diffusers_folder import resolve
 from slam_jax.formats.flax_folder import SavedModel
-from slam_jax.method.slam import Method
+from slam_jax.method.slam import Slam
 
 
 def make(folder, conditioning="both", variant="", seed=0, num_ddim_timesteps=50):
@@ -23,6 +23,6 @@ def make(folder, conditioning="both", variant="", seed=0, num_ddim_timesteps=50)
         return np.asarray(leaf) + 0.02 * rng.standard_normal(leaf.shape).astype(np.float32)
 
     params = jax.tree.map(moved, student_params(read_unet(teacher, pipeline.unet, "float32"), unet))
-    method = Method(conditioning=conditioning, num_ddim_timesteps=num_ddim_timesteps)
+    method = Slam(conditioning=conditioning, num_ddim_timesteps=num_ddim_timesteps)
     info = {"method": dataclasses.asdict(method)}
     return SavedModel(unet, params, pipeline.scheduler, info), teacher

@@ -1,144 +1,37 @@
-"""The one builder: from a folder or a hub repository to a pipeline with its weights.
+"""Reads Stable Diffusion from a folder in the layout of diffusers: configurations and weights."""
 
-a teacher                          a diffusers folder, with model_index.json
-a Stable Diffusion student         the same, with an LCMScheduler; ours have a slam.json too
-a digits student                   config.json and flax_params.safetensors
-the workdir of a finished run      has the student in export/
-"""
-
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from slam_jax.base.errors import InputError
-from slam_jax.families.digits_pipeline import digits_pipeline
-from slam_jax.families.family import Frozen, Params, Pipeline
-from slam_jax.families.sd_pipeline import TEXT_ENCODERS, StableDiffusionPipeline
+from slam_jax.families.family import Frozen, Params
+from slam_jax.families.stable_diffusion_pipeline import (
+    TEXT_ENCODERS,
+    TIME_IDS,
+    StableDiffusionPipeline,
+)
 from slam_jax.formats.diffusers_folder import (
     Folder,
     read_config,
     read_model_index,
     read_params,
     read_tokenizer,
-    resolve,
 )
-from slam_jax.formats.flax_folder import PARAMS_FILE, load_model
 from slam_jax.formats.tokenizer import Tokenizer
-from slam_jax.method.schedule import NoiseSchedule
+from slam_jax.method.schedule import Schedule, schedule_from_config
 from slam_jax.models import functional
 from slam_jax.models.clip import CLIPTextConfig, CLIPTextModel
 from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
 from slam_jax.models.vae import AutoencoderKL, VAEConfig
 
-RECORD_FILE = "slam.json"  # how a student was made
-TIME_IDS = 6
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Model:
-    """A student or a teacher with everything that drawing needs.
-
-    Attributes:
-      pipeline: what surrounds the UNet, and the UNet's configuration.
-      frozen: the weights around the UNet.
-      params: the UNet's weights.
-      is_student: draws in few steps, without guidance.
-      num_ddim_timesteps: M of a student's distillation.
-      info: how a student was made, empty for others.
-      pipeline_class: of model_index.json, empty for digits.
-    """
-
-    pipeline: Pipeline
-    frozen: Frozen
-    params: Params
-    is_student: bool
-    num_ddim_timesteps: int
-    info: dict[str, Any]
-    pipeline_class: str = ""
-
-
-def load(
-    path: str,
-    revision: str = "",
-    variant: str = "",
-    height: int | None = None,
-    width: int | None = None,
-    dtype: str = "float32",
-) -> Model:
-    """Loads any of the forms above.
-
-    Args:
-      path: folder, workdir or hub repository.
-      revision: commit, tag or branch of a repository.
-      variant: such as "fp16", of weight files.
-      height, width: of the pictures, in pixels; None: the size that the model was trained on.
-      dtype: of the UNet's and the text encoders' weights; the VAE's are float32.
-
-    Raises:
-      InputError: it cannot be found or read, or lacks something; names the file.
-    """
-    local = Path(path)
-    if (local / "export").is_dir():
-        local = local / "export"
-    elif (local / "checkpoints").is_dir():
-        raise InputError(
-            f"{path}: this run has not finished; go on with it, or use slam-jax export"
-        )
-    if (local / PARAMS_FILE).is_file():
-        for name, given in (("revision", revision), ("variant", variant)):
-            if given:
-                raise InputError(f"{path}: a digits student has no {name} {given!r}; leave it out")
-        return _load_digits(local)
-    folder = resolve(str(local) if local.is_dir() else path, revision, variant)
-    pipeline = read_pipeline(folder, height, width)
-    info = {}
-    if (record := folder.path / RECORD_FILE).is_file():
-        try:
-            info = json.loads(record.read_text())
-        except json.JSONDecodeError as error:
-            raise InputError(f"{record}: damaged ({error}); export the model again") from error
-    return Model(
-        pipeline=pipeline,
-        frozen=read_surroundings(folder, pipeline, dtype, "float32"),
-        params=read_unet(folder, pipeline.unet, dtype),
-        is_student=is_student(pipeline),
-        num_ddim_timesteps=_original_steps(folder, pipeline),
-        info=info,
-        pipeline_class=read_model_index(folder)["_class_name"],
-    )
-
-
-def is_student(pipeline: Pipeline) -> bool:
+def is_student(pipeline: StableDiffusionPipeline) -> bool:
     """Whether the UNet draws in few steps: it is told gamma, or comes with LCM's scheduler."""
-    told_gamma = pipeline.unet.time_cond_proj_dim is not None
+    told_gamma = pipeline.network.time_cond_proj_dim is not None
     return told_gamma or pipeline.scheduler.get("_class_name") == "LCMScheduler"
-
-
-def _original_steps(folder: Folder, pipeline: Pipeline) -> int:
-    """M of a student's distillation, as its scheduler says."""
-    steps = pipeline.scheduler.get("original_inference_steps", 50)
-    count = pipeline.schedule.num_train_timesteps
-    if type(steps) is not int or steps < 1 or count % steps:
-        raise InputError(
-            f"{folder.path}/scheduler/scheduler_config.json: original_inference_steps = {steps!r}, "
-            f"expected a divisor of the {count} training timesteps"
-        )
-    return steps
-
-
-def _load_digits(folder: Path) -> Model:
-    student = load_model(folder)
-    return Model(
-        pipeline=digits_pipeline(student.unet, student.scheduler["prediction_type"]),
-        frozen={},
-        params=student.params,
-        is_student=True,
-        num_ddim_timesteps=student.info["method"]["num_ddim_timesteps"],
-        info=student.info,
-    )
 
 
 def read_pipeline(
@@ -176,7 +69,7 @@ def read_pipeline(
             )
         sides.append(side // vae.downscale)
     return StableDiffusionPipeline(
-        unet=unet,
+        network=unet,
         scheduler=read_config(folder, "scheduler"),
         schedule=_parsed(folder, "scheduler", _schedule),
         latent_shape=(*sides, vae.latent_channels),
@@ -210,12 +103,12 @@ def _parsed(
     return config
 
 
-def _schedule(config: dict[str, Any]) -> NoiseSchedule:
+def _schedule(config: dict[str, Any]) -> Schedule:
     if config.get("beta_schedule") is None and config.get("trained_betas") is None:
         raise ValueError(
             f"{config.get('_class_name')} with no beta_schedule; a DDPM noise schedule is expected"
         )
-    return NoiseSchedule.from_config(config)
+    return schedule_from_config(config)
 
 
 def _check_tokenizer(where: Path, tokenizer: Tokenizer, encoder: CLIPTextConfig) -> None:
@@ -263,13 +156,13 @@ def _check_fit(
     require("projection_class_embeddings_input_dim", inputs, "for pooled text and time_ids")
 
 
-def read_unet(folder: Folder, unet: UNetConfig, dtype: str) -> Params:
+def read_unet(folder: Folder, pipeline: StableDiffusionPipeline, dtype: str) -> Params:
     """The UNet's weights, numpy arrays.
 
     Raises:
       InputError: a missing, damaged or foreign file.
     """
-    return read_params(folder, "unet", UNet2DConditionModel, unet, dtype)
+    return read_params(folder, "unet", UNet2DConditionModel, pipeline.network, dtype)
 
 
 def read_vae(folder: Folder, pipeline: StableDiffusionPipeline, dtype: str) -> Params:

@@ -15,25 +15,31 @@ and what slam-jax prepare has computed before, in any floating dtype:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from slam_jax.families.family import Batch, Frozen, Pipeline
+from slam_jax.config.options import Precision
+from slam_jax.families.family import Batch, Frozen
+from slam_jax.families.unet_pipeline import UNetPipeline
+from slam_jax.formats.diffusers_write import TOKENIZERS
 from slam_jax.formats.tokenizer import Tokenizer, tokenize
-from slam_jax.method.sampler import gaussian
+from slam_jax.method.method import gaussian
 from slam_jax.method.solver import Context
 from slam_jax.models import functional
 from slam_jax.models.clip import CLIPTextConfig, CLIPTextModel
 from slam_jax.models.vae import AutoencoderKL, VAEConfig, sample_latents
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+TIME_IDS = 6
 
 
 @dataclass(frozen=True)
-class StableDiffusionPipeline(Pipeline):
+class StableDiffusionPipeline(UNetPipeline):
     """Stable Diffusion 1.x and 2.x with one text encoder, SDXL with two.
 
     Attributes:
@@ -47,6 +53,13 @@ class StableDiffusionPipeline(Pipeline):
     text_encoders: tuple[CLIPTextConfig, ...]
     tokenizers: tuple[Tokenizer, ...]
     zeros_for_empty_prompt: bool
+
+    example_prompts = (
+        "a photo of an astronaut riding a horse on the moon",
+        "a bowl of fruit on a wooden table, oil painting",
+        "a lighthouse by the sea at sunset",
+        "portrait of a cat wearing a hat, highly detailed",
+    )
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -67,6 +80,55 @@ class StableDiffusionPipeline(Pipeline):
         time_ids = np.array([*self.image_size, 0, 0, *self.image_size], np.float32)
         time_ids = np.tile(time_ids, (len(texts), 1))
         return {"tokens": self.tokenize(texts), "time_ids": time_ids}
+
+    @property
+    def vocabulary(self) -> int:
+        return min(encoder.vocab_size for encoder in self.text_encoders)
+
+    def save_tokenizers(self, folder: Path) -> list[str]:
+        names = list(TOKENIZERS[: len(self.tokenizers)])
+        for name, tokenizer in zip(names, self.tokenizers, strict=True):
+            tokenizer.backend.save_pretrained(folder / name)
+        return names
+
+    def shapes_around(self, precision: Precision) -> Frozen:
+        def shapes(module_class, config, dtype):
+            params = functional.abstract_params(module_class, config)
+            return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.dtype(dtype)), params)
+
+        around = {"vae": shapes(AutoencoderKL, self.vae, precision.vae)}
+        for name, encoder in zip(TEXT_ENCODERS, self.text_encoders, strict=False):
+            around[name] = shapes(CLIPTextModel, encoder, precision.text_encoder)
+        return around
+
+    def prepared_fields(
+        self, views: int, captions: int, embeddings: bool, dtype: str
+    ) -> dict[str, dict[str, Any]]:
+        """What slam-jax prepare stores of an example: name -> dtype and shape.
+
+        Args:
+          views: a mirrored twin makes two.
+          captions: at most.
+          embeddings: whether the text encoders' output is stored.
+          dtype: of moments and embeddings.
+        """
+        *size, channels = self.latent_shape
+        length = self.tokenize([""]).shape[1:]
+        fields = {
+            "moments": (dtype, (views, *size, 2 * channels)),
+            "time_ids": ("float32", (views, TIME_IDS)),
+            "tokens": ("int32", (captions, *length)),
+            "caption_count": ("int32", ()),
+        }
+        if embeddings:
+            width = self.network.cross_attention_dim
+            fields["encoder_hidden_states"] = (dtype, (captions, length[-1], width))
+            if len(self.text_encoders) == 2:
+                width = self.text_encoders[1].projection_dim
+                fields["text_embeds"] = (dtype, (captions, width))
+        return {
+            name: {"dtype": kind, "shape": list(shape)} for name, (kind, shape) in fields.items()
+        }
 
     def latents(
         self, frozen: Frozen, batch: Batch, key: Array, examples: Int[Array, " B"]

@@ -1,0 +1,121 @@
+"""The command line of a run: a recipe or config file, and changes of its options."""
+
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import flags
+from ml_collections import config_flags
+
+from slam_jax.base.errors import InputError
+from slam_jax.config.describe import help_text
+from slam_jax.config.options import Config
+from slam_jax.config.validate import freeze
+
+USAGE = """\
+slam-jax train --config RECIPE [--workdir DIR] [--resume] [--distributed] [--config.KEY=VALUE ...]
+
+  --config       a recipe ({recipes}; some take a size, as sd:tiny), or a Python file with
+                 get_config()
+  --workdir      folder of the run; default: runs/<config.name>
+  --resume       go on with the run in the workdir, if there is one
+  --distributed  this is one of several processes, which SLURM, GKE or a TPU pod tell of one
+                 another, or else JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID
+
+Options, with the defaults that a recipe changes:
+{options}
+"""
+
+
+class Command(NamedTuple):
+    """A command line.
+
+    Attributes:
+      config: the run.
+      workdir: its folder.
+      resume: whether it may go on with a run that is there.
+      distributed: whether this is one of several processes of the run.
+    """
+
+    config: Config
+    workdir: Path
+    resume: bool
+    distributed: bool
+
+
+def recipes_folder() -> Path:
+    """Where the recipes are: in the installed package, or in a clone of the repository."""
+    package = Path(__file__).parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def recipes() -> list[str]:
+    """The names of the recipes."""
+    return sorted(path.stem for path in recipes_folder().glob("*.py") if path.stem != "__init__")
+
+
+def config_file(name: str) -> str:
+    """The config file, with its argument after a colon, that a recipe's name or a path means.
+
+    Raises:
+      InputError: there is none.
+    """
+    path, colon, argument = name.partition(":")
+    if "/" in path or path.endswith(".py"):
+        if not Path(path).is_file():
+            raise InputError(f"--config {name}: no such file; recipes: {', '.join(recipes())}")
+        return name
+    if path not in recipes():
+        raise InputError(f"--config {name}: no such recipe, expected {', '.join(recipes())}")
+    return f"{recipes_folder() / path}.py{colon}{argument}"
+
+
+def parse(argv: list[str]) -> Command:
+    """Reads the command line.
+
+    Raises:
+      InputError: an unknown flag, an unreadable config file, an unknown key, a wrong value.
+      SystemExit: help was asked for, and is printed.
+    """
+    if {"-h", "--help"} & {*argv}:
+        print(USAGE.format(recipes=", ".join(recipes()), options=help_text(Config())))
+        sys.exit(0)
+    values, command = flags.FlagValues(), ["slam-jax train", *_with_file(argv)]
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=command)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    for name in ("resume", "distributed"):
+        flags.DEFINE_bool(name, False, "", flag_values=values)
+    try:
+        rest = values(command)[1:]
+        if values["config"].value is None or rest:
+            raise InputError(
+                f"expected --config RECIPE ({', '.join(recipes())}) or --config FILE; got "
+                f"{' '.join(rest) or 'neither'}"
+            )
+        config = freeze(values.config)
+    except (AttributeError, KeyError) as error:
+        # ml_collections: the unknown key in quotes, then a line with the nearest valid one; at
+        # times as the text of a text.
+        text = re.sub(r"\\n|\\'|'", " ", str(error.args[0]))
+        raise InputError(f"the config has no option {' '.join(text.split())}") from error
+    except (flags.Error, OSError) as error:
+        text = str(error)  # of an error inside the config file, the whole traceback
+        text = text.strip().splitlines()[-1] if "Traceback" in text else text
+        text = " ".join(text.split())
+        text = re.sub(r"^\w+Error: |.*Failed loading config file config_config ", "", text)
+        raise InputError(text) from error
+    workdir = Path(values.workdir or Path("runs") / config.name)
+    return Command(config, workdir, values.resume, values.distributed)
+
+
+def _with_file(argv: list[str]) -> list[str]:
+    """The arguments, with a recipe's name replaced by its file."""
+    found = list(argv)
+    for i, word in enumerate(argv):
+        if word.startswith("--config="):
+            found[i] = f"--config={config_file(word.removeprefix('--config='))}"
+        elif word == "--config" and i + 1 < len(argv):
+            found[i + 1] = config_file(argv[i + 1])
+    return found

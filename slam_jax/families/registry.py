@@ -1,0 +1,10 @@
+"""The families there are, by the name that `config.teacher.family` gives.
+
+Another one is added from outside: `FAMILIES["mine"] = Mine`, for example in a config file.
+"""
+
+from slam_jax.families.digits import Digits
+from slam_jax.families.family import Family
+from slam_jax.families.stable_diffusion import StableDiffusion
+
+FAMILIES: dict[str, type[Family]] = {"digits": Digits, "stable_diffusion": StableDiffusion}

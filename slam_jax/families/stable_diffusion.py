@@ -1,0 +1,194 @@
+"""Stable Diffusion 1.x, 2.x and SDXL: a diffusers folder in, a diffusers folder out."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from slam_jax.base.errors import InputError, prefixed
+from slam_jax.base.json_file import read_json, write_json
+from slam_jax.base.out_folder import whole_folder
+from slam_jax.config.options import Precision, Teacher
+from slam_jax.data.batches import Source
+from slam_jax.data.options import Data
+from slam_jax.data.prepared import Prepared, check_fits, read_info
+from slam_jax.data.sources import kind_of, open_source
+from slam_jax.families.family import DENOISER, Family, Frozen, LoadOptions, Model, method_of
+from slam_jax.families.stable_diffusion_folder import (
+    is_student,
+    read_pipeline,
+    read_surroundings,
+    read_unet,
+)
+from slam_jax.families.stable_diffusion_pipeline import StableDiffusionPipeline
+from slam_jax.formats.diffusers_folder import (
+    CLASSES_XL,
+    Folder,
+    fingerprints,
+    read_model_index,
+    resolve,
+)
+from slam_jax.formats.diffusers_write import (
+    USAGE,
+    copy_surroundings,
+    lcm_scheduler,
+    model_index,
+    write_card,
+    write_unet,
+)
+from slam_jax.formats.flax_folder import SavedModel, save_model
+from slam_jax.formats.tokenizer import tokenize
+from slam_jax.method.slam import Slam
+from slam_jax.models.unet import UNetConfig
+
+RECORD_FILE = "slam.json"  # how a student was made
+# All that an export has at its top.
+EXPORTED = {*CLASSES_XL, "scheduler", "flax", "model_index.json", "README.md", RECORD_FILE}
+
+
+class StableDiffusion(Family):
+    """A teacher in a folder or on the hub."""
+
+    name = "stable_diffusion"
+    in_diffusers = True
+
+    def __init__(self, pipeline: StableDiffusionPipeline, folder: Folder):
+        self.pipeline, self.folder = pipeline, folder
+
+    @classmethod
+    def open(
+        cls, teacher: Teacher, folder: Path, size: int | None = None, weights: bool = True
+    ) -> "StableDiffusion":
+        if teacher.network:
+            raise InputError(
+                f"config.teacher.network = {teacher.network!r}: a {cls.name} is not trained here; "
+                "leave it out"
+            )
+        with prefixed("config.teacher.path = "):
+            found = resolve(teacher.path, teacher.revision, teacher.variant, weights)
+        pipeline = read_pipeline(found, size, size)
+        if is_student(pipeline):
+            raise InputError(
+                f"config.teacher.path = {teacher.path!r}: a few-step student (LCMScheduler or "
+                "time_cond_proj_dim); give the model that it was distilled from, or another teacher"
+            )
+        return cls(pipeline, found)
+
+    @classmethod
+    def reads(cls, folder: Path) -> bool:
+        return (folder / "model_index.json").exists() or not folder.exists()
+
+    @classmethod
+    def load(cls, name: str, options: LoadOptions) -> Model:
+        folder = resolve(name, options.revision, options.variant)
+        pipeline, record = read_pipeline(folder, options.height, options.width), {}
+        path, note = folder.path / RECORD_FILE, ""
+        if path.is_file():
+            record = read_json(path, "export the model again")
+        method = None
+        if is_student(pipeline):
+            method = (
+                method_of(record, path)
+                if record
+                else Slam(num_ddim_timesteps=_grid(folder, pipeline))
+            )
+        if "LatentConsistency" in read_model_index(folder)["_class_name"] and not record:
+            note = "to an LCM whose guidance is an input, a student's gamma = 1 means none"
+        return Model(
+            pipeline=pipeline,
+            frozen=read_surroundings(folder, pipeline, options.dtype, "float32"),
+            params=read_unet(folder, pipeline, options.dtype),
+            method=method,
+            info=record,
+            note=note,
+        )
+
+    def weights(self, precision: Precision) -> Frozen:
+        dtypes = precision.text_encoder, precision.vae
+        return {
+            DENOISER: read_unet(self.folder, self.pipeline, "float32"),
+            **read_surroundings(self.folder, self.pipeline, *dtypes),
+        }
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "path": self.folder.name,
+            "revision": self.folder.revision,
+            "variant": self.folder.variant,
+            "fingerprints": fingerprints(self.folder),
+        }
+
+    def source(self, data: Data) -> Source:
+        with prefixed("config.data: "):
+            # Not with the pipeline itself: where workers read, its arrays would start a backend.
+            source = open_source(data, partial(tokenize, self.pipeline.tokenizers))
+            if isinstance(source, Prepared):
+                prints = self.identity()["fingerprints"]
+                path, name = Path(data.source), self.folder.name
+                check_fits(path, source.info, name, prints, data.resolution)
+        return source
+
+    def batch_shapes(self, data: Data | None, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        with prefixed("config.data.source = "):
+            prepared = data is None or kind_of(data.source) == "prepared"
+        if prepared:
+            fields = self.pipeline.prepared_fields(1, 1, False, "float16")
+            if data is not None:
+                fields = read_info(Path(data.source).expanduser())["fields"]
+            return {
+                name: jax.ShapeDtypeStruct((size, *field["shape"][1:]), jnp.dtype(field["dtype"]))
+                for name, field in fields.items()
+                if name != "caption_count"
+            }
+        images = np.zeros((1, *self.pipeline.image_size, 3), np.uint8)
+        arrays = {"images": images, **self.pipeline.prompts([""])}
+        return {
+            name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype)
+            for name, array in arrays.items()
+        }
+
+    def export(
+        self, student: SavedModel, out: Path, checks: Sequence[Callable[[Path], None]] = ()
+    ) -> None:
+        if self.folder.path.resolve().is_relative_to(out.resolve()):
+            raise InputError(f"{out}: the teacher is in it; choose another folder for the student")
+        method, index = student.info["method"], model_index(read_model_index(self.folder))
+        unet, grid = UNetConfig.from_dict(student.network), method.get("num_ddim_timesteps", 50)
+        record = {"usage": USAGE, "gamma": 1.0, "teacher": self.identity(), **student.info}
+        with whole_folder(out, _is_export, "export") as folder:
+            write_json(folder / "model_index.json", index)
+            scheduler = lcm_scheduler(student.scheduler, grid)
+            write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+            write_unet(folder / "unet", unet, student.params)
+            copy_surroundings(self.folder, index, folder)
+            save_model(folder / "flax", student)
+            card = self.folder.name, index["_class_name"], method["w"]
+            write_card(folder / "README.md", *card, unet)
+            write_json(folder / RECORD_FILE, record)
+            for check in checks:
+                check(folder)
+
+
+def _is_export(names: set[str]) -> bool:
+    """Whether these are the files of an earlier export."""
+    return RECORD_FILE in names and names <= EXPORTED
+
+
+def _grid(folder: Folder, pipeline: StableDiffusionPipeline) -> int:
+    """M of the distillation of a student without a record, as its scheduler says.
+
+    Raises:
+      InputError: it says something impossible.
+    """
+    steps = pipeline.scheduler.get("original_inference_steps", 50)
+    count = pipeline.schedule.num_train_timesteps
+    if type(steps) is not int or steps < 1 or count % steps:
+        raise InputError(
+            f"{folder.path}/scheduler/scheduler_config.json: original_inference_steps = {steps!r}, "
+            f"expected a divisor of the {count} training timesteps"
+        )
+    return steps

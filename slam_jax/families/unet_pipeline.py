@@ -1,0 +1,50 @@
+"""Pipelines whose denoiser is the UNet of diffusers, `UNet2DConditionModel`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from slam_jax.families.family import Params, Pipeline
+from slam_jax.method.schedule import gamma_embedding
+from slam_jax.models import functional
+from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
+
+GAMMA_EMBEDDING_DIM = 256  # of the authors, as diffusers' LCM has for the guidance
+
+
+@dataclass(frozen=True)
+class UNetPipeline(Pipeline):
+    """A pipeline with a UNet; a context names arguments of it."""
+
+    network: UNetConfig
+
+    def abstract_params(self, network: UNetConfig) -> Params:
+        return functional.abstract_params(UNet2DConditionModel, network)
+
+    def init(self, network: UNetConfig, key: Array) -> Params:
+        return functional.init(UNet2DConditionModel, network, key)
+
+    def apply(self, network: UNetConfig, remat: str = "none") -> Callable:
+        unet = functional.apply_fn(UNet2DConditionModel, network, execution=self.execution)
+        dim = network.time_cond_proj_dim
+
+        def denoise(params, x, t, context, gamma):
+            told = dim is not None and gamma is not None
+            condition = gamma_embedding(gamma, dim) if told else None
+            t = t.astype(jnp.float32)
+            return unet(params, x, t, **context, timestep_cond=condition, remat=remat)
+
+        return denoise
+
+    def gamma_network(self) -> UNetConfig:
+        return replace(self.network, time_cond_proj_dim=GAMMA_EMBEDDING_DIM)
+
+    def gamma_params(self, params: Params) -> Params:
+        # diffusers adds the condition to the timestep's features: a projection of zeros adds none.
+        shape = (GAMMA_EMBEDDING_DIM, self.network.block_out_channels[0])
+        projection = {"kernel": np.zeros(shape, np.float32)}
+        embedding = {**params["time_embedding"], "cond_proj": projection}
+        return {**params, "time_embedding": embedding}

@@ -1,0 +1,155 @@
+"""Distillation: a method's loss bound to a teacher, and the training of the student."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from slam_jax.config.options import Config
+from slam_jax.data.batches import Batches, Source
+from slam_jax.families.family import (
+    DENOISER,
+    Frozen,
+    Params,
+    Pipeline,
+    student_config,
+    student_network,
+    teacher_network,
+)
+from slam_jax.method.method import Examples, Method, Networks
+from slam_jax.parallel.keys import ENCODE, keys_of
+from slam_jax.parallel.runtime import versions
+from slam_jax.parallel.sharding import to_host
+from slam_jax.training.loop import fit
+from slam_jax.training.step import (
+    Batch,
+    Init,
+    Loss,
+    Step,
+    init_state,
+    make_optimizer,
+    make_train_step,
+)
+
+
+def distillation_loss(pipeline: Pipeline, method: Method, remat: str = "none") -> Loss:
+    """The method's loss of each example of a batch, and its metrics.
+
+    Args:
+      pipeline: the teacher and what surrounds it.
+      method: what the loss is.
+      remat: what the student's gradient computes again, a name in `models.remat`.
+    """
+    network, teacher = student_config(pipeline, method), teacher_network(pipeline)
+    student, target = (student_network(pipeline, network, r) for r in (remat, "none"))
+
+    def loss(params: Params, ema: Params, frozen: Frozen, batch: Batch, index, key):
+        latents = pipeline.latents(frozen, batch, jax.random.fold_in(key, ENCODE), index)
+        contexts = pipeline.contexts(frozen, batch, method.w)
+        networks = Networks(student, target, teacher(frozen[DENOISER]), pipeline.schedule)
+        return method.loss(params, ema, networks, Examples(latents, *contexts, index), key)
+
+    return loss
+
+
+def student_step(config: Config, pipeline: Pipeline, mesh: Mesh) -> tuple[Step, Init]:
+    """The training step of a student, and what makes the state before the first one.
+
+    Args:
+      config: the run.
+      pipeline: the teacher and what surrounds it.
+      mesh: devices.
+    """
+    training, precision = config.training, config.precision
+    tx = config.method.optimizer(make_optimizer(training.optimizer, training.steps))
+    step = make_train_step(
+        distillation_loss(pipeline, config.method, training.remat),
+        tx,
+        training.ema,
+        keys_of(config.seed).student,
+        training.batch_size,
+        mesh,
+        training.accumulation,
+        (precision.student, precision.target),
+    )
+    return step, partial(init_state, tx=tx, mesh=mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+    """All that a distillation is made of.
+
+    Attributes:
+      config: the run.
+      pipeline: the teacher and what surrounds it.
+      params: all trained weights before the first step, in the host's memory.
+      frozen: the weights of the teacher and of the networks around it, on the mesh.
+      teacher: fingerprints of the teacher's parts.
+      source: examples.
+      mesh: devices.
+    """
+
+    config: Config
+    pipeline: Pipeline
+    params: Params
+    frozen: Frozen
+    teacher: dict[str, str]
+    source: Source
+    mesh: Mesh
+
+
+def distil(
+    run: Distillation, workdir: Path, draw_samples: Callable[[Params, int], dict[str, float]]
+) -> Params:
+    """Trains the student, from the newest checkpoint of the workdir where there is one.
+
+    Args:
+      run: what is trained.
+      workdir: for checkpoints and metrics.
+      draw_samples: called with (the EMA of the student's weights, step) every
+        `config.training.sample_every` steps; what it returns joins the metrics.
+
+    Returns:
+      The EMA of the student's weights, in the host's memory.
+
+    Raises:
+      InputError: the checkpoint is of another model.
+      Interrupted: Ctrl-C; the state is saved.
+    """
+    config, training, method = run.config, run.config.training, run.config.method
+    step, init = student_step(config, run.pipeline, run.mesh)
+    state = fit(
+        step,
+        init,
+        run.params,
+        run.frozen,
+        Batches(
+            run.source,
+            training.batch_size,
+            config.seed,
+            config.data.workers,
+            jax.process_index(),
+            jax.process_count(),
+            config.data.max_rejects,
+        ),
+        run.mesh,
+        training,
+        workdir,
+        "student",
+        {"config": dataclasses.asdict(config), "versions": versions(), "teacher": run.teacher},
+        lambda state, number: draw_samples(method.student_of(state.ema), number),
+    )
+    return to_host(method.student_of(state.ema), run.mesh)
+
+
+def info_of(config: Config) -> dict[str, Any]:
+    """How a student of the run is made, for its record; all but the teacher."""
+    parts = ("method", "training", "data", "precision", "execution")
+    return {
+        **{name: dataclasses.asdict(getattr(config, name)) for name in parts},
+        "versions": versions(),
+    }

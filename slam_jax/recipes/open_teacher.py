@@ -1,0 +1,60 @@
+"""The teacher of a run: opened, and compared with the one that the run began with."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from slam_jax.base.errors import InputError, options_of
+from slam_jax.base.json_file import read_json
+from slam_jax.config.options import Config
+from slam_jax.families.family import Family
+from slam_jax.families.registry import FAMILIES
+
+TEACHER_FILE = "teacher.json"  # of a workdir: which teacher the run began with
+
+
+def open_teacher(config: Config, workdir: Path, weights: bool = True) -> Family:
+    """The teacher that a config names, computed as it says.
+
+    Raises:
+      InputError: there is no such family or teacher, or its schedule does not fit the method.
+    """
+    name = config.teacher.family
+    if name not in FAMILIES:
+        raise InputError(f"config.teacher.family = {name!r}, expected one of {', '.join(FAMILIES)}")
+    size = config.data.resolution
+    family = FAMILIES[name].open(config.teacher, workdir / "teacher", size, weights)
+    family.pipeline = replace(family.pipeline, execution=config.execution)
+    with options_of("config.method"):
+        config.method.check(family.pipeline.schedule)
+    return family
+
+
+def teacher_folder(config: Config, workdir: Path) -> Path:
+    """Where a teacher that is trained here is kept."""
+    return Path(config.teacher.path) if config.teacher.path else workdir / "teacher"
+
+
+def other_part(began_with: dict[str, Any], found: dict[str, Any]) -> str | None:
+    """The first part in which two teachers differ, by their `Family.identity`; None if in none."""
+    recorded = began_with.get("fingerprints", {})
+    parts = found["fingerprints"].items()
+    return next((name for name, value in parts if recorded.get(name) != value), None)
+
+
+def check_same_teacher(config: Config, workdir: Path, family: Family) -> None:
+    """Compares the teacher with the one that the run in the workdir began with, if there is one.
+
+    Raises:
+      InputError: it is another one; names the part that differs.
+    """
+    record = workdir / TEACHER_FILE
+    if not record.exists():
+        return
+    began_with = read_json(record, "choose another --workdir")
+    if part := other_part(began_with, family.identity()):
+        raise InputError(
+            f"config.teacher.path = {config.teacher.path!r}: its {part} is not the one "
+            f"that the run in {workdir} began with, of {began_with.get('path')} "
+            f"{began_with.get('revision')}; give that teacher or choose another --workdir"
+        )

@@ -1,0 +1,180 @@
+"""A whole run: teacher, distillation, report and export."""
+
+import dataclasses
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from slam_jax.base.errors import InputError, options_of, prefixed
+from slam_jax.base.json_file import write_json
+from slam_jax.config.options import Config
+from slam_jax.data.batches import Source, check_position
+from slam_jax.drawing.ladder import Artists, Ladder
+from slam_jax.drawing.metrics.registry import check_metrics
+from slam_jax.drawing.report import write_report
+from slam_jax.drawing.samplers import on_whole, student_sampler, teacher_sampler
+from slam_jax.families.family import DENOISER, Family, student_config, student_params
+from slam_jax.formats.flax_folder import SavedModel
+from slam_jax.method.sampler import ddim_timesteps
+from slam_jax.models.functional import cast
+from slam_jax.parallel import runtime
+from slam_jax.parallel.processes import compare, is_main
+from slam_jax.parallel.sharding import make_mesh, shard
+from slam_jax.recipes.distil import Distillation, distil, info_of
+from slam_jax.recipes.open_teacher import (
+    TEACHER_FILE,
+    check_same_teacher,
+    open_teacher,
+    teacher_folder,
+)
+from slam_jax.recipes.teacher import check_teacher, train_teacher
+from slam_jax.training.checkpoint_files import read_position
+from slam_jax.training.step import check_batch_size
+from slam_jax.training.workdir import claimed
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a config asks for, opened: nothing is written yet.
+
+    Attributes:
+      config: the run.
+      workdir: its folder.
+      mesh: the devices.
+      family: the teacher.
+      source: examples.
+    """
+
+    config: Config
+    workdir: Path
+    mesh: Mesh
+    family: Family
+    source: Source
+
+
+def open_run(config: Config, workdir: Path) -> Run:
+    """Opens teacher, data and devices; checks whatever of the config only these can tell.
+
+    Raises:
+      InputError: devices, batch size, teacher, data or steps do not fit; names the key.
+    """
+    with options_of("config"):
+        mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+        check_metrics(config)
+    with options_of("config.training"):
+        check_batch_size(config.training, mesh)
+    family = open_teacher(config, workdir)
+    schedule, evaluation = family.pipeline.schedule, config.evaluation
+    for name, check in (
+        ("student_steps", lambda steps: config.method.timesteps(steps, schedule)),
+        ("teacher_steps", lambda steps: ddim_timesteps(steps, schedule.num_train_timesteps)),
+    ):
+        try:
+            check(max(getattr(evaluation, name)))
+        except ValueError as error:
+            raise InputError(f"config.evaluation.{name}: {error}") from error
+    prompts = evaluation.prompts or family.pipeline.example_prompts
+    with prefixed("config.evaluation.prompts: "):
+        family.pipeline.prompts(prompts)
+    for prompt in prompts:
+        if cut := family.pipeline.cut(prompt):
+            print(f"note: config.evaluation.prompts: cut off: {cut!r}", file=sys.stderr)
+    if family.trains:
+        with options_of("config.teacher.training"):
+            check_batch_size(config.teacher.training, mesh)
+        check_teacher(config.teacher, teacher_folder(config, workdir))
+        if config.method.w > 0 and config.teacher.dropout == 0:
+            raise InputError(
+                "config.teacher.dropout = 0.0, expected more than 0, which guidance "
+                "(config.method.w) needs"
+            )
+    else:
+        check_same_teacher(config, workdir, family)
+    return Run(config, workdir, mesh, family, family.source(config.data))
+
+
+def run(config: Config, workdir: Path, resume: bool = False) -> list[dict[str, Any]]:
+    """Teacher, distillation, report and export; returns the rows of the report.
+
+    Raises:
+      InputError: something in the config or the workdir does not fit.
+      Interrupted: Ctrl-C; the state is saved.
+    """
+    started = time.perf_counter()
+    runtime.probe()
+    same = {"workdir": str(workdir), "resume": resume, "versions": runtime.versions()}
+    compare(json.dumps({"config": dataclasses.asdict(config), **same}))
+    opened = open_run(config, workdir)
+    if is_main():
+        kind, count, mesh = jax.devices()[0].device_kind, jax.process_count(), opened.mesh
+        axes = " x ".join(f"{name}={size}" for name, size in mesh.shape.items())
+        print(f"{mesh.size} devices ({kind}), {axes}, processes: {count}", file=sys.stderr)
+    if resume and (position := read_position(workdir / "checkpoints")):
+        with prefixed("config.data: "):
+            check_position(opened.source, position)
+    with claimed(workdir, config, resume):
+        rows, facts = _run(opened)
+        if is_main():
+            seconds = time.perf_counter() - started
+            write_report(workdir, rows, {"seconds": seconds, **facts})
+    return rows
+
+
+def _run(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What `run` does in a workdir of its own: (rows, facts) of the report."""
+    config, family, mesh, method = run.config, run.family, run.mesh, run.config.method
+    pipeline, samples = family.pipeline, run.workdir / "samples"
+    if family.trains:
+        folder = teacher_folder(config, run.workdir)
+        train_teacher(family, config.teacher, run.source, folder, mesh)
+    identity = family.identity()
+    if is_main() and not family.trains:
+        write_json(run.workdir / TEACHER_FILE, identity)
+    weights = family.weights(config.precision)
+    params = method.init(student_params(pipeline, method, weights[DENOISER]))
+    weights[DENOISER] = cast(weights[DENOISER], config.precision.teacher)
+    frozen = shard(weights, mesh)
+    del weights
+    network = student_config(pipeline, method)
+    ladder = Ladder(_artists(run, frozen, network), config.evaluation, config.seed)
+    ema = distil(
+        Distillation(config, pipeline, params, frozen, identity["fingerprints"], run.source, mesh),
+        run.workdir,
+        lambda student, step: ladder.save(samples / f"step_{step:06d}.png", student),
+    )
+    info = {"teacher": identity, **info_of(config)}
+    if is_main():
+        saved = SavedModel(family.name, network.to_dict(), ema, pipeline.scheduler, info)
+        family.export(saved, run.workdir / "export")
+    student = shard(ema, mesh)
+    ladder.save(samples / "ladder.png", student)
+    return ladder.report(student, family.reference()), {
+        "peak_memory_gb": peak_memory_gb(),
+        "devices": [str(device) for device in jax.devices()],
+        **info,
+    }
+
+
+def _artists(run: Run, frozen: Any, network: Any) -> Artists:
+    """Samplers of teacher and student, for weights on the run's mesh."""
+    pipeline, method, precision = run.family.pipeline, run.config.method, run.config.precision
+    teacher = teacher_sampler(pipeline, method.w, precision.teacher)
+    student = student_sampler(pipeline, network, method, precision.student)
+    return Artists(
+        pipeline,
+        frozen,
+        on_whole(teacher, run.mesh, precision.teacher),
+        on_whole(student, run.mesh, precision.student),
+    )
+
+
+def peak_memory_gb() -> float:
+    """The most memory that this process held so far, in GiB."""
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
