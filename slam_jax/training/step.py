@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
+from slam_jax.base.options import check
 from slam_jax.config.options import Optimizer, Training
+from slam_jax.method.method import Sums
 from slam_jax.parallel.sharding import (
     AXES,
     gather,
@@ -31,8 +33,6 @@ from slam_jax.parallel.sharding import (
 
 Params = dict[str, Any]
 Batch = dict[str, Array]
-# Metrics as (total, count), of which the mean is wanted: those of parts of a batch can be added.
-Sums = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
 # (params, ema, frozen weights, batch, global example indices [B], key) -> (losses [B], metrics)
 Loss = Callable[[Params, Params, Any, Batch, Array, Array], tuple[Array, Sums]]
 
@@ -65,13 +65,14 @@ def check_batch_size(training: Training, mesh: Mesh) -> None:
     """Makes sure that a batch can be split over the devices, and each one's rows into parts.
 
     Raises:
-      ValueError: it cannot.
+      OptionError: it cannot.
     """
-    if training.batch_size % (mesh.size * training.accumulation):
-        raise ValueError(
-            f"batch_size = {training.batch_size} must be divisible by the {mesh.size} devices "
-            f"times accumulation = {training.accumulation}"
-        )
+    check(
+        training.batch_size % (mesh.size * training.accumulation) == 0,
+        "batch_size",
+        training.batch_size,
+        f"a multiple of the {mesh.size} devices times accumulation = {training.accumulation}",
+    )
 
 
 def make_optimizer(options: Optimizer, steps: int) -> optax.GradientTransformation:
@@ -200,10 +201,3 @@ def _make_gradients(
         )(params, ema, frozen, batch, key)
 
     return gradients
-
-
-def sums_by_bin(values: Float[Array, " B"], bins: Int[Array, " B"], count: int, name: str) -> Sums:
-    """Values in each of `count` bins, for metrics name0 ..; the mean of an empty bin is NaN."""
-    totals = jnp.zeros(count).at[bins].add(values)
-    sizes = jnp.zeros(count).at[bins].add(1.0)
-    return {f"{name}{i}": (totals[i], sizes[i]) for i in range(count)}
