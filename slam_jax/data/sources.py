@@ -160,7 +160,7 @@ def open_examples(data: Data, judged: bool = True) -> Examples:
     """
     kind = kind_of(data.source)
     if not SOURCES[kind].has_pictures:
-        raise InputError(f"{data.source}: {kind}, where pictures with captions are expected")
+        raise InputError(f"{data.source}: of kind {kind}, expected pictures with captions")
     check_used(data, kind)
     examples = SOURCES[kind].open(data)
     if judged:

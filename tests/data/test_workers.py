@@ -13,8 +13,7 @@ import cloudpickle
 import pytest
 
 from slam_jax.config.validate import freeze
-from slam_jax.parallel.sharding import make_mesh
-from slam_jax.recipes.text_to_image import TextToImageJob
+from slam_jax.recipes.open_teacher import open_teacher
 
 ROOT = Path(__file__).parents[2]
 READER = """
@@ -103,8 +102,9 @@ def test_processes_that_read_start_no_backend(teachers, tmp_path):
     """On a GPU each of them would take a part of its memory."""
     config = runpy.run_path(f"{ROOT}/configs/sd.py")["get_config"]("tiny")
     config.teacher.path = str(teachers["sd15"])
-    job = TextToImageJob(freeze(config), tmp_path, make_mesh())
-    (tmp_path / "source").write_bytes(cloudpickle.dumps(job.source()))
+    config = freeze(config)
+    source = open_teacher(config, tmp_path).source(config.data)
+    (tmp_path / "source").write_bytes(cloudpickle.dumps(source))
     command = [sys.executable, "-c", NO_BACKEND, str(tmp_path / "source")]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

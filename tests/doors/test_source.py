@@ -34,8 +34,8 @@ def registered(monkeypatch):
     monkeypatch.setitem(SOURCES, "stripes", kind)
 
 
-def test_it_is_inspected(capsys):
-    inspect.main(["stripes"])
+def test_it_is_inspected(capsys, tmp_path):
+    inspect.main(["stripes", "--out", str(tmp_path / "sheet.png")])
     said = capsys.readouterr().out
     assert "32" in said and "stripes of" in said
 

@@ -9,7 +9,6 @@ import tiny_students
 from PIL import Image
 
 from slam_jax.commands import check
-from slam_jax.commands.export import write_folder
 from slam_jax.formats import safetensors as weights
 from slam_jax.serving import check_unet, torch_check
 
@@ -22,7 +21,8 @@ def originals(teachers, tmp_path_factory):
     folder = tmp_path_factory.mktemp("originals")
     teacher = shutil.copytree(teachers["sd15"], folder / "teacher")
     for conditioning in ("both", "snr"):
-        write_folder(*tiny_students.make(teacher, conditioning), folder / conditioning)
+        student, family = tiny_students.make(teacher, conditioning)
+        family.export(student, folder / conditioning)
     return folder
 
 
