@@ -148,7 +148,7 @@ KILLED = """
 """
 
 
-@pytest.mark.slow  # processes
+@pytest.mark.nightly  # processes
 def test_after_a_kill_the_same_command_goes_on(finished, teachers, run, tmp_path):
     killed = command(teachers["sd15"], tmp_path / "x", KILLED.strip())
     _, said = killed.communicate()
@@ -160,7 +160,7 @@ def test_after_a_kill_the_same_command_goes_on(finished, teachers, run, tmp_path
     assert files_in(tmp_path / "x") == files_in(finished)
 
 
-@pytest.mark.slow  # processes
+@pytest.mark.nightly  # processes
 def test_parts_are_made_by_processes_at_once(finished, teachers, tmp_path):
     parts = [
         command(teachers["sd15"], tmp_path / "x", "", "--part", f"{part}/2", "--workers", part)

@@ -91,7 +91,7 @@ def test_diffusers_scheduler_is_the_samplers(teacher, num_ddim_timesteps):
     assert not scheduler.config.clip_sample and not scheduler.config.thresholding
 
 
-slow = pytest.mark.slow
+slow, nightly = pytest.mark.slow, pytest.mark.nightly
 
 
 # Each number of steps is a program to compile: for one student all four, for the others two.
@@ -99,8 +99,8 @@ slow = pytest.mark.slow
     ("family", "conditioning", "steps"),
     [
         ("sd15", "both", torch_check.STEPS),
-        pytest.param("sd15", "snr", (1, 4), marks=slow),
-        pytest.param("sd21", "both", (1, 4), marks=slow),
+        pytest.param("sd15", "snr", (1, 4), marks=nightly),
+        pytest.param("sd21", "both", (1, 4), marks=nightly),
         pytest.param("sd21_v", "both", (1, 4), marks=slow),
         pytest.param("sdxl", "both", (1, 4), marks=slow),
         pytest.param("sdxl", "snr", (1, 4), marks=slow),
