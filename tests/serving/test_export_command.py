@@ -16,7 +16,7 @@ from slam_jax.formats import safetensors as weights
 from slam_jax.formats.flax_folder import SavedModel, load_model, save_model
 from slam_jax.recipes.open_teacher import open_teacher
 from slam_jax.recipes.student import load
-from slam_jax.serving import artifact, torch_check
+from slam_jax.serving import artifact, stock_pipeline
 from slam_jax.training.checkpoint import Checkpoints
 from slam_jax.training.step import TrainState
 
@@ -152,7 +152,7 @@ def test_verify_prints_a_row_for_each_step_count_and_fails_on_a_difference(
         images = {n: rng.uniform(-1, 1, (2, 8, 8, 3)) for n in steps}
         return {n: (x, x + (shift / 127.5 if n == 4 else 0)) for n, x in images.items()}
 
-    monkeypatch.setattr(torch_check, "compare", compare)
+    monkeypatch.setattr(stock_pipeline, "compare", compare)
     arguments = ["--workdir", str(interrupted), "--out", str(tmp_path / "out"), "--verify"]
     for shift in (1.9, 2.1, np.nan):
         if shift == 1.9:
@@ -166,7 +166,7 @@ def test_verify_prints_a_row_for_each_step_count_and_fails_on_a_difference(
 
 
 def test_verify_without_torch_says_what_to_install(interrupted, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch_check.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(stock_pipeline.importlib.util, "find_spec", lambda name: None)
     message = error_of("--workdir", interrupted, "--out", tmp_path / "out", "--verify")
     assert message == "error: --verify: needs torch and diffusers; pip install torch diffusers"
     assert not (tmp_path / "out").exists()
