@@ -119,11 +119,9 @@ def init_state(params: Params, tx: optax.GradientTransformation, mesh: Mesh) -> 
 def make_train_step(
     loss: Loss,
     tx: optax.GradientTransformation,
-    ema: float,
+    training: Training,
     key: Array,
-    batch_size: int,
     mesh: Mesh,
-    accumulation: int = 1,
     dtypes: tuple[str, str] = ("float32", "float32"),
 ) -> Step:
     """The jitted step (state, frozen, batch) -> (state, metrics); donates the state it is given.
@@ -133,14 +131,12 @@ def make_train_step(
     Args:
       loss: unreduced loss.
       tx: optimiser.
-      ema: decay of the moving average.
+      training: batch size, accumulation and EMA decay; see `check_batch_size`.
       key: of all its random draws.
-      batch_size: over all devices; their number times `accumulation` divides it.
       mesh: where it runs.
-      accumulation: parts of its rows that a device goes through one after the other.
       dtypes: in which the loss gets the weights and their EMA.
     """
-    gradients = _make_gradients(loss, batch_size, mesh, accumulation, dtypes)
+    gradients, ema = _make_gradients(loss, training, mesh, dtypes), training.ema
 
     def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         step_key = jax.random.fold_in(key, state.step)
@@ -161,9 +157,10 @@ def make_train_step(
 
 
 def _make_gradients(
-    loss: Loss, batch_size: int, mesh: Mesh, accumulation: int, dtypes: tuple[str, str]
+    loss: Loss, training: Training, mesh: Mesh, dtypes: tuple[str, str]
 ) -> Callable[[Params, Params, Any, Batch, Array], tuple[Params, dict[str, Array]]]:
     """(params, ema, frozen, batch, key) -> (gradients, split as the params are; metrics)."""
+    batch_size, accumulation = training.batch_size, training.accumulation
 
     def gradients(params, ema, frozen, batch, key):
         specs = specs_of((params, ema, frozen), mesh)
