@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import shutil
 import sys
 import typing
@@ -27,7 +28,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+exclude_patterns = ["_build", "generated/options_table.md"]
 templates_path = ["_templates"]
 html_theme = "furo"
 html_title = f"slam_jax {version}"
@@ -59,22 +60,34 @@ def copy_notebooks(app: typing.Any) -> None:
     (generated / "options_table.md").write_text(options_page.markdown())
 
 
-def equations_as_they_stand(
+def as_plain_text(
     app: typing.Any, what: str, name: str, obj: typing.Any, options: typing.Any, lines: list[str]
 ) -> None:
-    """Shows indented lines of a module's docstring, its equations, as they are in the file."""
-    if what != "module":
-        return
+    """Shows a docstring as it is in the file: "*" and "|" are no markup, and indented lines of a
+    module, its equations, keep their form."""
     shown, inside = [], False
     for line in lines:
-        indented = line.startswith("    ") or (inside and not line)
+        indented = what == "module" and (line.startswith("    ") or (inside and not line))
         if indented and not inside:
             shown += ["", "::", ""]
         elif inside and not indented:
             shown.append("")
         inside = indented
-        shown.append(line)
+        shown.append(line if indented else re.sub(r"(`[^`]*`)|([*|])", escaped, line))
     lines[:] = shown
+
+
+def escaped(found: re.Match) -> str:
+    """Code as it is, anything else behind a backslash."""
+    return found[1] or f"\\{found[2]}"
+
+
+def properties_as_they_stand(
+    app: typing.Any, what: str, name: str, obj: typing.Any, options: typing.Any, lines: list[str]
+) -> None:
+    """Takes back what napoleon makes of a property's docstring: the text before a colon its type."""
+    if what == "property" and isinstance(obj, property):
+        lines[:] = inspect.getdoc(obj).splitlines()
 
 
 def skip_fields(
@@ -86,5 +99,6 @@ def skip_fields(
 
 def setup(app: typing.Any) -> None:
     app.connect("builder-inited", copy_notebooks, priority=1)  # before autosummary
-    app.connect("autodoc-process-docstring", equations_as_they_stand)
+    app.connect("autodoc-process-docstring", as_plain_text, priority=400)  # before napoleon
+    app.connect("autodoc-process-docstring", properties_as_they_stand, priority=600)  # after it
     app.connect("autodoc-skip-member", skip_fields)
