@@ -122,6 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         arguments = parser.parse_args(argv)
         check_options(arguments)
+        runtime.devices()
         out = run_artifact(arguments, environment) if arguments.artifact else run(arguments)
     except (InputError, BackendError) as error:
         sys.exit(f"error: {error}")

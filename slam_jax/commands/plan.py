@@ -92,7 +92,7 @@ def with_mesh(config: Config, mesh: options.Mesh | None) -> Config:
       InputError: its own does not fit them.
     """
     if mesh is None:
-        count, mesh = jax.device_count(), config.mesh
+        count, mesh = len(runtime.devices()), config.mesh
         if mesh.data == -1:
             mesh = replace(mesh, data=max(count // mesh.fsdp, 1))
         if mesh.data * mesh.fsdp > count:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slam_jax.base.errors import InputError
+from slam_jax.base.errors import BackendError, InputError
 from slam_jax.config.options import Config
 from slam_jax.families.family import DENOISER, Frozen, Params, Pipeline
 from slam_jax.formats.safetensors import load_arrays
@@ -255,8 +255,9 @@ def main(argv: list[str] | None = None) -> None:
     runtime.configure()
     arguments = parser.parse_args(argv)
     try:
+        runtime.devices()
         run(arguments.workdir, arguments.step)
-    except InputError as error:
+    except (InputError, BackendError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -126,6 +126,7 @@ class Digits(TrainedHere):
             for name, array in arrays.items()
         }
 
-    def reference(self) -> Reference:
+    @classmethod
+    def reference(cls) -> Reference:
         images, labels = digits.load()
         return Reference(images, tuple(map(str, labels)))

@@ -38,7 +38,7 @@ OWNERS = {
     "fsspec": ("data",),
     "braceexpand": ("data",),
     "tensorflow_datasets": ("data",),
-    "ml_collections": ("config", "commands"),
+    "ml_collections": ("api", "config"),
     "safetensors": ("formats",),
     "sklearn": ("data", "drawing"),
     "PIL": ("data", "drawing", "commands.inspect", "serving.artifact_draw"),
@@ -75,7 +75,7 @@ def own_imports(name):
     for imported in imported_names(name):
         if imported.startswith("slam_jax.") and imported != "slam_jax.__version__":
             parts = imported.split(".")[1:]
-            candidates = [".".join(parts[:length]) for length in (2, 1)]
+            candidates = [".".join(parts[:length]) for length in (3, 2, 1)]
             found = next((c for c in candidates if c in PATHS), None)
             assert found, f"{name} imports {imported}, which is no module of the package"
             yield found

@@ -20,7 +20,7 @@ from helpers import assert_close, jit
 from slam_jax.families.load import read_pipeline, read_surroundings, read_unet
 from torch_slam import TorchSlam
 
-from slam_jax.config.options import Optimizer
+from slam_jax.config.options import Optimizer, Training
 from slam_jax.families.family import student_config, student_network, student_params
 from slam_jax.formats.convert import to_torch
 from slam_jax.formats.diffusers_folder import resolve
@@ -223,7 +223,7 @@ def test_two_training_steps_are_those_of_torch(model):
     batch, prompts = make_batch(model, count)
     params, ema = student_and_ema(model, method.conditioning)
     loss = distillation_loss(model.pipeline, method)
-    step = make_train_step(loss, tx, decay, key, count, mesh)
+    step = make_train_step(loss, tx, Training(ema=decay, batch_size=count), key, mesh)
     state = dataclasses.replace(init_state(shard(params, mesh), tx, mesh), ema=shard(ema, mesh))
 
     reference = model.torch.student(to_torch(params))

@@ -9,7 +9,6 @@ import tiny_students
 from PIL import Image
 
 from slam_jax.commands import check
-from slam_jax.commands.export import write_folder
 from slam_jax.formats import safetensors as weights
 from slam_jax.serving import check_unet, torch_check
 
@@ -22,7 +21,8 @@ def originals(teachers, tmp_path_factory):
     folder = tmp_path_factory.mktemp("originals")
     teacher = shutil.copytree(teachers["sd15"], folder / "teacher")
     for conditioning in ("both", "snr"):
-        write_folder(*tiny_students.make(teacher, conditioning), folder / conditioning)
+        student, family = tiny_students.make(teacher, conditioning)
+        family.export(student, folder / conditioning)
     return folder
 
 
@@ -196,7 +196,7 @@ BROKEN = {
     "no gamma input": (without_gamma, "gamma input", "time_cond_proj_dim = None, expected 256"),
     "truncated": (truncate, "unet weights", "truncated"),
     "no file": (lambda p: (p / UNET).unlink(), "unet weights", "missing"),
-    "no config": (lambda p: (p / "unet/config.json").unlink(), "unet config", "missing"),
+    "no config": (lambda p: (p / "unet/config.json").unlink(), "unet config", "cannot be read"),
     "config of nonsense": (unet_config(norm_num_groups=0), "unet config", "unet/config.json"),
     "config without channels": (unet_config(block_out_channels=None), "unet config", "config.json"),
     "other config": (unet_config(act_fn="relu"), "unet config", "act_fn"),
@@ -223,7 +223,7 @@ BROKEN = {
     "scheduler that is no JSON": (
         lambda p: (p / "scheduler/scheduler_config.json").write_text("{"),
         "scheduler",
-        "broken JSON",
+        "scheduler_config.json: damaged",
     ),
     "VAE": (break_vae, "other weights", "NaN or infinity in decoder.conv_out.bias"),
     "tokenizer": (

@@ -12,8 +12,8 @@ from digits_runs import launch
 from slam_jax.commands import replay
 from slam_jax.data import digits
 from slam_jax.data.batches import Batches
+from slam_jax.families.digits import Digits
 from slam_jax.formats.safetensors import save_arrays
-from slam_jax.recipes.digits import DigitsJob
 
 STEP, ROW, BATCH = 3, 5, 16
 HALVES = slice(0, BATCH // 2), slice(BATCH // 2, BATCH)
@@ -58,7 +58,7 @@ def stopped(tmp_path_factory):
         taken = [next(batches) for _ in range(STEP)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Holed, "bad", source.read_indices[STEP - 1][ROW])
-        patch.setattr(DigitsJob, "source", lambda job: Holed())
+        patch.setattr(Digits, "source", lambda family, data: Holed())
         with pytest.raises(SystemExit, match="1 steps of the student were not finite"):
             launch(workdir, *OPTIONS)
     return workdir, taken[STEP - 2]
