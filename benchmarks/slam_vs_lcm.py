@@ -17,7 +17,12 @@ from result import FOLDER, made_by
 from table import markdown
 
 ROOT = Path(__file__).parents[1]
-METRICS = {"fd_pixels": "FD pixels", "fd_features": "FD features", "label_accuracy": "accuracy"}
+METRICS = {
+    "fd_pixels": "FD pixels",
+    "fd_features": "FD features",
+    "label_accuracy": "accuracy",
+    "fd_to_teacher": "FD to teacher",
+}
 
 
 def run(name: str, seed: int, flags: list[str], runs: Path, config: str) -> dict:

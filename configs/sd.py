@@ -9,7 +9,7 @@ The first command stores what the VAE makes of the images. `--config.data.source
 themselves too, which are then read and encoded in every step, with another crop each time; add
 `--config.data.workers=8` or so then, as each image takes about 12 ms of a core.
 
-What the digits job measured to be better (README) is a matter of options:
+What the digits job measured to be better (docs/results.md) is a matter of options:
 
     --config.method.sigma=linear --config.method.conditioning=both
     --config.method.gamma=paired --config.method.gammas_per_subpath=2
