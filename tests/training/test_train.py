@@ -10,7 +10,9 @@ from points import BATCH, Points, quadratic, setup
 
 from slam_jax.config.options import Optimizer
 from slam_jax.data.batches import Batches
+from slam_jax.method.method import sums_by_bin
 from slam_jax.parallel.sharding import make_mesh, replicated, shard_batch
+from slam_jax.training.step import make_optimizer
 
 
 def first_batches(count):
@@ -77,4 +79,6 @@ def test_learning_rate_warms_up_and_falls_as_its_name_says(schedule):
     assert sizes[109] == pytest.approx(1.0 if schedule == "constant" else 0.02, abs=0.012)
 
 
+def test_sums_by_bin():
+    sums = sums_by_bin(jnp.array([1.0, 3.0, 5.0]), jnp.array([0, 0, 2]), 3, "b")
     assert sums == {"b0": (4, 2), "b1": (0, 0), "b2": (5, 1)}
