@@ -12,17 +12,13 @@ import tiny_students
 from helpers import assert_close, jit
 
 from slam_jax.base.errors import InputError
-from slam_jax.config.options import Config, Precision, Teacher, Training
-from slam_jax.data.options import Data
 from slam_jax.drawing.samplers import student_sampler
-from slam_jax.families.family import DENOISER, LoadOptions
-from slam_jax.families.stable_diffusion_folder import read_pipeline, read_surroundings, read_unet
+from slam_jax.families.family import LoadOptions
+from slam_jax.families.stable_diffusion_folder import read_pipeline, read_surroundings
 from slam_jax.formats.diffusers_folder import resolve
 from slam_jax.method.method import gaussian
 from slam_jax.method.slam import Slam
 from slam_jax.parallel.keys import keys_of
-from slam_jax.parallel.sharding import make_mesh
-from slam_jax.recipes.distil import student_step
 from slam_jax.recipes.student import load
 
 PROMPTS = ["a small dog", "", "two cats " * 60]
@@ -221,32 +217,3 @@ def test_image_to_image_is_lcm_from_the_noised_image(teachers, tmp_path, monkeyp
             x, d = scheduler.step(output, t, x, return_dict=False)
         expected = stock.vae.decode(d / scale).sample.clamp(-1, 1).permute(0, 2, 3, 1).numpy()
     assert np.abs(np.asarray(ours) - expected).max() * 127.5 <= 0.05
-
-
-def test_each_precision_decides_what_its_network_computes_in(teachers):
-    pipeline, frozen = ours(teachers["sd15"])
-    frozen[DENOISER] = read_unet(resolve(str(teachers["sd15"])), pipeline, "float32")
-    batch = {**pipeline.prompts(["a"]), "images": np.zeros((1, 64, 64, 3), np.uint8)}
-    config = Config(
-        teacher=Teacher(path="any"),
-        data=Data(source="photographs", resolution=64),
-        method=Slam(conditioning="snr", w=0.0),
-        training=Training(batch_size=1),
-    )
-    mesh = make_mesh(devices=jax.devices()[:1])
-
-    def convolutions(**precision):
-        options = dataclasses.replace(config, precision=Precision(**precision))
-        step, init = student_step(options, pipeline, mesh)
-        state = jax.eval_shape(init, frozen[DENOISER])
-        made = str(jax.make_jaxpr(step)(state, frozen, batch)).splitlines()
-        made = [line for line in made if "conv_general_dilated[" in line]
-        return len(made), sum("bf16[" in line for line in made)
-
-    total, none = convolutions()
-    of_student, of_target = ({name: "bfloat16"} for name in ("student", "target"))
-    (_, student), (_, target) = convolutions(**of_student), convolutions(**of_target)
-    assert none == 0 and target > 10
-    # Two more for each: the gradient with respect to the input, but the first's, and to the kernel.
-    assert student == 3 * target - 1
-    assert convolutions(**of_student, **of_target) == (total, student + target)

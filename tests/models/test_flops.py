@@ -36,7 +36,7 @@ VAE = VAEConfig(
 PEAKS, SHARE = {"A100": 312e12, "H100, H200": 989e12}, 0.4
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_step_of_sd15_computes_each_thing_once(teachers):
     teacher = Teacher(path=str(teachers["sd15"]))
     family = StableDiffusion.open(teacher, teachers["sd15"])

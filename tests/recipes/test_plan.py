@@ -23,6 +23,7 @@ from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
 from slam_jax.parallel.sharding import AXES, make_mesh, shard
 from slam_jax.recipes import memory
 from slam_jax.recipes.open_teacher import open_teacher
+from slam_jax.recipes.plan import easier
 from slam_jax.training.step import init_state, make_optimizer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -157,7 +158,7 @@ def test_easier_configs_come_in_the_order_of_their_price():
     def steps(held, memory):
         return [
             (c.mesh.fsdp, c.training.remat, c.training.accumulation)
-            for c in plan.easier(config, held, memory)
+            for c in easier(config, held, memory)
         ]
 
     last = [(1, "minimal", n) for n in (1, 2, 4, 12)] + [(1, "full", 12)]
