@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from slam_jax.base.errors import BackendError, InputError
 from slam_jax.base.tree import differences
+from slam_jax.parallel.runtime import devices
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 JOIN = 120  # seconds in which all processes have to come
@@ -43,6 +44,7 @@ def join() -> None:
     Raises:
       InputError: the variables are incomplete or malformed, or nothing else tells about the other
         processes.
+      BackendError: JAX refuses the platform that the user asks for.
     """
     options = _from_environment()
     if options.get("num_processes") == 1:
@@ -75,6 +77,7 @@ def join() -> None:
             why = f"no SLURM, Kubernetes, Open MPI or TPU was found; set {names} for each process, "
             why += "or leave --distributed out"
         raise InputError(f"--distributed: {why}") from error
+    devices()
 
 
 def is_main() -> bool:

@@ -62,10 +62,10 @@ def devices() -> list[jax.Device]:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:  # AssertionError: cuda, and no plugin for it
         asked = jax.config.jax_platforms or "not set"
-        why = " ".join(str(error).split(" (set JAX_PLATFORMS")[0].split()) or "no package for them"
+        why = " ".join(str(error).split(" (set JAX_PLATFORMS")[0].split()).rstrip(".")
         raise BackendError(
-            f"JAX finds no devices (JAX_PLATFORMS: {asked}): {why}; install JAX for "
-            "them, or unset JAX_PLATFORMS to take what there is"
+            f"JAX finds no devices (JAX_PLATFORMS: {asked}): {why or 'no package for them'}; "
+            "install JAX for them, or unset JAX_PLATFORMS to take what there is"
         ) from error
 
 

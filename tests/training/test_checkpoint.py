@@ -234,7 +234,7 @@ def test_a_folder_that_cannot_be_made_or_disappears(tmp_path):
 
 
 def start(code, *arguments, devices=1):
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
     environment["JAX_NUM_CPU_DEVICES"] = str(devices)
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
