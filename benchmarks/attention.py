@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import result
 import timing
+from table import markdown
 
 from slam_jax.models.attention import attention, why_not_cudnn
 from slam_jax.models.execution import ATTENTION
@@ -138,28 +139,21 @@ def row(
 
 def table(report: dict[str, Any]) -> str:
     """The rows as Markdown: median milliseconds, and below why there are none."""
-    names = [*ATTENTION, TORCH]
-    lines = [
-        f"{report['dtype']}, batch {BATCH[report['shapes']]}, {HEADS} heads; median milliseconds.",
-        "",
-        "| " + " | ".join(["head dim", "queries x keys", "", *names]) + " |",
-        "| --- " * (3 + len(names)) + "|",
-    ]
-    reasons = {}
+    names, rows, reasons = [*ATTENTION, TORCH], [], {}
     for entry in report["rows"]:
-        cells = []
+        cells = [str(entry["features"]), f"{entry['queries']} x {entry['keys']}"]
+        cells.append(entry["direction"])
         for name in names:
             seconds = entry["found"][name]
             if isinstance(seconds, str):
-                reasons[f"{name}: {seconds}"] = None
+                reasons[f"- {name}: {seconds}\n"] = None
                 cells.append("cannot")
             else:
                 cells.append(f"{1000 * seconds['median_s']:.3g}")
-        size = f"{entry['queries']} x {entry['keys']}"
-        lines.append(
-            "| " + " | ".join([str(entry["features"]), size, entry["direction"], *cells]) + " |"
-        )
-    return "\n".join([*lines, "", *(f"- {reason}" for reason in reasons)]).rstrip() + "\n"
+        rows.append(cells)
+    made = f"{report['dtype']}, batch {BATCH[report['shapes']]}, {HEADS} heads; median milliseconds"
+    lines = markdown(["head dim", "queries x keys", "", *names], rows)
+    return f"{made}.\n\n{lines}\n{''.join(reasons)}".rstrip() + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -27,7 +27,6 @@ from result import FOLDER, made_by, write
 from slam_jax.parallel import runtime
 from slam_jax.training.checkpoint import Checkpoints
 
-ROOT = Path(__file__).parents[1]
 PACKAGES = ("jax", "jaxlib", "orbax-checkpoint", "tensorstore", "numpy")
 ARRAYS = 700
 

@@ -15,14 +15,11 @@ for the peer. Results are in data.json and data.md in benchmarks/results/ (or --
 """
 
 import argparse
-import importlib.metadata
 import io
 import json
 import os
-import platform
 import shutil
 import statistics
-import sys
 import tarfile
 import tempfile
 import time
@@ -31,6 +28,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from result import FOLDER, made_by, write
+from table import markdown
 
 from slam_jax.data import photographs
 from slam_jax.data.batches import Batches
@@ -40,7 +39,6 @@ from slam_jax.data.prepared_write import Store
 from slam_jax.data.rejects import Rejects
 from slam_jax.data.tar_shards import TarShards
 
-RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("grain", "array_record", "pillow", "numpy", "webdataset", "torch")
 SIZES = ((1024, 768), (768, 1024), (1280, 853), (800, 600))  # width and height
 BATCH, WORKERS, RESOLUTION = 64, 2, 512
@@ -247,8 +245,6 @@ def to_markdown(report: dict) -> str:
     rates = jpeg["median"]
     spread = {k: f"{min(v):.0f} to {max(v):.0f}" for k, v in jpeg["images_per_second"].items()}
     rows = [
-        ("what", "measured"),
-        ("---", "---"),
         ("JPEG tars to 512 pixels, 2 workers", f"{rates['slam_jax']:.0f} images/s"),
         ("the same, webdataset + torch DataLoader", f"{rates['webdataset']:.0f} images/s"),
         ("ratio of the medians", f"{jpeg['ratio']:.2f}x"),
@@ -263,23 +259,20 @@ def to_markdown(report: dict) -> str:
         (f"opening {shards['shards']} shards with an index", f"{shards['median']:.2f} s"),
         ("the same, index not there yet", f"{shards['seconds_without_index']:.1f} s"),
     ]
-    return "\n".join(f"| {a} | {b} |" for a, b in rows)
+    return markdown(["what", "measured"], rows)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, help="for the data; default: a temporary one")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="for the results")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="for the results")
     parser.add_argument("--minutes", type=float, default=10, help="of looping over the latents")
     parser.add_argument("--small", action="store_true", help="a few examples, to try the script")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     folder = Path(tempfile.mkdtemp(dir=arguments.folder))
     try:
         report = {
-            "command": f"PYTHONPATH=. python benchmarks/data.py {' '.join(sys.argv[1:])}".strip(),
-            "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-            "python": platform.python_version(),
-            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            **made_by("data.py", argv, PACKAGES),
             "jpeg": measure_jpeg(folder, arguments.small),
             "index": measure_index(folder, arguments.small),
             "shards": measure_shards(folder, arguments.small),
@@ -287,10 +280,8 @@ def main() -> None:
         }
     finally:
         shutil.rmtree(folder)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "data.json").write_text(json.dumps(report, indent=2) + "\n")
-    (arguments.out / "data.md").write_text(to_markdown(report) + "\n")
-    print(to_markdown(report))
+    write(report, arguments.out / "data.json")
+    (arguments.out / "data.md").write_text(to_markdown(report))
 
 
 if __name__ == "__main__":

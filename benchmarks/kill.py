@@ -83,7 +83,7 @@ class Run:
     @contextmanager
     def started(self, caching: bool = True) -> Iterator[subprocess.Popen]:
         """Starts it, in a group of processes of its own that is gone afterwards."""
-        command = [sys.executable, "-m", "slam_jax.main", "--config", "configs/digits.py"]
+        command = [sys.executable, "-m", "slam_jax", "train", "--config", "digits"]
         command += [*self.options, "--workdir", str(self.workdir), "--resume"]
         environment = {
             **os.environ,

@@ -32,7 +32,6 @@ from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
 from slam_jax.models.vae import AutoencoderKL, VAEConfig
 from slam_jax.parallel import runtime
 
-ROOT = Path(__file__).parents[1]
 PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
 COMPONENTS = {

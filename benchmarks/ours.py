@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from shapes import Model
 
-from slam_jax.config.options import Optimizer
+from slam_jax.config.options import Optimizer, Training
 from slam_jax.drawing.samplers import student_sampler
-from slam_jax.families.family import Frozen
-from slam_jax.method.sampler import gaussian
+from slam_jax.families.family import DENOISER, Frozen
+from slam_jax.method.method import gaussian
 from slam_jax.method.slam import Slam, draw
 from slam_jax.models import functional
 from slam_jax.models.execution import Execution
-from slam_jax.parallel.keys import keys_of
+from slam_jax.parallel.keys import ENCODE, keys_of
 from slam_jax.parallel.sharding import make_mesh, shard, shard_batch
-from slam_jax.recipes.distil import ENCODE, distillation_loss
+from slam_jax.recipes.distil import distillation_loss
 from slam_jax.training.step import init_state, make_optimizer, make_train_step
 
 EMA, SEED = 0.95, 0
@@ -36,7 +36,6 @@ class Setup:
       method: what is distilled.
       execution: of the networks; None: the pipeline's own.
       remat: of the student's gradient.
-      teacher_passes: over prompts and empty prompts.
     """
 
     dtype: str = "float32"
@@ -44,10 +43,9 @@ class Setup:
     teacher_dtype: str | None = None
     target_dtype: str | None = None
     student_dtype: str | None = None
-    method: Method = Slam()
+    method: Slam = Slam()
     execution: Execution | None = None
     remat: str = "none"
-    teacher_passes: int = 1
 
 
 def batch_for(batch: dict[str, np.ndarray], with_pictures: bool) -> dict[str, np.ndarray]:
@@ -82,18 +80,16 @@ def train_arguments(model: Model, batch: dict[str, np.ndarray], setup: Setup) ->
     """The jitted step, and its arguments on the first device."""
     mesh = make_mesh(devices=jax.devices()[:1])
     tx = make_optimizer(Optimizer(learning_rate=LEARNING_RATE), steps=10**6)
-    loss = distillation_loss(
-        _pipeline(model, setup), setup.method, setup.remat, setup.teacher_passes
-    )
-    count = len(batch["tokens"])
+    loss = distillation_loss(_pipeline(model, setup), setup.method, setup.remat)
+    training = Training(ema=EMA, batch_size=len(batch["tokens"]))
     dtypes = setup.student_dtype or setup.dtype, setup.target_dtype or setup.dtype
-    step = make_train_step(loss, tx, EMA, keys_of(SEED).student, count, mesh, 1, dtypes)
+    step = make_train_step(loss, tx, training, keys_of(SEED).student, mesh, dtypes)
     state = init_state(shard(model.student, mesh), tx, mesh)
     state = dataclasses.replace(state, ema=shard(model.ema, mesh))
     return step, state, shard(_frozen(model, setup), mesh), shard_batch(batch, mesh)
 
 
-def step_draws(model: Model, count: int, step: int, method: Method) -> dict[str, np.ndarray]:
+def step_draws(model: Model, count: int, step: int, method: Slam) -> dict[str, np.ndarray]:
     """What `train_step` draws in a step: sub-paths, gammas, noise, and noise of the VAE."""
     shape, examples = model.pipeline.latent_shape, jnp.arange(count)
     key = jax.random.fold_in(keys_of(SEED).student, step)
@@ -108,16 +104,16 @@ def sampler(
 ) -> Callable[[int, int], jax.Array]:
     """(pictures, steps) -> as many pictures in [-1, 1], always the same prompts and noise."""
     draw_pictures = student_sampler(
-        _pipeline(model, setup), model.unet, setup.method.num_ddim_timesteps, setup.dtype
+        _pipeline(model, setup), model.network, setup.method, setup.dtype
     )
-    frozen = jax.device_put({**_frozen(model, setup), "unet": {}})
+    frozen = jax.device_put({**_frozen(model, setup), DENOISER: {}})
     params = jax.device_put(_cast(model.student, setup.dtype))
     batches: dict[int, Any] = {}
 
     def call(count: int, steps: int) -> jax.Array:
         if count not in batches:
             batches[count] = jax.device_put(prompts(model, count))
-        return draw_pictures(frozen, params, batches[count], SEED, 0, steps=steps)
+        return draw_pictures(frozen, params, batches[count], (SEED, 0), steps=steps)
 
     return call
 
@@ -171,7 +167,7 @@ def _pipeline(model: Model, setup: Setup) -> Any:
 
 
 def _frozen(model: Model, setup: Setup) -> Frozen:
-    dtypes = {"vae": setup.vae_dtype, "unet": setup.teacher_dtype or setup.dtype}
+    dtypes = {"vae": setup.vae_dtype, DENOISER: setup.teacher_dtype or setup.dtype}
     return {
         part: _cast(params, dtypes.get(part, setup.dtype)) for part, params in model.frozen.items()
     }

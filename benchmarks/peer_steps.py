@@ -15,6 +15,8 @@ import torch
 from peers import Networks, embed, no_prompt, on_device
 from shapes import Model
 
+from slam_jax.method.slam import Slam
+
 EMA, LEARNING_RATE, CLIP_NORM = 0.95, 8e-6, 1.0
 DATA_STD, TIME_SCALE, GAMMA_DIM = 0.5, 10.0, 256
 Draws = dict[str, torch.Tensor]
@@ -23,7 +25,7 @@ Advance = Callable[..., torch.Tensor]
 
 
 def authors_step(
-    model: Model, nets: Networks, batch: dict[str, np.ndarray], method: Method
+    model: Model, nets: Networks, batch: dict[str, np.ndarray], method: Slam
 ) -> Advance:
     """What the authors' script does in a step: pictures and prompts are encoded in each, cond and
     uncond are two passes, gradients are checkpointed; float16 where the frozen networks are.
@@ -68,7 +70,7 @@ def tuned_step(
     model: Model,
     nets: Networks,
     batch: dict[str, np.ndarray],
-    method: Method,
+    method: Slam,
     compile_mode: str | None = None,
 ) -> Advance:
     """The same step by a reader of torch's performance guides: moments instead of pictures, cond
@@ -124,7 +126,7 @@ def null_context(model: Model, nets: Networks, tensors: dict[str, torch.Tensor])
     return null
 
 
-def draw(nets: Networks, tensors: dict[str, torch.Tensor], method: Method) -> Draws:
+def draw(nets: Networks, tensors: dict[str, torch.Tensor], method: Slam) -> Draws:
     """The random part of a step, drawn on the device."""
     count, device = len(tensors["tokens"]), nets.device
     side, channels = nets.unet.config.sample_size, nets.vae.config.latent_channels
@@ -160,7 +162,7 @@ def slam_loss(
     x0: torch.Tensor,
     contexts: tuple[dict[str, Any], dict[str, Any]],
     draws: Draws,
-    method: Method,
+    method: Slam,
     together: bool,
     **calls: Any,
 ) -> torch.Tensor:

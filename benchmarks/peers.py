@@ -18,7 +18,7 @@ import transformers
 from diffusers.schedulers import scheduling_lcm
 from shapes import LENGTH, Model
 
-from slam_jax.families.family import Params
+from slam_jax.families.family import DENOISER, Params
 from slam_jax.families.stable_diffusion_pipeline import TEXT_ENCODERS
 from slam_jax.formats.convert import to_torch
 
@@ -96,9 +96,9 @@ def networks(
         return module if layout is None else module.to(memory_format=layout)
 
     weights = {
-        "unet": (model.shapes.unet, model.frozen["unet"], frozen),
-        "student": (model.unet, model.student, torch.float32),
-        "ema": (model.unet, model.ema, torch.float32),
+        "unet": (model.shapes.unet, model.frozen[DENOISER], frozen),
+        "student": (model.network, model.student, torch.float32),
+        "ema": (model.network, model.ema, torch.float32),
     }
     made = dict.fromkeys(weights)
     for name in unets:

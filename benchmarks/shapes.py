@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from slam_jax.families.family import Params, student_config, student_params
+from slam_jax.families.family import DENOISER, Params, student_config, student_params
 from slam_jax.families.stable_diffusion_pipeline import TEXT_ENCODERS, StableDiffusionPipeline
 from slam_jax.formats.tokenizer import Tokenizer
 from slam_jax.method.schedule import VariancePreserving
+from slam_jax.method.slam import Slam
 from slam_jax.models import functional
 from slam_jax.models.clip import CLIPTextConfig, CLIPTextModel
 from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
@@ -173,9 +174,9 @@ class Model:
       name: of SHAPES.
       shapes: its entry.
       pipeline: the teacher's surroundings.
-      frozen: weights of the teacher ("unet"), the VAE and the text encoders: numpy, float32.
+      frozen: weights of the teacher (DENOISER), the VAE and the text encoders: numpy, float32.
       student, ema: unlike the teacher and each other in a few arrays, so that a mix-up shows.
-      unet: the student's configuration.
+      network: the student's configuration.
     """
 
     name: str
@@ -184,16 +185,16 @@ class Model:
     frozen: dict[str, Params]
     student: Params
     ema: Params
-    unet: UNetConfig
+    network: UNetConfig
 
 
-def make_model(name: str, conditioning: str = "embedding", seed: int = 0) -> Model:
+def make_model(name: str) -> Model:
     """The model of a size, the same every time; predictions and pictures are of order one."""
-    shapes, rng = SHAPES[name], np.random.default_rng(seed)
+    shapes, rng = SHAPES[name], np.random.default_rng(0)
     scheduler = {**SCHEDULER, "prediction_type": shapes.prediction_type}
     side = shapes.unet.sample_size
     pipeline = StableDiffusionPipeline(
-        unet=shapes.unet,
+        network=shapes.unet,
         scheduler=scheduler,
         schedule=VariancePreserving.from_config(scheduler),
         latent_shape=(side, side, shapes.vae.latent_channels),
@@ -204,12 +205,12 @@ def make_model(name: str, conditioning: str = "embedding", seed: int = 0) -> Mod
     )
     teacher = _random(UNet2DConditionModel, shapes.unet, rng)
     teacher["conv_out"]["kernel"] *= 1.6  # what SiLU takes away
-    frozen = {"unet": teacher, "vae": _random_vae(shapes.vae, rng)}
+    frozen = {DENOISER: teacher, "vae": _random_vae(shapes.vae, rng)}
     for part, config in zip(TEXT_ENCODERS, shapes.text_encoders, strict=False):
         frozen[part] = _random(CLIPTextModel, config, rng)
-    unet = student_config(shapes.unet, conditioning)
-    student, ema = (_moved(student_params(teacher, unet), rng) for _ in range(2))
-    return Model(name, shapes, pipeline, frozen, student, ema, unet)
+    student, ema = (_moved(student_params(pipeline, Slam(), teacher), rng) for _ in range(2))
+    network = student_config(pipeline, Slam())
+    return Model(name, shapes, pipeline, frozen, student, ema, network)
 
 
 def make_batch(model: Model, count: int, seed: int = 0) -> dict[str, np.ndarray]:

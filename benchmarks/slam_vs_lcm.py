@@ -8,22 +8,27 @@ already is not repeated, so that an interrupted comparison goes on where it stop
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+from result import FOLDER, made_by
+from table import markdown
 
 ROOT = Path(__file__).parents[1]
-METRICS = {"fd_pixels": "FD pixels", "fd_features": "FD features", "label_accuracy": "accuracy"}
+METRICS = {
+    "fd_pixels": "FD pixels",
+    "fd_features": "FD features",
+    "label_accuracy": "accuracy",
+    "fd_to_teacher": "FD to teacher",
+}
 
 
-def run(name: str, seed: int, flags: list[str], runs: Path, config: Path) -> dict:
+def run(name: str, seed: int, flags: list[str], runs: Path, config: str) -> dict:
     """One training run in its own process; returns its summary."""
     workdir = runs / f"{name}_seed{seed}"
-    command = [sys.executable, "-m", "slam_jax.main", "--config", str(config)]
+    command = [sys.executable, "-m", "slam_jax", "train", "--config", config]
     command += ["--workdir", str(workdir), "--resume", f"--config.seed={seed}"]
     command += [f"--config.teacher.path={runs / 'teacher'}", *flags]
     record = runs / f"{name}_seed{seed}.command.json"
@@ -39,7 +44,7 @@ def run(name: str, seed: int, flags: list[str], runs: Path, config: Path) -> dic
 def table(results: dict[str, list[dict]]) -> str:
     """Mean and standard deviation over the seeds, a row for each model and step count."""
     head = ["student", "steps", *METRICS.values()]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for name, summaries in results.items():
         for place, row in enumerate(summaries[0]["results"]):
             if row["model"] == "teacher" and name != next(iter(results)):
@@ -49,14 +54,14 @@ def table(results: dict[str, list[dict]]) -> str:
                 values = [summary["results"][place][metric] for summary in summaries]
                 cells.append(f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}")
             lines.append(cells)
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return markdown(head, lines)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", type=Path, default=ROOT / "configs/digits.py")
+    parser.add_argument("--config", default="digits", help="a recipe, or the path of a file")
     parser.add_argument("--runs", type=Path, default=Path("runs/slam_vs_lcm"))
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results")
+    parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("flags", nargs="*", help="after --: config overrides for every run")
     options = parser.parse_args(argv)
@@ -69,17 +74,12 @@ def main(argv: list[str] | None = None) -> None:
     }
     results = {
         name: [
-            run(name, seed, [*options.flags, *flags], runs, options.config.absolute())
+            run(name, seed, [*options.flags, *flags], runs, options.config)
             for seed in range(options.seeds)
         ]
         for name, flags in variants.items()
     }
-    python_version = platform.python_version()
-    report = {
-        "command": " ".join(["python benchmarks/slam_vs_lcm.py", *(argv or sys.argv[1:])]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, Python {python_version}",
-        "runs": results,
-    }
+    report = {**made_by("slam_vs_lcm.py", argv, ("jax", "flax", "optax", "numpy")), "runs": results}
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "slam_vs_lcm.json").write_text(json.dumps(report, indent=2) + "\n")
     text = (

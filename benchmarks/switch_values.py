@@ -7,8 +7,8 @@ from functools import partial
 import jax
 from ours import Setup
 
-from slam_jax.models import execution, remat
-from slam_jax.models.execution import Execution
+from slam_jax.models import remat
+from slam_jax.models.execution import ATTENTION, Execution
 
 
 @dataclass(frozen=True)
@@ -40,24 +40,20 @@ class Switch:
 
 def switches(default: Setup) -> list[Switch]:
     """All of them; what is the default depends on the device."""
-    found = []
-    values = {
-        "attention": execution.ATTENTION,
-        "norm": execution.NORM,
-        "projections": execution.PROJECTIONS,
-    }
-    for name, names in values.items():
-        usual = getattr(Execution(), name)
-        for value in names:
-            if value != usual:
-                setup = partial(_with_execution, **{name: value})
-                needs = "gpu" if value == "cudnn" else ""
-                both = ("train_step", "sampler")
-                found.append(
-                    Switch(f"execution.{name}", value, usual, setup, on=both, platform=needs)
-                )
+    usual, both = Execution().attention, ("train_step", "sampler")
+    found = [
+        Switch(
+            "execution.attention",
+            value,
+            usual,
+            partial(replace, execution=Execution(value)),
+            on=both,
+            platform="gpu" if value == "cudnn" else "",
+        )
+        for value in ATTENTION
+        if value != usual
+    ]
     found += [
-        Switch("training.teacher_passes", "2", "1", lambda s: replace(s, teacher_passes=2)),
         Switch("latents", "encoded in each step", "prepared", batch="images"),
         Switch("text embeddings", "prepared", "computed in each step", batch="embeddings"),
     ]
@@ -78,7 +74,6 @@ def switches(default: Setup) -> list[Switch]:
         if name != "none"
     ]
     other = "bfloat16" if default.dtype == "float32" else "float32"
-    both = ("train_step", "sampler")
     every = partial(replace, dtype=other, vae_dtype=other)
     note = "emulated" if jax.default_backend() == "cpu" else ""
     found.append(Switch("precision", other, default.dtype, every, on=both, note=note))
@@ -86,10 +81,6 @@ def switches(default: Setup) -> list[Switch]:
         one = partial(replace, **{f"{network}_dtype": other})
         found.append(Switch(f"precision of the {network}", other, default.dtype, one, note=note))
     return found
-
-
-def _with_execution(setup: Setup, **options: str) -> Setup:
-    return replace(setup, execution=Execution(**options))
 
 
 def _with_gammas(setup: Setup, count: int) -> Setup:

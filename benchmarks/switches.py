@@ -44,6 +44,7 @@ from race import (
 from shapes import SHAPES, Model, make_batch, make_model
 from switch_values import Switch, switches
 
+from slam_jax.families.family import DENOISER
 from slam_jax.parallel import runtime
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -56,7 +57,7 @@ Batch = dict[str, np.ndarray]
 def batches_of(model: Model, count: int) -> dict[str, Batch]:
     """The same examples as pictures, as their moments, and with their embeddings too."""
     batch = make_batch(model, count)
-    pipeline, frozen = model.pipeline, {k: v for k, v in model.frozen.items() if k != "unet"}
+    pipeline, frozen = model.pipeline, {k: v for k, v in model.frozen.items() if k != DENOISER}
     moments = np.asarray(jax.jit(pipeline.moments)(frozen, batch["images"]))
     context, _ = jax.jit(pipeline.contexts, static_argnums=2)(frozen, batch, 0)
     pictures = ours.batch_for(batch, with_pictures=True)

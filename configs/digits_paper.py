@@ -1,8 +1,8 @@
 """The digits job with the published recipe taken literally; everything else as in digits.py.
 
 The authors' noise scale inside the sub-path, the network told (s, gamma) through the gamma
-embedding, one gamma per sub-path, drawn uniformly. On a short budget this falls far behind; the
-README says how far, and why.
+embedding, one gamma per sub-path, drawn uniformly. On a short budget this falls far behind;
+docs/results.md says how far, and why.
 
     slam-jax train --config digits_paper \\
         --config.teacher.path=runs/digits/teacher

@@ -9,7 +9,7 @@ The first command stores what the VAE makes of the images. `--config.data.source
 themselves too, which are then read and encoded in every step, with another crop each time; add
 `--config.data.workers=8` or so then, as each image takes about 12 ms of a core.
 
-What the digits job measured to be better (README) is a matter of options:
+What the digits job measured to be better (docs/results.md) is a matter of options:
 
     --config.method.sigma=linear --config.method.conditioning=both
     --config.method.gamma=paired --config.method.gammas_per_subpath=2
@@ -44,7 +44,7 @@ def get_config(size="full"):
         ema=0.95,
         sample_every=1000,
         checkpoint_every=1000,
-        remat="minimal",  # without it a step needs more than 80 GB for 12 pictures
+        remat="minimal",  # a step with XLA's attention needs more than 80 GB for 12 pictures
         optimizer=dict(learning_rate=8e-6, weight_decay=0.0, clip_norm=1.0),
     )
     config.precision.update(

@@ -2,11 +2,13 @@
 
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from slam_jax.base.errors import InputError
 from slam_jax.config.describe import help_text
@@ -72,6 +74,37 @@ def config_file(name: str) -> str:
     return f"{recipes_folder() / path}.py{colon}{argument}"
 
 
+def read_recipe(name: str) -> ConfigDict:
+    """The config of a recipe, such as "digits" or "sd:tiny", or of a file.
+
+    Raises:
+      InputError: there is none, or it cannot be run.
+    """
+    values, command = flags.FlagValues(), ["slam-jax", f"--config={config_file(name)}"]
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=command)
+    with _refusals():
+        values(command)
+        return values.config
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turns what ml_collections and absl raise into one line."""
+    try:
+        yield
+    except (AttributeError, KeyError) as error:
+        # ml_collections: the unknown key in quotes, then a line with the nearest valid one; at
+        # times as the text of a text.
+        text = re.sub(r"\\n|\\'|'", " ", str(error.args[0]))
+        raise InputError(f"the config has no option {' '.join(text.split())}") from error
+    except (flags.Error, OSError) as error:
+        text = str(error)  # of an error inside the config file, the whole traceback
+        text = text.strip().splitlines()[-1] if "Traceback" in text else text
+        text = " ".join(text.split())
+        text = re.sub(r"^\w+Error: |.*Failed loading config file config_config ", "", text)
+        raise InputError(text) from error
+
+
 def parse(argv: list[str]) -> Command:
     """Reads the command line.
 
@@ -87,7 +120,7 @@ def parse(argv: list[str]) -> Command:
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     for name in ("resume", "distributed"):
         flags.DEFINE_bool(name, False, "", flag_values=values)
-    try:
+    with _refusals():
         rest = values(command)[1:]
         if values["config"].value is None or rest:
             raise InputError(
@@ -95,17 +128,6 @@ def parse(argv: list[str]) -> Command:
                 f"{' '.join(rest) or 'neither'}"
             )
         config = freeze(values.config)
-    except (AttributeError, KeyError) as error:
-        # ml_collections: the unknown key in quotes, then a line with the nearest valid one; at
-        # times as the text of a text.
-        text = re.sub(r"\\n|\\'|'", " ", str(error.args[0]))
-        raise InputError(f"the config has no option {' '.join(text.split())}") from error
-    except (flags.Error, OSError) as error:
-        text = str(error)  # of an error inside the config file, the whole traceback
-        text = text.strip().splitlines()[-1] if "Traceback" in text else text
-        text = " ".join(text.split())
-        text = re.sub(r"^\w+Error: |.*Failed loading config file config_config ", "", text)
-        raise InputError(text) from error
     workdir = Path(values.workdir or Path("runs") / config.name)
     return Command(config, workdir, values.resume, values.distributed)
 

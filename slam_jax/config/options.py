@@ -29,16 +29,16 @@ DTYPES = ("float32", "bfloat16")
 class Optimizer(Options):
     """AdamW after clipping by global norm. The defaults are the authors'."""
 
-    learning_rate: float = option(8e-6, "at its highest", above=0)
+    learning_rate: float = option(8e-6, "highest value of the learning rate", above=0)
     schedule: str = option(
         "constant",
-        '"linear" and "cosine" fall to 2% at the last step',
+        'course of the learning rate; "linear" and "cosine" fall to 2% at the last step',
         one_of=LEARNING_RATE_SCHEDULES,
     )
-    warmup_steps: int = option(0, "in which the learning rate rises", at_least=0)
-    weight_decay: float = option(0.0, "of AdamW", at_least=0)
-    b1: float = option(0.9, "of Adam's mean of gradients", at_least=0, below=1)
-    b2: float = option(0.999, "of Adam's mean of their squares", at_least=0, below=1)
+    warmup_steps: int = option(0, "steps in which the learning rate rises", at_least=0)
+    weight_decay: float = option(0.0, "weight decay of AdamW", at_least=0)
+    b1: float = option(0.9, "decay of Adam's mean of gradients", at_least=0, below=1)
+    b2: float = option(0.999, "decay of Adam's mean of squared gradients", at_least=0, below=1)
     clip_norm: float = option(1.0, "largest global norm of a gradient", above=0)
 
 
@@ -46,8 +46,8 @@ class Optimizer(Options):
 class Training(Options):
     """One training run: of a student, or of a teacher that is trained here."""
 
-    steps: int = option(1000, "how many", at_least=1)
-    batch_size: int = option(12, "examples a step, over all devices", at_least=1)
+    steps: int = option(1000, "number of training steps", at_least=1)
+    batch_size: int = option(12, "examples in a step, over all devices", at_least=1)
     accumulation: int = option(
         1,
         "parts of its rows that a device goes through one after the other",
@@ -55,25 +55,34 @@ class Training(Options):
         free=True,
     )
     remat: str = option(
-        "none", "what the gradient computes again, not keeps", one_of=tuple(REMAT), free=True
+        "none", "what the gradient recomputes, not keeps in memory", one_of=tuple(REMAT), free=True
     )
-    ema: float = option(0.95, "decay of the weights' moving average", at_least=0, below=1)
+    ema: float = option(0.95, "decay of the moving average of the weights", at_least=0, below=1)
     optimizer: Optimizer = group(Optimizer, "AdamW")
     log_every: int = option(50, "steps between rows of metrics", at_least=1, free=True)
     sample_every: int = option(
-        0, "steps between step ladders; 0: only at the end", at_least=0, free=True
+        0, "steps between step ladders; 0: only one, at the end", at_least=0, free=True
     )
     checkpoint_every: int = option(500, "steps between checkpoints", at_least=1, free=True)
     checkpoint_minutes: float = option(
-        0.0, "one more when the last is so old; 0: by steps only", at_least=0, free=True
+        0.0, "minutes after which one more is saved; 0: by steps only", at_least=0, free=True
     )
-    keep_checkpoints: int = option(2, "the newest ones", at_least=1, free=True)
-    keep_best: int = option(0, "besides, those with the lowest best_metric", at_least=0, free=True)
+    keep_checkpoints: int = option(
+        2, "how many of the newest checkpoints stay", at_least=1, free=True
+    )
+    keep_best: int = option(
+        0, "how many checkpoints with the lowest best_metric stay, too", at_least=0, free=True
+    )
     best_metric: str = option(
-        "loss", 'or a metric of the step ladder, such as "rmse_to_teacher_4"', free=True
+        "loss",
+        'what keep_best compares: "loss", or of the step ladder as "rmse_to_teacher_4"',
+        free=True,
     )
     max_skipped: int = option(
-        10, "steps that are not finite, at which a run stops", at_least=1, free=True
+        10,
+        "steps with a loss or gradient that is not finite, at which a run stops",
+        at_least=1,
+        free=True,
     )
 
     def __post_init__(self):
@@ -97,25 +106,29 @@ class Training(Options):
 class Teacher(Options):
     """The model that is distilled: its family, and where it is or how it is trained."""
 
-    family: str = option("stable_diffusion", "what kind of model it is, see families.registry")
+    family: str = option("stable_diffusion", "kind of model, a name in families.registry")
     path: str = option(
         "",
-        "a diffusers folder or a repository of the Hugging Face hub; of a teacher that is trained "
-        "here the folder where it is kept, empty: teacher/ in the workdir",
+        "a diffusers folder or a repository of the Hugging Face hub; for a teacher that is trained "
+        "here, the folder where it is kept (empty: teacher/ in the workdir)",
         free=True,  # what is found there is compared
     )
-    revision: str = option("", "commit, tag or branch on the hub; empty: its main one", free=True)
-    variant: str = option("", 'such as "fp16", of the weight files')
+    revision: str = option(
+        "", "commit, tag or branch on the hub; empty: its main branch", free=True
+    )
+    variant: str = option("", 'kind of weight files, such as "fp16"; empty: the plain ones')
     # What follows is of teachers that are trained here.
-    seed: int = option(0, "of its training", at_least=0, at_most=SEEDS - 1)
+    seed: int = option(0, "seed of a teacher that is trained here", at_least=0, at_most=SEEDS - 1)
     network: dict[str, Any] = field(
-        default_factory=dict, metadata={"doc": "its configuration; empty: it is not trained here"}
+        default_factory=dict, metadata={"doc": "configuration of a network that is trained here"}
     )
-    prediction_type: str = option("epsilon", "what it predicts", one_of=PREDICTION_TYPES)
+    prediction_type: str = option(
+        "epsilon", "what a teacher that is trained here predicts", one_of=PREDICTION_TYPES
+    )
     dropout: float = option(
-        0.1, "share of examples without their prompt, for guidance", at_least=0, below=1
+        0.1, "share of examples without their prompt, which guidance needs", at_least=0, below=1
     )
-    training: Training = group(Training, "how it is trained")
+    training: Training = group(Training, "how a teacher is trained here")
 
     def __post_init__(self):
         super().__post_init__()
@@ -146,9 +159,9 @@ class Precision(Options):
 class Mesh(Options):
     """Devices: their number must be data * fsdp; data = -1 takes all that fsdp leaves."""
 
-    data: int = option(-1, "the batch is split over data and fsdp")
+    data: int = option(-1, "devices that share a batch; -1: all that fsdp leaves")
     fsdp: int = option(
-        1, "weights, EMA, optimiser and the frozen networks are split over it", at_least=1
+        1, "devices that share weights, EMA, optimiser and the frozen networks", at_least=1
     )
 
     def __post_init__(self):
@@ -160,39 +173,38 @@ class Mesh(Options):
 class Evaluation(Options):
     """Step ladder and report: pictures of the same prompts and noise by teacher and student."""
 
-    prompts: tuple[str, ...] = option((), "of the pictures; empty: the family's own")
-    batch: int = option(0, "pictures at a time; 0: one of each prompt", at_least=0)
-    samples: int = option(
-        0, "pictures that a number of the report is made of; 0: one batch", at_least=0
+    prompts: tuple[str, ...] = option((), "prompts of the pictures; empty: the family's own")
+    batch: int = option(0, "pictures that are drawn at a time; 0: one of each prompt", at_least=0)
+    samples: int = option(0, "pictures for each row of the report; 0: one batch", at_least=0)
+    student_steps: tuple[int, ...] = option(
+        (1, 2, 4, 8), "numbers of steps of the student", at_least=1
     )
-    student_steps: tuple[int, ...] = option((1, 2, 4, 8), "of the student", at_least=1)
-    teacher_steps: tuple[int, ...] = option((50, 8, 4, 2), "of the teacher", at_least=1)
+    teacher_steps: tuple[int, ...] = option(
+        (50, 8, 4, 2), "numbers of steps of the teacher", at_least=1
+    )
     metrics: tuple[str, ...] = option(
-        (), "of the report; empty: all that can be computed, see drawing.metrics.registry"
+        (), "metrics of the report, names in drawing.metrics.registry; empty: all that apply"
     )
 
     def __post_init__(self):
-        texts = self.prompts
-        check(all(isinstance(text, str) for text in texts), "prompts", texts, "texts")
+        super().__post_init__()
         for name in ("student_steps", "teacher_steps"):
             steps = getattr(self, name)
-            whole = isinstance(steps, tuple) and all(type(n) is int for n in steps)
-            check(whole and len(steps) > 0, name, steps, "one or more whole numbers above 0")
-        super().__post_init__()
+            check(len(steps) > 0, name, steps, "one or more whole numbers above 0")
 
 
 @dataclass(frozen=True)
 class Config(Options):
     """A whole run."""
 
-    name: str = option("run", "of the run, and of its folder in runs/")
-    seed: int = option(0, "of everything random", at_least=0, at_most=SEEDS - 1)
+    name: str = option("run", "name of the run, and of its folder in runs/")
+    seed: int = option(0, "seed of all random draws", at_least=0, at_most=SEEDS - 1)
     teacher: Teacher = group(Teacher, "the model that is distilled")
-    data: Data = group(Data, "what is trained on")
+    data: Data = group(Data, "the training data")
     method: Method = group(Slam, "how it is distilled", kinds=METHODS)
     training: Training = group(Training, "how the student is trained")
     precision: Precision = group(Precision, "what networks compute in")
-    execution: Execution = group(Execution, "how they are computed", free=True)
+    execution: Execution = group(Execution, "how networks are computed", free=True)
     mesh: Mesh = group(Mesh, "the devices", free=True)
     evaluation: Evaluation = group(Evaluation, "step ladder and report", free=True)
 

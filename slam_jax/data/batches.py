@@ -55,9 +55,9 @@ class Batches:
       batch_size: examples a batch, over all processes.
       seed: of the shuffle and of the examples' seeds.
       workers: processes that read; 0: a thread of this process does.
-      process, processes: which part of each batch is this process's: the parts are equal, and one
-        behind the other.
       max_rejects: the share of damaged examples that is borne.
+      share: which part of each batch is this process's, and of how many: the parts are equal, and
+        one behind the other.
 
     Attributes:
       rejects: what was passed over so far, in the batches that were taken.
@@ -69,14 +69,14 @@ class Batches:
         batch_size: int,
         seed: int,
         workers: int = 0,
-        process: int = 0,
-        processes: int = 1,
         max_rejects: float = 1.0,
+        share: tuple[int, int] = (0, 1),
     ):
         self._source, self._batch_size, self._seed = source, batch_size, seed
         self._workers, self._max_rejects = workers, max_rejects
-        share = batch_size // processes
-        self._rows = slice(process * share, (process + 1) * share)
+        process, processes = share
+        rows = batch_size // processes
+        self._rows = slice(process * rows, (process + 1) * rows)
         self.rejects, self._read = Rejects(), 0
 
     def position(self, count: int) -> dict[str, Any]:

@@ -20,14 +20,18 @@ class Data(Options):
     of images with captions; "tfds:NAME" of tensorflow-datasets; or what slam-jax prepare made.
     """
 
-    source: str = option("photographs", "where examples are", free=True)  # their identity counts
+    source: str = option(
+        "photographs", "name of the source of examples", free=True
+    )  # their identity counts
     resolution: int = option(
-        512, "pixels: the shorter side is resized to it, a square is cropped", read_by=DRAWN
+        512,
+        "pixels of a side: the shorter one is resized to it, a square is cropped",
+        read_by=DRAWN,
     )
-    crop: str = option("random", "where the square is taken", one_of=CROPS, read_by=PICTURES)
+    crop: str = option("random", "where the square is cropped", one_of=CROPS, read_by=PICTURES)
     flip: bool = option(False, "mirror half of the examples", read_by=DRAWN)
     captions: str = option(
-        "random", "which one of an example with several", one_of=CAPTIONS, read_by=DRAWN
+        "random", "which caption of an example with several", one_of=CAPTIONS, read_by=DRAWN
     )
     empty_prompts: float = option(
         0.0, "share of examples without their caption", at_least=0, at_most=1, read_by=DRAWN
@@ -37,30 +41,32 @@ class Data(Options):
     )
     max_watermark: float = option(
         1.0,
-        'leave out images with a larger "pwatermark", or below 1 with none',
+        'leave out images with a larger "pwatermark"; below 1, those with none too',
         at_least=0,
         at_most=1,
         read_by=FILES,
     )
     max_rejects: float = option(
         0.1,
-        "share of damaged examples at which to stop",
+        "share of damaged examples at which a run stops",
         at_least=0,
         at_most=1,
         free=True,
         read_by=(*FILES, "prepared"),
     )
     caption_key: str = option(
-        "", "where captions are in json, metadata.jsonl or TFDS; empty: as usual", read_by=FILES
+        "",
+        "name of captions in .json, metadata.jsonl or TFDS; empty: the usual ones",
+        read_by=FILES,
     )
-    image_key: str = option("image", "where images are in TFDS", read_by=("tfds",))
-    split: str = option("train", 'of TFDS, such as "train[:10%]"', read_by=("tfds",))
+    image_key: str = option("image", "name of images in TFDS", read_by=("tfds",))
+    split: str = option("train", 'split of TFDS, such as "train[:10%]"', read_by=("tfds",))
     data_dir: str = option(
-        "", "of TFDS; empty: ~/tensorflow_datasets", free=True, read_by=("tfds",)
+        "", "folder of TFDS; empty: ~/tensorflow_datasets", free=True, read_by=("tfds",)
     )
     index: str = option(
         "",
-        "folder for what is known of tar shards; empty: ~/.cache/slam_jax/tar_index",
+        "folder for indices of tar shards; empty: ~/.cache/slam_jax/tar_index",
         free=True,
         read_by=("tar",),
     )

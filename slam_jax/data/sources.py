@@ -3,7 +3,8 @@ opened.
 
 A source of pictures gives `Examples`, which a family turns into batches. Any other gives batches
 itself (`batches.Source`). Another one is added from outside:
-`SOURCES["mine"] = Kind(matches=lambda name: name == "mine", open=lambda data: Mine())`.
+`SOURCES["mine"] = Kind(matches=lambda name: name == "mine", open=lambda data: Mine(),
+has_pictures=True, options="photographs")`.
 """
 
 import argparse
@@ -51,11 +52,13 @@ class Kind(NamedTuple):
       matches: whether a name, as a user gives it, is of one.
       open: opens it: `Examples` where it has pictures, else a `batches.Source`.
       has_pictures: which of the two.
+      options: the kind whose options it reads, where it is none of those in `Data`.
     """
 
     matches: Callable[[str], bool]
     open: Callable[[Data], Any]
     has_pictures: bool = False
+    options: str = ""
 
 
 def _folder(source: str) -> Path | None:
@@ -135,9 +138,10 @@ def check_used(data: Data, kind: str) -> None:
     Raises:
       InputError: one is set that means nothing to it.
     """
+    reads_as = SOURCES[kind].options or kind
     for field in dataclasses.fields(Data):
         given = getattr(data, field.name)
-        if kind not in field.metadata.get("read_by", (kind,)) and given != field.default:
+        if reads_as not in field.metadata.get("read_by", (reads_as,)) and given != field.default:
             why = "was decided when it was made" if kind == "prepared" else "means nothing to it"
             raise InputError(
                 f"{data.source}: {field.name} = {given!r} {why}; leave it at {field.default!r}"
@@ -156,7 +160,7 @@ def open_examples(data: Data, judged: bool = True) -> Examples:
     """
     kind = kind_of(data.source)
     if not SOURCES[kind].has_pictures:
-        raise InputError(f"{data.source}: {kind}, where pictures with captions are expected")
+        raise InputError(f"{data.source}: of kind {kind}, expected pictures with captions")
     check_used(data, kind)
     examples = SOURCES[kind].open(data)
     if judged:

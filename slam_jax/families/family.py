@@ -88,7 +88,8 @@ class Pipeline(ABC):
 
     @abstractmethod
     def gamma_params(self, params: Params) -> Params:
-        """The weights of `gamma_network` with which it computes what `params` do, at any gamma."""
+        """The weights of `gamma_network` with which it computes what `params` do, at any gamma;
+        traceable, as `params` may be shapes."""
 
     # What is around it.
 
@@ -219,7 +220,8 @@ class Family(ABC):
           size: examples.
         """
 
-    def reference(self) -> Reference | None:
+    @classmethod
+    def reference(cls) -> Reference | None:
         """Real pictures to compare drawn ones with; None: none that come with the family."""
         return None
 
@@ -269,6 +271,7 @@ class Model:
       method: how a student was distilled, which says how it draws; None: a teacher.
       info: how a student was made, empty for others.
       note: what a user should know before drawing.
+      reference: real pictures to compare drawn ones with, where the family has such.
     """
 
     pipeline: Pipeline
@@ -277,6 +280,7 @@ class Model:
     method: Method | None
     info: dict[str, Any] = field(default_factory=dict)
     note: str = ""
+    reference: Reference | None = None
 
     @property
     def is_student(self) -> bool:

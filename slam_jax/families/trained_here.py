@@ -77,7 +77,7 @@ class TrainedHere(Family):
             raise InputError(f"{path}: {error}; export the model again") from error
         params = _checked(pipeline, folder, saved)
         method = method_of(saved.info, path) if "method" in saved.info else None
-        return Model(pipeline, {}, params, method, saved.info)
+        return Model(pipeline, {}, params, method, saved.info, reference=cls.reference())
 
     def weights(self, precision: Precision) -> Frozen:
         return {DENOISER: _checked(self.pipeline, self.folder, load_model(self.folder))}

@@ -73,7 +73,7 @@ class RowKeys(NamedTuple):
 class Method(Options, ABC):
     """A way to distil a teacher into a student that draws in few steps."""
 
-    name: str = option("", "of the method")
+    name: str = option("", "name of the method")
     w: float = option(8.0, "guidance that the student learns, the usual scale minus 1", at_least=0)
 
     @property

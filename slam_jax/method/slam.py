@@ -51,18 +51,20 @@ GAMMA_POLICIES: dict[str, Callable[[Array], Array]] = {
 class Slam(Method):
     """Sub-path linear approximation. The defaults are the authors' recipe."""
 
-    name: str = option("slam", "of the method", one_of=("slam",))
-    num_ddim_timesteps: int = option(50, "M, the sub-paths on the teacher's way", at_least=1)
+    name: str = option("slam", "name of the method", one_of=("slam",))
+    num_ddim_timesteps: int = option(50, "M, the number of sub-paths", at_least=1)
     solver_substeps: int = option(1, "p, teacher evaluations along a sub-path", at_least=1)
     gamma: str = option("uniform", "how gamma is drawn", one_of=tuple(GAMMA_POLICIES))
     gammas_per_subpath: int = option(
-        1, "G, which share the teacher's and the target's evaluations", at_least=1
+        1, "G, gammas of a sub-path, which share the passes of teacher and target", at_least=1
     )
     sigma: str = option("paper", "the noise scale inside a sub-path", one_of=SIGMAS)
     conditioning: str = option(
-        "embedding", "what tells the network where it is", one_of=CONDITIONINGS
+        "embedding", "what tells the network where on the sub-path it is", one_of=CONDITIONINGS
     )
-    distance: str = option("huber", "between the answers", one_of=DISTANCES)
+    distance: str = option(
+        "huber", "distance between the answers of student and target", one_of=DISTANCES
+    )
     huber_c: float = option(1e-3, "c of the pseudo-Huber distance", above=0)
 
     def __post_init__(self):

@@ -15,4 +15,6 @@ class Execution(Options):
     `functional.apply_fn` sets.
     """
 
-    attention: str = option("auto", "who computes it, see models.attention", one_of=ATTENTION)
+    attention: str = option(
+        "auto", "what computes attention, see models.attention", one_of=ATTENTION
+    )

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from flax import nnx, traverse_util
 
+from slam_jax.base.tree import MISSING, differences
 from slam_jax.models.execution import Execution
 
 Params = dict[str, Any]
@@ -101,28 +102,23 @@ def apply_fn(
     return apply
 
 
-def first_difference(expected: Any, actual: Any, path: str = "") -> str | None:
+def first_difference(expected: Any, actual: Any) -> str | None:
     """The first place where two nested dicts differ in keys or shapes, in words; None if nowhere.
 
     Args:
         expected, actual: nested mappings with leaves that have `.shape`.
-        path: dotted name of the two trees, for the message.
     """
-    if isinstance(expected, Mapping) and isinstance(actual, Mapping):
-        for key in sorted(expected.keys() | actual.keys()):
-            name = f"{path}.{key}" if path else key
-            if key not in actual:
-                return f"{name} is missing"
-            if key not in expected:
-                return f"{name} is not expected"
-            if difference := first_difference(expected[key], actual[key], name):
-                return difference
+    found = next(differences(expected, actual, lambda a, b: tuple(a.shape) == tuple(b.shape)), None)
+    if found is None:
         return None
-    if isinstance(expected, Mapping) or isinstance(actual, Mapping):
+    path, wanted, there = found
+    if there is MISSING:
+        return f"{path} is missing"
+    if wanted is MISSING:
+        return f"{path} is not expected"
+    if isinstance(wanted, Mapping) or isinstance(there, Mapping):
         return f"{path} is one array in one tree and a group of arrays in the other"
-    if tuple(expected.shape) != tuple(actual.shape):
-        return f"{path} has shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
-    return None
+    return f"{path} has shape {tuple(there.shape)}, expected {tuple(wanted.shape)}"
 
 
 def flatten(params: Params) -> dict[str, Any]:

@@ -52,6 +52,23 @@ def configure(alone: bool = True) -> None:
     compile_cache.configure(alone)
 
 
+def devices() -> list[jax.Device]:
+    """The devices of all processes.
+
+    Raises:
+      BackendError: JAX refuses the platform that the user asks for.
+    """
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: cuda, and no plugin for it
+        asked = jax.config.jax_platforms or "not set"
+        why = " ".join(str(error).split(" (set JAX_PLATFORMS")[0].split()).rstrip(".")
+        raise BackendError(
+            f"JAX finds no devices (JAX_PLATFORMS: {asked}): {why or 'no package for them'}; "
+            "install JAX for them, or unset JAX_PLATFORMS to take what there is"
+        ) from error
+
+
 def versions() -> dict[str, str]:
     """Of what decides the numbers of a run."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -65,9 +82,10 @@ def probe(run: Callable = jax.jit) -> None:
       run: how a function is compiled; tests pass a broken one.
 
     Raises:
-      BackendError: a result is off by more than rounding; training on would give wrong weights
-        silently.
+      BackendError: there is none, or a result is off by more than rounding; training on would give
+        wrong weights silently.
     """
+    platform = devices()[0].platform
     generator = np.random.default_rng(0)
     rows = generator.standard_normal((32769, 3)).astype(np.float32)
     x = generator.standard_normal((1, 6, 6, 2)).astype(np.float32)
@@ -89,9 +107,9 @@ def probe(run: Callable = jax.jit) -> None:
         error = np.max(np.abs(result - expected)) / np.max(np.abs(expected))
         # GPUs and TPUs multiply float32 in lower precision unless told otherwise. A CPU does not,
         # and there the known defect is as small as 8e-3 on some.
-        if not error < (1e-4 if jax.default_backend() == "cpu" else 2e-2):
+        if not error < (1e-4 if platform == "cpu" else 2e-2):
             raise BackendError(
-                f"the {jax.default_backend()} backend of jaxlib {jax.lib.__version__} computes "
+                f"the {platform} backend of jaxlib {jax.lib.__version__} computes "
                 f"a {name} wrongly (relative error {error:.1e}); install another jaxlib, or on "
                 f"a CPU set JAX_PLATFORMS=cpu and XLA_FLAGS=--{CPU_FLAG}="
             )

@@ -17,6 +17,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
+from slam_jax.base.options import check
+
 AXES = ("data", "fsdp")
 
 # (pattern that is searched in an array's dotted path, what to do with it). The first that fits
@@ -38,16 +40,15 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | Non
       devices: if not all.
 
     Raises:
-      ValueError: the axes do not multiply to the number of devices.
+      OptionError: the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
     if data == -1 and fsdp > 0:
         data = count // fsdp
-        if data * fsdp != count:
-            raise ValueError(f"mesh: fsdp = {fsdp} does not divide the {count} devices")
-    if data < 1 or fsdp < 1 or data * fsdp != count:
-        raise ValueError(f"mesh: data = {data} times fsdp = {fsdp} must equal the {count} devices")
+        check(data * fsdp == count, "mesh.fsdp", fsdp, f"a divisor of the {count} devices")
+    fits = data > 0 and fsdp > 0 and data * fsdp == count
+    check(fits, "mesh.data", data, f"the {count} devices divided by fsdp = {fsdp}, or -1")
     ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(ordered).reshape(data, fsdp), AXES)
 

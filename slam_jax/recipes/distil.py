@@ -24,7 +24,7 @@ from slam_jax.method.method import Examples, Method, Networks
 from slam_jax.parallel.keys import ENCODE, keys_of
 from slam_jax.parallel.runtime import versions
 from slam_jax.parallel.sharding import to_host
-from slam_jax.training.loop import fit
+from slam_jax.training.loop import TrainingRun, fit
 from slam_jax.training.step import (
     Batch,
     Init,
@@ -69,11 +69,9 @@ def student_step(config: Config, pipeline: Pipeline, mesh: Mesh) -> tuple[Step, 
     step = make_train_step(
         distillation_loss(pipeline, config.method, training.remat),
         tx,
-        training.ema,
+        training,
         keys_of(config.seed).student,
-        training.batch_size,
         mesh,
-        training.accumulation,
         (precision.student, precision.target),
     )
     return step, partial(init_state, tx=tx, mesh=mesh)
@@ -122,20 +120,19 @@ def distil(
     """
     config, training, method = run.config, run.config.training, run.config.method
     step, init = student_step(config, run.pipeline, run.mesh)
-    state = fit(
+    share = jax.process_index(), jax.process_count()
+    data = Batches(
+        run.source,
+        training.batch_size,
+        config.seed,
+        config.data.workers,
+        config.data.max_rejects,
+        share,
+    )
+    what = TrainingRun(
         step,
         init,
-        run.params,
-        run.frozen,
-        Batches(
-            run.source,
-            training.batch_size,
-            config.seed,
-            config.data.workers,
-            jax.process_index(),
-            jax.process_count(),
-            config.data.max_rejects,
-        ),
+        data,
         run.mesh,
         training,
         workdir,
@@ -143,6 +140,7 @@ def distil(
         {"config": dataclasses.asdict(config), "versions": versions(), "teacher": run.teacher},
         lambda state, number: draw_samples(method.student_of(state.ema), number),
     )
+    state = fit(what, run.params, run.frozen)
     return to_host(method.student_of(state.ema), run.mesh)
 
 

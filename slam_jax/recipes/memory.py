@@ -19,6 +19,7 @@ from slam_jax.config import options
 from slam_jax.config.options import Config
 from slam_jax.families.family import DENOISER, Family, Frozen, Params, Pipeline, student_params
 from slam_jax.models.execution import Execution
+from slam_jax.parallel import runtime
 from slam_jax.parallel.sharding import AXES, batch_sharding, make_mesh, shardings_of, specs_of
 from slam_jax.recipes.distil import distillation_loss, student_step
 from slam_jax.training.step import TrainState, check_batch_size
@@ -146,7 +147,7 @@ def compiled_bytes(config: Config, family: Family) -> tuple[int, str]:
       InputError: there are not enough devices, and none can be made up.
     """
     data, fsdp = min(config.mesh.data, 2), config.mesh.fsdp
-    devices = jax.devices()
+    devices = runtime.devices()
     if len(devices) < data * fsdp:
         try:
             devices = jax.devices("cpu")

@@ -1,7 +1,6 @@
 """A whole run: teacher, distillation, report and export."""
 
 import dataclasses
-import json
 import resource
 import sys
 import time
@@ -109,7 +108,7 @@ def run(config: Config, workdir: Path, resume: bool = False) -> list[dict[str, A
     started = time.perf_counter()
     runtime.probe()
     same = {"workdir": str(workdir), "resume": resume, "versions": runtime.versions()}
-    compare(json.dumps({"config": dataclasses.asdict(config), **same}))
+    compare({"config": dataclasses.asdict(config), **same})
     opened = open_run(config, workdir)
     if is_main():
         kind, count, mesh = jax.devices()[0].device_kind, jax.process_count(), opened.mesh

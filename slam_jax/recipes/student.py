@@ -146,13 +146,13 @@ def load(path: str, options: LoadOptions | None = None) -> Model:
     options, local = options or LoadOptions(), Path(path)
     if (local / "export").is_dir():
         local = local / "export"
-    elif (local / "checkpoints").is_dir():
-        raise InputError(
-            f"{path}: this run has not finished; go on with it, or use slam-jax export"
-        )
     name = str(local) if local.is_dir() else path
     for family in FAMILIES.values():
         if family.reads(local):
             model = family.load(name, options)
             return dataclasses.replace(model, params=cast(model.params, options.dtype))
+    if (local / "checkpoints").is_dir():
+        raise InputError(
+            f"{path}: this run has not finished; go on with it, or use slam-jax export"
+        )
     raise InputError(f"{path}: no model of a family there is ({', '.join(FAMILIES)})")

@@ -24,7 +24,7 @@ from slam_jax.parallel.keys import ENCODE, keys_of
 from slam_jax.parallel.processes import as_first, is_main, wait
 from slam_jax.parallel.runtime import versions
 from slam_jax.parallel.sharding import to_host
-from slam_jax.training.loop import fit
+from slam_jax.training.loop import TrainingRun, fit
 from slam_jax.training.step import (
     Batch,
     Loss,
@@ -120,26 +120,14 @@ def _train(family: Family, options: Teacher, source: Source, folder: Path, mesh:
     tx, keys = make_optimizer(training.optimizer, training.steps), keys_of(options.seed)
     params = pipeline.init(pipeline.network, keys.init)
     loss = denoising_loss(pipeline, options.dropout)
-    step = make_train_step(
-        loss,
-        tx,
-        training.ema,
-        keys.teacher,
-        training.batch_size,
-        mesh,
-        training.accumulation,
-    )
-    data = Batches(
-        source,
-        training.batch_size,
-        options.seed,
-        process=jax.process_index(),
-        processes=jax.process_count(),
-    )
+    step = make_train_step(loss, tx, training, keys.teacher, mesh)
+    share = jax.process_index(), jax.process_count()
+    data = Batches(source, training.batch_size, options.seed, share=share)
     info = {"teacher": json.loads(to_json(options))}
     record = {"config": info["teacher"], "versions": versions(), "teacher": None}
     init = partial(init_state, tx=tx, mesh=mesh)
-    state = fit(step, init, params, {}, data, mesh, training, folder, "teacher", record)
+    run = TrainingRun(step, init, data, mesh, training, folder, "teacher", record)
+    state = fit(run, params, {})
     ema = to_host(state.ema, mesh)
     network = pipeline.network.to_dict()
     if is_main():

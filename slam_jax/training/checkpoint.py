@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from slam_jax.base.errors import InputError
+from slam_jax.base.tree import differences
+from slam_jax.parallel.processes import exchange
 from slam_jax.training import checksums
 from slam_jax.training.checkpoint_files import (
     ABOUT,
@@ -163,7 +163,7 @@ class Checkpoints:
 
         Args:
           like: the state, of arrays or of ShapeDtypeStructs.
-          shardings: where the arrays go: a pytree of Shardings, or one for all.
+          shardings: where the arrays go, a pytree of Shardings.
 
         Returns:
           None where there is no checkpoint.
@@ -172,16 +172,14 @@ class Checkpoints:
           InputError: the checkpoint is of another model or teacher or of a newer format, or none
             can be read; nothing has changed on disk.
         """
-        if isinstance(shardings, jax.sharding.Sharding):
-            shardings = jax.tree.map(lambda _: shardings, like)
         wanted = jax.tree.map(
             lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), like, shardings
         )
         with self._saving():
             self._manager.wait_until_finished()
         damaged: dict[int, str] = {}
-        for step in reversed(json.loads(_exchange(json.dumps(steps_in(self._folder)))[0])):
-            if whys := [why for why in _exchange(self._damage(step)) if why]:
+        for step in reversed(json.loads(exchange(json.dumps(steps_in(self._folder)))[0])):
+            if whys := [why for why in exchange(self._damage(step)) if why]:
                 damaged[step] = whys[0]
                 continue
             found = self._read(step, wanted)
@@ -215,14 +213,10 @@ class Checkpoints:
                 f"{FORMAT}); update slam_jax"
             )
         there, here = about.get("teacher"), self._record.get("teacher")
-        if there != here:
-            which = "it"
-            if isinstance(there, dict) and isinstance(here, dict):
-                keys = sorted({*there, *here})
-                which = "its " + next(k for k in keys if there.get(k, k) != here.get(k, k))
+        for name, *_ in differences(there, here):
             raise InputError(
-                f"{folder}: made with another teacher ({which} is not this run's); go on with "
-                "that teacher, or choose another workdir"
+                f"{folder}: made with another teacher ({f'its {name}' if name else 'it'} is not "
+                "this run's); go on with that teacher, or choose another workdir"
             )
         handler, path = ocp.StandardCheckpointHandler(), folder / STATE
         try:
@@ -254,7 +248,7 @@ class Checkpoints:
                     f"run goes on from step {step}",
                     file=sys.stderr,
                 )
-        if failure := _exchange(failure)[0]:
+        if failure := exchange(failure)[0]:
             self._failed = True
             raise InputError(failure)
         self._manager = self._open()
@@ -284,15 +278,3 @@ def _barrier() -> Callable[..., None]:
             wait(key=key, timeout_ms=timeout_ms)
 
     return barrier
-
-
-def _exchange(text: str) -> list[str]:
-    """The texts of all processes."""
-    if jax.process_count() == 1:
-        return [text]
-    data = np.frombuffer(text.encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int32(len(data)))
-    padded = np.zeros(sizes.max(), np.uint8)
-    padded[: len(data)] = data
-    rows = multihost_utils.process_allgather(padded)
-    return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]

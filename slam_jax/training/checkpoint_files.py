@@ -124,9 +124,4 @@ def reason(error: Exception) -> str:
 def _named(tree: Any) -> dict[str, Any]:
     """A pytree as {path: leaf}: orbax describes tuples and dataclasses by other containers."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        ".".join(
-            str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path
-        ): leaf
-        for path, leaf in leaves
-    }
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

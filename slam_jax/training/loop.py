@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from math import nan
 from pathlib import Path
@@ -53,6 +54,34 @@ class StopRequest:
             signal.signal(number, handler)
 
 
+@dataclass(frozen=True)
+class TrainingRun:
+    """What is trained, on what, for how long, and where it is kept.
+
+    Attributes:
+      step: from `make_train_step`.
+      init: weights on the mesh -> the state before the first step.
+      data: endless batches.
+      mesh: devices.
+      options: how long and how often.
+      folder: for checkpoints/, replay/, metrics.jsonl and tensorboard/.
+      name: of the progress bar.
+      record: what a checkpoint says of the run, see `Checkpoints`.
+      draw_samples: called with (state, step) every `options.sample_every` steps; what it returns
+        joins the metrics.
+    """
+
+    step: Step
+    init: Init
+    data: Batches
+    mesh: Mesh
+    options: Training
+    folder: Path
+    name: str
+    record: dict[str, Any]
+    draw_samples: DrawSamples | None = None
+
+
 class Events:
     """What happens beside the steps: metrics, pictures, checkpoints, and what ends the run.
 
@@ -61,37 +90,27 @@ class Events:
     """
 
     def __init__(
-        self,
-        checkpoints: Checkpoints,
-        stop: StopRequest,
-        data: Batches,
-        training: Training,
-        folder: Path,
-        name: str,
-        state: TrainState,
-        draw_samples: DrawSamples | None,
+        self, run: TrainingRun, checkpoints: Checkpoints, stop: StopRequest, state: TrainState
     ):
-        self._checkpoints, self._stop, self._data = checkpoints, stop, data
-        self._training, self._folder, self._name = training, folder, name
-        self._draw_samples = draw_samples
+        self._run, self._checkpoints, self._stop = run, checkpoints, stop
         self._first, self._skipped = int(state.step), int(state.skipped)
         self._votes, self._saved = Votes(2), time.monotonic()
         self._previous: tuple[int, dict[str, jax.Array], dict[str, jax.Array]] | None = None
-        self._log = MetricLog(folder, self._first, training.batch_size)
+        self._log = MetricLog(run.folder, self._first, run.options.batch_size)
         self._bar = tqdm(
-            desc=name,
-            total=training.steps,
+            desc=run.name,
+            total=run.options.steps,
             initial=self._first,
             unit="step",
             mininterval=1,
             disable=not is_main(),
         )
-        if self._first < training.steps:
+        if self._first < run.options.steps:
             self._bar.set_postfix_str("compiling the first step")
 
     def after(self, step: int, state: TrainState, metrics: dict, batch: dict) -> None:
         """Looks after everything, when the step is on its way to the devices."""
-        training, last = self._training, step == self._training.steps
+        training, last = self._run.options, step == self._run.options.steps
         # No more than two steps are in flight, so that a stop does not wait for more.
         self._look_at_previous()
         self._previous = step, metrics, batch
@@ -112,10 +131,10 @@ class Events:
             self.save(step, state, values)
         if self._skipped >= training.max_skipped:
             raise InputError(
-                f"{self._skipped} steps of the {self._name} were not finite, the last of them at "
-                f"or before step {step}, and changed nothing; their batches are in {self._folder}/"
-                f"{REPLAY}; lower training.optimizer.learning_rate, or raise training.max_skipped "
-                "to go on"
+                f"{self._skipped} steps of the {self._run.name} were not finite, the last at or "
+                f"before step {step}, and changed nothing; their batches are in "
+                f"{self._run.folder / REPLAY}; lower training.optimizer.learning_rate, or raise "
+                "training.max_skipped to go on"
             )
         if stopping:
             raise Interrupted(self._stopped_at(step))
@@ -139,7 +158,7 @@ class Events:
 
     def save(self, step: int, state: TrainState, metrics: dict[str, float] | None = None) -> None:
         """Saves the state, where the data are, and what was measured in this very step."""
-        self._checkpoints.save(step, state, self._data.position(step), metrics)
+        self._checkpoints.save(step, state, self._run.data.position(step), metrics)
         self._saved = time.monotonic()
 
     def close(self) -> None:
@@ -148,11 +167,11 @@ class Events:
         self._log.close()
 
     def _stopped_at(self, step: int) -> str:
-        return f"stopped at step {step} of {self._training.steps} ({self._name}), and saved"
+        return f"stopped at step {step} of {self._run.options.steps} ({self._run.name}), and saved"
 
     def _is_save_due(self) -> bool:
         """Whether the newest checkpoint is older than it may get; true once for each."""
-        due = time.monotonic() - self._saved >= 60 * self._training.checkpoint_minutes > 0
+        due = time.monotonic() - self._saved >= 60 * self._run.options.checkpoint_minutes > 0
         if due:
             self._saved = time.monotonic()
         return due
@@ -166,11 +185,11 @@ class Events:
         if skipped > self._skipped:
             self._skipped = skipped
             part = f"{jax.process_index()}_of_{jax.process_count()}"
-            path = self._folder / REPLAY / f"step_{step:06d}.process_{part}.safetensors"
+            path = self._run.folder / REPLAY / f"step_{step:06d}.process_{part}.safetensors"
             path.parent.mkdir(exist_ok=True)
             save_arrays(path, rows_here(batch))
             tqdm.write(
-                f"note: step {step} of the {self._name} changed nothing: loss "
+                f"note: step {step} of the {self._run.name} changed nothing: loss "
                 f"{metrics['loss']:.4g}, gradient norm {metrics['grad_norm']:.4g}; its batch is "
                 f"in {path}",
                 file=sys.stderr,
@@ -180,78 +199,48 @@ class Events:
         self, step: int, state: TrainState, last: bool, stopping: bool
     ) -> dict[str, float]:
         """What is known of this very step: drawn, logged, shown."""
-        training, drawn = self._training, {}
+        training, drawn = self._run.options, {}
         every = training.sample_every
-        if self._draw_samples and every and step % every == 0 and not stopping:
+        if self._run.draw_samples and every and step % every == 0 and not stopping:
             with self._log.clock_stopped():
-                drawn = self._draw_samples(state, step)
+                drawn = self._run.draw_samples(state, step)
                 wait("the pictures are drawn")
         if not (drawn or step % training.log_every == 0 or last):
             return {}
-        values = self._log.write(step, self._data.rejects, drawn)
+        values = self._log.write(step, self._run.data.rejects, drawn)
         rate, loss = values.get("samples_per_second", nan), values.get("loss", nan)
         self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} samples/s", False)
         return values
 
 
-def fit(
-    step_fn: Step,
-    init: Init,
-    params: Params,
-    frozen: Any,
-    data: Batches,
-    mesh: Mesh,
-    training: Training,
-    folder: Path,
-    name: str,
-    record: dict[str, Any],
-    draw_samples: DrawSamples | None = None,
-) -> TrainState:
-    """Trains until `training.steps`, from the newest checkpoint in `folder` where there is one.
+def fit(run: TrainingRun, params: Params, frozen: Any) -> TrainState:
+    """Trains until `run.options.steps`, from the newest checkpoint where there is one.
 
     Args:
-      step_fn: from `make_train_step`.
-      init: weights on the mesh -> the state before the first step.
-      params: these weights in the host's memory.
+      run: what is trained.
+      params: weights before the first step, in the host's memory.
       frozen: weights on the mesh that the loss reads.
-      data: endless batches.
-      mesh: devices.
-      training: how long and how often.
-      folder: for checkpoints/, replay/, metrics.jsonl and tensorboard/.
-      name: of the progress bar.
-      record: what a checkpoint says of the run, see `Checkpoints`.
-      draw_samples: called with (state, step) every `training.sample_every` steps; what it returns
-        joins the metrics.
 
     Raises:
       InputError: the newest checkpoint is of another model, another teacher or other data, it
         cannot be saved, too many steps were not finite, or too many examples are damaged.
       Interrupted: Ctrl-C or SIGTERM came, to any process; the state is saved.
     """
-    like = jax.eval_shape(init, params)
-    with (
-        Checkpoints(
-            folder / "checkpoints",
-            training.keep_checkpoints,
-            record,
-            training.keep_best,
-            training.best_metric,
-        ) as checkpoints,
-        StopRequest() as stop,
-    ):
+    options, data, mesh = run.options, run.data, run.mesh
+    keep = options.keep_checkpoints, run.record, options.keep_best, options.best_metric
+    with Checkpoints(run.folder / "checkpoints", *keep) as checkpoints, StopRequest() as stop:
+        like = jax.eval_shape(run.init, params)
         if found := checkpoints.restore(like, shardings_of(like, mesh)):
             state, position = found
             data.restore(position)
         else:
-            state = init(shard(params, mesh))
-        first = int(state.step)
+            state = run.init(shard(params, mesh))
+        step_fn, first = run.step, int(state.step)
         with (
-            closing(
-                Events(checkpoints, stop, data, training, folder, name, state, draw_samples)
-            ) as events,
+            closing(Events(run, checkpoints, stop, state)) as events,
             closing(data.iterate(first, partial(shard_batch, mesh=mesh))) as batches,
         ):
-            for step in range(first + 1, training.steps + 1):
+            for step in range(first + 1, options.steps + 1):
                 try:
                     batch = next(batches)
                 except Exception:
@@ -263,7 +252,7 @@ def fit(
                     wait("the step is compiled")
                 state, metrics = step_fn(state, frozen, batch)
                 events.after(step, state, metrics, batch)
-            events.end(training.steps)
+            events.end(options.steps)
     for line in data.rejects.lines():
         print(f"note: passed over {line}", file=sys.stderr)
     return state

@@ -25,6 +25,7 @@ class MetricLog:
 
     def __init__(self, folder: Path, step: int, batch_size: int):
         self._file = self._board = None
+        self._folder, self._first = folder, step
         if is_main():
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / "metrics.jsonl"
@@ -32,7 +33,6 @@ class MetricLog:
             kept = "".join(row + "\n" for row in rows if _step_of(row) <= step)
             write_whole(path, kept.encode())
             self._file = path.open("a")
-            self._board = _board(folder / "tensorboard", step)
         self._batch_size, self._rows, self._known = batch_size, [], set()
         self.start_clock()
 
@@ -67,6 +67,7 @@ class MetricLog:
         if self._file:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
+            self._board = self._board or self._open_board()
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
         self._rows = []
@@ -83,21 +84,14 @@ class MetricLog:
     def close(self) -> None:
         if self._file:
             self._file.close()
+        if self._board:
             self._board.close()
 
-
-def _board(folder: Path, step: int) -> Any:
-    """A SummaryWriter that drops what comes after `step`."""
-    # tensorboardX imports torch where it can: seconds, for what is not used here.
-    without_torch = "torch" not in sys.modules
-    if without_torch:
-        sys.modules["torch"] = None
-    try:
+    def _open_board(self) -> Any:
+        # Here, since it imports torch where that is installed: seconds, while the devices compute.
         from tensorboardX import SummaryWriter
-    finally:
-        if without_torch:
-            del sys.modules["torch"]
-    return SummaryWriter(str(folder), purge_step=step + 1)
+
+        return SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._first + 1)
 
 
 def _step_of(row: str) -> float:

@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
+from slam_jax.base.options import check
 from slam_jax.config.options import Optimizer, Training
+from slam_jax.method.method import Sums
 from slam_jax.parallel.sharding import (
     AXES,
     gather,
@@ -31,8 +33,6 @@ from slam_jax.parallel.sharding import (
 
 Params = dict[str, Any]
 Batch = dict[str, Array]
-# Metrics as (total, count), of which the mean is wanted: those of parts of a batch can be added.
-Sums = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
 # (params, ema, frozen weights, batch, global example indices [B], key) -> (losses [B], metrics)
 Loss = Callable[[Params, Params, Any, Batch, Array, Array], tuple[Array, Sums]]
 
@@ -65,13 +65,14 @@ def check_batch_size(training: Training, mesh: Mesh) -> None:
     """Makes sure that a batch can be split over the devices, and each one's rows into parts.
 
     Raises:
-      ValueError: it cannot.
+      OptionError: it cannot.
     """
-    if training.batch_size % (mesh.size * training.accumulation):
-        raise ValueError(
-            f"batch_size = {training.batch_size} must be divisible by the {mesh.size} devices "
-            f"times accumulation = {training.accumulation}"
-        )
+    check(
+        training.batch_size % (mesh.size * training.accumulation) == 0,
+        "batch_size",
+        training.batch_size,
+        f"a multiple of the {mesh.size} devices times accumulation = {training.accumulation}",
+    )
 
 
 def make_optimizer(options: Optimizer, steps: int) -> optax.GradientTransformation:
@@ -118,11 +119,9 @@ def init_state(params: Params, tx: optax.GradientTransformation, mesh: Mesh) -> 
 def make_train_step(
     loss: Loss,
     tx: optax.GradientTransformation,
-    ema: float,
+    training: Training,
     key: Array,
-    batch_size: int,
     mesh: Mesh,
-    accumulation: int = 1,
     dtypes: tuple[str, str] = ("float32", "float32"),
 ) -> Step:
     """The jitted step (state, frozen, batch) -> (state, metrics); donates the state it is given.
@@ -132,14 +131,12 @@ def make_train_step(
     Args:
       loss: unreduced loss.
       tx: optimiser.
-      ema: decay of the moving average.
+      training: batch size, accumulation and EMA decay; see `check_batch_size`.
       key: of all its random draws.
-      batch_size: over all devices; their number times `accumulation` divides it.
       mesh: where it runs.
-      accumulation: parts of its rows that a device goes through one after the other.
       dtypes: in which the loss gets the weights and their EMA.
     """
-    gradients = _make_gradients(loss, batch_size, mesh, accumulation, dtypes)
+    gradients, ema = _make_gradients(loss, training, mesh, dtypes), training.ema
 
     def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         step_key = jax.random.fold_in(key, state.step)
@@ -160,9 +157,10 @@ def make_train_step(
 
 
 def _make_gradients(
-    loss: Loss, batch_size: int, mesh: Mesh, accumulation: int, dtypes: tuple[str, str]
+    loss: Loss, training: Training, mesh: Mesh, dtypes: tuple[str, str]
 ) -> Callable[[Params, Params, Any, Batch, Array], tuple[Params, dict[str, Array]]]:
     """(params, ema, frozen, batch, key) -> (gradients, split as the params are; metrics)."""
+    batch_size, accumulation = training.batch_size, training.accumulation
 
     def gradients(params, ema, frozen, batch, key):
         specs = specs_of((params, ema, frozen), mesh)
@@ -203,10 +201,3 @@ def _make_gradients(
         )(params, ema, frozen, batch, key)
 
     return gradients
-
-
-def sums_by_bin(values: Float[Array, " B"], bins: Int[Array, " B"], count: int, name: str) -> Sums:
-    """Values in each of `count` bins, for metrics name0 ..; the mean of an empty bin is NaN."""
-    totals = jnp.zeros(count).at[bins].add(values)
-    sizes = jnp.zeros(count).at[bins].add(1.0)
-    return {f"{name}{i}": (totals[i], sizes[i]) for i in range(count)}

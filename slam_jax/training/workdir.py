@@ -68,7 +68,7 @@ def _record(record: Path, config: Config, resume: bool) -> None:
             recorded = json.loads(record.read_text())
         except json.JSONDecodeError as error:
             raise InputError(f"{record}: damaged ({error}); choose another --workdir") from error
-        if change := first_change(recorded, json.loads(text)):
+        if change := first_change(recorded, config):
             raise InputError(
                 f"{workdir}: holds another config's run: {change}; choose another --workdir"
             )

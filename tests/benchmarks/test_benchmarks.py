@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import types
 from pathlib import Path
@@ -44,7 +45,7 @@ def report_of(folder, name="speed_tiny_cpu.json"):
     return json.loads((folder / name).read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_speed_of_everything(tmp_path, one_level, monkeypatch):
     import parts
     import peer_steps
@@ -123,7 +124,7 @@ def test_each_network_computes_in_its_own_dtype(monkeypatch):
     assert steps[0][-1] == ("float16", "float32")
     ours.train_arguments(model, batch, ours.Setup(target_dtype="bfloat16"))
     assert steps[1][-1] == ("float32", "bfloat16")
-    for part, dtype in (("unet", "bfloat16"), ("vae", "float32"), ("text_encoder", "float32")):
+    for part, dtype in (("denoiser", "bfloat16"), ("vae", "float32"), ("text_encoder", "float32")):
         assert {str(leaf.dtype) for leaf in jax.tree.leaves(frozen[part])} == {dtype}
 
 
@@ -243,13 +244,18 @@ def test_tables_are_made_of_results(tmp_path, capsys):
     )
 
 
-def test_readme_shows_what_was_measured():
+def test_docs_show_what_was_measured(tmp_path):
+    """They include the tables of the results."""
     import table
 
-    folder, readme = ROOT / "benchmarks/results", (ROOT / "README.md").read_text()
-    made = table.summary(*(sorted(folder.glob(f"{n}_*.json")) for n in ("speed", "switches")))
-    assert made.count("x |") > 20 and made in readme
-    report, words = json.loads((folder / "start_up.json").read_text()), " ".join(readme.split())
+    folder, page = ROOT / "benchmarks/results", (ROOT / "docs/performance.md").read_text()
+    for path in (*folder.glob("speed_*.json"), *folder.glob("switches_*.json")):
+        shutil.copy(path, tmp_path)
+    table.write(tmp_path)
+    assert (tmp_path / "fast.md").read_text().count("x |") > 20
+    for name in ("speed.md", "switches.md", "fast.md"):
+        assert (folder / name).read_text() == (tmp_path / name).read_text()
+    report, words = json.loads((folder / "start_up.json").read_text()), " ".join(page.split())
     for name, who in (("artifact", "the exported sampler"), ("sample", "`slam-jax sample`")):
         found = report["process_start_to_first_picture"]
         warm, cold = (found[f"{name}, {kind}"]["median_s"] for kind in ("warm", "cold"))
@@ -287,7 +293,7 @@ def test_the_commands_are_those_of_the_scripts():
     for name in ("speed", "switches", "table", "attention", "start_up"):
         text = (ROOT / f"benchmarks/{name}.py").read_text()
         assert f"PYTHONPATH=. python benchmarks/{name}.py" in text.split('"""')[1]
-    commands = (ROOT / "README.md").read_text().splitlines()
+    commands = (ROOT / "docs/performance.md").read_text().splitlines()
     for name in ("speed", "switches", "attention"):
         assert any(
             line.startswith(f"PYTHONPATH=. python benchmarks/{name}.py") for line in commands

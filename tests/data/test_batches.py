@@ -87,8 +87,7 @@ def test_a_position_in_other_data_is_refused():
 def test_processes_share_each_batch_in_the_order_of_their_numbers(processes):
     whole = take(Batches(Numbers(30), 8, seed=2), 9)
     parts = [
-        take(Batches(Numbers(30), 8, seed=2, process=p, processes=processes), 9)
-        for p in range(processes)
+        take(Batches(Numbers(30), 8, seed=2, share=(p, processes)), 9) for p in range(processes)
     ]
     assert [sum(rows, []) for rows in zip(*parts, strict=True)] == whole
 
@@ -156,15 +155,15 @@ def test_more_than_the_borne_share_of_damage_stops(most, stops):
 def test_damage_is_judged_by_what_was_read_on_however_many_processes(before, after):
     """A tenth is damaged: neither counted against less that was read, nor against more."""
     source, share = Numbers(4000, damaged=10), dict(max_rejects=0.12)
-    first = Batches(source, 400, 0, process=0, processes=before)
+    first = Batches(source, 400, 0, share=(0, before))
     take(first, 8)
     position = json.loads(json.dumps(first.position(8)))
     assert position["read"] == 8 * 400 // before
     for process in range(after):
-        batches = Batches(source, 400, 0, process=process, processes=after, **share)
+        batches = Batches(source, 400, 0, share=(process, after), **share)
         batches.restore(position)
         assert len(take(batches, 3, start=8)) == 3
-    batches = Batches(source, 400, 0, processes=after, max_rejects=0.08)
+    batches = Batches(source, 400, 0, share=(0, after), max_rejects=0.08)
     batches.restore(position)
     with pytest.raises(InputError, match="cannot be used"):
         take(batches, 1, start=8)

@@ -208,7 +208,7 @@ def test_latents(prepared, capsys, tmp_path):
     ("arguments", "words"),
     [
         (["/nowhere"], "no such folder; expected"),
-        (["digits"], "digits: they have no captions"),
+        (["digits"], "digits: of kind digits, expected pictures with captions"),
         (["photographs", "--sample", "0"], "--sample 0: expected"),
         (["photographs", "--seed", "-1"], "--seed -1: expected 0 to"),
         (["photographs", "--out", "a.jpg"], "--out a.jpg: expected a file that ends in .png"),

@@ -17,7 +17,7 @@ from slam_jax.data.image_text import Transform
 from slam_jax.data.prepared import Prepared, read_info
 from slam_jax.data.rejects import Rejected
 from slam_jax.data.views import Cutter, Views, groups
-from slam_jax.families.load import read_pipeline
+from slam_jax.families.stable_diffusion_folder import read_pipeline
 from slam_jax.formats import safetensors as weights
 from slam_jax.formats.diffusers_folder import resolve
 from slam_jax.recipes.encode import Encoder
@@ -118,7 +118,7 @@ def command(teacher, out, code="", *options):
     """The command in a process of its own, with `broken()` for its source."""
     code = f"""
 import os, prepared_files
-from slam_jax import prepare
+from slam_jax.commands import prepare
 from slam_jax.data import prepared_write
 if __name__ == "__main__":
     broken = {{3: "damaged image", 7: "damaged image"}}
@@ -148,7 +148,7 @@ KILLED = """
 """
 
 
-@pytest.mark.slow  # processes
+@pytest.mark.nightly  # processes
 def test_after_a_kill_the_same_command_goes_on(finished, teachers, run, tmp_path):
     killed = command(teachers["sd15"], tmp_path / "x", KILLED.strip())
     _, said = killed.communicate()
@@ -160,7 +160,7 @@ def test_after_a_kill_the_same_command_goes_on(finished, teachers, run, tmp_path
     assert files_in(tmp_path / "x") == files_in(finished)
 
 
-@pytest.mark.slow  # processes
+@pytest.mark.nightly  # processes
 def test_parts_are_made_by_processes_at_once(finished, teachers, tmp_path):
     parts = [
         command(teachers["sd15"], tmp_path / "x", "", "--part", f"{part}/2", "--workers", part)
@@ -221,7 +221,7 @@ def test_numbers_that_cannot_be_stored_are_refused(teachers, error_of, run, tmp_
         (["--seed", "7"], "--seed: decides random crops only"),
         (["--resolution", "20"], "--resolution 20: expected a positive multiple of 8"),
         (["--resolution", "0"], "--resolution 0: expected a positive multiple of 8"),
-        (["--workers", "-1"], "--workers = -1, expected 0 or more"),
+        (["--workers", "-1"], "--workers = -1, expected a number at least 0"),
         (["--model", "no/such/model"], "no/such/model"),
     ],
 )
@@ -279,7 +279,7 @@ def test_a_random_crop_is_decided_by_seed_and_index(finished):
 def test_the_batch_is_split_over_devices_and_has_one_shape(teachers):
     model = resolve(str(teachers["sd15"]))
     pipeline = read_pipeline(model, 16, 16)
-    fields = prepare.fields_of(pipeline, 1, 2, embeddings=False, dtype="float16")
+    fields = pipeline.prepared_fields(1, 2, embeddings=False, dtype="float16")
     encoder = Encoder(pipeline, model, "float32", fields, batch=11)
     assert encoder.batch == 16 and jax.local_device_count() == 8
     rng = np.random.default_rng(0)

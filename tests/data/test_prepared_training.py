@@ -9,15 +9,19 @@ import prepared_files
 import pytest
 import torch
 from helpers import assert_close, jit
-from slam_jax.families.load import read_pipeline, read_surroundings, read_unet
 
 from slam_jax.commands import prepare
 from slam_jax.data import prepared
 from slam_jax.data.image_text import ImageText, Transform
-from slam_jax.families.family import student_config, student_params
+from slam_jax.families.family import DENOISER, student_params
+from slam_jax.families.stable_diffusion_folder import (
+    read_pipeline,
+    read_surroundings,
+    read_unet,
+)
 from slam_jax.families.stable_diffusion_pipeline import StableDiffusionPipeline
 from slam_jax.formats.diffusers_folder import fingerprints, resolve
-from slam_jax.method.sampler import gaussian
+from slam_jax.method.method import gaussian
 from slam_jax.method.slam import Slam
 from slam_jax.recipes.distil import distillation_loss
 
@@ -38,7 +42,7 @@ class Prepared:
         model = resolve(str(teacher))
         self.pipeline = read_pipeline(model)
         self.frozen = read_surroundings(model, self.pipeline, "float32", "float32")
-        self.unet = read_unet(model, self.pipeline.unet, "float32")
+        self.unet = read_unet(model, self.pipeline, "float32")
         self.info = prepared.read_info(out)
 
     def rows(self):
@@ -176,11 +180,11 @@ class Given:
 
 @pytest.mark.slow  # compiles the loss
 def test_losses_are_those_of_encoding_in_every_step(sdxl):
-    method, unet = Slam(w=7.0), sdxl.pipeline.unet
-    student = student_params(sdxl.unet, student_config(unet, method.conditioning))
+    method = Slam(w=7.0)
+    student = student_params(sdxl.pipeline, method, sdxl.unet)
     loss = jit(distillation_loss(Given(sdxl.pipeline), method))
     losses = [
-        loss(student, student, {"unet": sdxl.unet}, inputs, np.arange(4), jax.random.key(key))[0]
+        loss(student, student, {DENOISER: sdxl.unet}, inputs, np.arange(4), jax.random.key(key))[0]
         for inputs in inputs_of(sdxl)
         for key in (3, 4)
     ]

@@ -112,19 +112,19 @@ def test_refused_json(changeable, name):
     action = read_index if "index" in name else read_vae
     file = changeable / name
     for content, part in (
-        (b'{"a": 1,}', "broken JSON"),
-        (b"", "broken JSON"),
-        (b"\xff\xfe", "broken JSON"),
-        (b"[1]", "expected a JSON object, found a list"),
+        (b'{"a": 1,}', "damaged (Expecting property name"),
+        (b"", "damaged (Expecting value"),
+        (b"\xff\xfe", "damaged ('utf-8' codec"),
+        (b"[1]", "damaged (expected a JSON object, found a list); a diffusers model folder has it"),
     ):
         file.write_bytes(content)
         assert_refused(action, changeable, name, part)
     file.unlink()
-    assert_refused(action, changeable, name, "missing")
+    assert_refused(action, changeable, name, "cannot be read (No such file", "get it again")
     file.mkdir()
-    assert_refused(action, changeable, name, "cannot be read", "directory")
+    assert_refused(action, changeable, name, "cannot be read (Is a directory)")
     shutil.rmtree(file.parent)
-    with pytest.raises(InputError, match="no such folder" if "index" in name else "missing"):
+    with pytest.raises(InputError, match="no such folder" if "index" in name else "No such file"):
         action(changeable)
 
 
@@ -284,9 +284,9 @@ def test_a_checkpoint_of_another_kind_is_refused(changeable):
         (
             lambda p: (p / "tokenizer_config.json").unlink(),
             "tokenizer/tokenizer_config.json",
-            "missing",
+            "No such file",
         ),
-        (lambda p: shutil.rmtree(p), "tokenizer/tokenizer_config.json", "missing"),
+        (lambda p: shutil.rmtree(p), "tokenizer/tokenizer_config.json", "No such file"),
         (
             lambda p: edit_json(p / "tokenizer_config.json", model_max_length=10**30),
             "tokenizer/tokenizer_config.json",

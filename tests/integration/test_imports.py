@@ -38,15 +38,15 @@ OWNERS = {
     "fsspec": ("data",),
     "braceexpand": ("data",),
     "tensorflow_datasets": ("data",),
-    "ml_collections": ("config", "commands"),
+    "ml_collections": ("api", "config"),
     "safetensors": ("formats",),
     "sklearn": ("data", "drawing"),
     "PIL": ("data", "drawing", "commands.inspect", "serving.artifact_draw"),
     "skimage": ("data",),
     "optax": ("training",),
-    "torch": ("serving.torch_check",),
-    "diffusers": ("serving.torch_check",),
-    "transformers": ("formats.tokenizer", "serving.torch_check"),
+    "torch": ("serving.stock_pipeline",),
+    "diffusers": ("serving.stock_pipeline",),
+    "transformers": ("formats.tokenizer", "serving.stock_pipeline"),
     "huggingface_hub": ("formats.hub",),
     "tensorflow": (),
 }
@@ -75,7 +75,7 @@ def own_imports(name):
     for imported in imported_names(name):
         if imported.startswith("slam_jax.") and imported != "slam_jax.__version__":
             parts = imported.split(".")[1:]
-            candidates = [".".join(parts[:length]) for length in (2, 1)]
+            candidates = [".".join(parts[:length]) for length in (3, 2, 1)]
             found = next((c for c in candidates if c in PATHS), None)
             assert found, f"{name} imports {imported}, which is no module of the package"
             yield found

@@ -153,9 +153,9 @@ exit "$code"
 
 # In the place of the training: the processes join, which JAX's own detection of SLURM does.
 JOIN = """import os, sys
-from slam_jax import processes, runtime
+from slam_jax.parallel import processes, runtime
 runtime.configure()
-processes.join(60)
+processes.join()
 import jax
 from jax.experimental.multihost_utils import process_allgather
 with processes.together():

@@ -10,8 +10,9 @@ import pytest
 from helpers import jit, sd_schedule
 from scipy import stats
 
+from slam_jax.method.method import RowKeys
 from slam_jax.method.sampler import sample_consistency
-from slam_jax.method.slam import GAMMA_POLICIES, draw
+from slam_jax.method.slam import GAMMA_POLICIES, Slam, draw
 from slam_jax.parallel.keys import Keys, keys_of
 
 SHAPE = (2, 2, 4)
@@ -127,7 +128,7 @@ def test_sampling_uses_no_key_twice(used_keys):
     def sample(key):
         x = jnp.ones((5, *SHAPE))
         return sample_consistency(
-            lambda x, *_: x, schedule, x, context, np.array(timesteps), key, jnp.arange(5)
+            lambda x, *_: x, schedule, x, context, np.array(timesteps), RowKeys(key, jnp.arange(5))
         )
 
     jax.block_until_ready(sample(jax.random.key(0)))

@@ -12,20 +12,15 @@ import numpy as np
 import pytest
 from helpers import assert_close, jit, normal
 
-from slam_jax.method import slam as loss
-from slam_jax.method.schedule import VariancePreserving, add_noise, gamma_embedding, to_x0_and_eps
-from slam_jax.method.slam import (
-    Draws,
-    consistency_function,
-    distance,
-    interpolate,
-    slam_loss,
-)
-from slam_jax.method.solver import ddim_solve
+from slam_jax.base.options import OptionError
+from slam_jax.method import consistency
+from slam_jax.method.consistency import Point, consistency_function, distance
+from slam_jax.method.method import Examples
+from slam_jax.method.schedule import VariancePreserving, add_noise, gamma_embedding
+from slam_jax.method.slam import Draws, Slam, interpolate, slam_loss
+from slam_jax.method.solver import ddim_solve, guided
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("splam_*.npz"))
-CONDITIONINGS = ("embedding", "snr", "both")
-SIGMAS = ("linear", "paper")
 
 
 @pytest.fixture
@@ -67,7 +62,7 @@ def float32_scalings(monkeypatch):
     def rounded(t, dtype):
         return jnp.asarray(c_skip, dtype)[t], jnp.asarray(c_out, dtype)[t]
 
-    monkeypatch.setattr(loss, "boundary_scalings", rounded)
+    monkeypatch.setattr(consistency, "boundary_scalings", rounded)
 
 
 def in_precision(g, dtype):
@@ -89,18 +84,19 @@ def test_every_intermediate_equals_the_authors(golden, precision, float32_scalin
     def intermediates():
         at_s, at_e = schedule.at(s), schedule.at(e)
         x_s = add_noise(g["latents"], g["noise"], *at_s)
-        x_e = ddim_solve(teacher, schedule, x_s, s, e, context, context, float(g["w_scale"]))
+        predict = guided(teacher, schedule, context, context, float(g["w_scale"]))
+        x_e = ddim_solve(predict, schedule, x_s, s, e)
         x_g, sigma_g = interpolate(x_s, x_e, at_s, at_e, g["gamma"], "paper")
 
-        def f(network, x, t, gamma, sigma):
-            return consistency_function(network, schedule, x, t, context, gamma, sigma, "embedding")
+        def f(network, *point):
+            return consistency_function(network, schedule, Point(*point), context, "embedding")
 
         return {
             "noisy_input": x_s,
             "x_prev": x_e,
             "target": f(target, x_e, e, jnp.ones(16), at_e[1]),
             "inter_input": x_g,
-            "student_x0": to_x0_and_eps(g["student_output"], x_g, at_s[0], sigma_g, "epsilon")[0],
+            "student_x0": schedule.to_x0_and_eps(g["student_output"], x_g, at_s[0], sigma_g)[0],
             "student_pred": f(student, x_g, s, g["gamma"], sigma_g),
         }
 
@@ -120,17 +116,16 @@ def test_losses_equal_the_authors(golden, precision, float32_scalings, kind):
         seen.update(t=t, gamma=gamma)
         return student(x, t, context, gamma)
 
-    method = Slam(num_ddim_timesteps=int(g["num_ddim_timesteps"]), w=float(g["w_scale"]), loss=kind)
+    count, w = int(g["num_ddim_timesteps"]), float(g["w_scale"])
+    method = Slam(num_ddim_timesteps=count, w=w, distance=kind)
     draws = Draws(jnp.asarray(g["index"]), jnp.asarray(g["gamma"])[:, None], g["noise"])
     schedule = VariancePreserving.from_alphas_cumprod(golden["alphas_cumprod"])
     context = jnp.zeros((16, 1, 1))
+    examples = Examples(g["latents"], context, context, jnp.arange(16))
 
     @jit
     def losses():
-        value = slam_loss(
-            spy, target, teacher, schedule, g["latents"], context, context, draws, method
-        )
-        return value, seen
+        return slam_loss((spy, target, teacher), schedule, examples, draws, method), seen
 
     actual, told = losses()
     assert actual.dtype == dtype
@@ -184,14 +179,18 @@ def test_distance_is_unreduced_and_refuses_shapes_and_kinds(kind):
         dict(gamma="two"),
         dict(sigma="true"),
         dict(conditioning="time"),
-        dict(loss="l1"),
+        dict(distance="l1"),
         dict(num_ddim_timesteps=0),
         dict(solver_substeps=0),
         dict(gammas_per_subpath=-1),
         dict(w=-0.5),
         dict(huber_c=0.0),
+        dict(name="dmd"),
+        dict(gamma="paired"),  # one gamma cannot be two
     ],
 )
 def test_impossible_methods_are_refused(change):
-    with pytest.raises(ValueError, match=f"{next(iter(change))} = "):
+    key = "gammas_per_subpath" if change == dict(gamma="paired") else next(iter(change))
+    with pytest.raises(OptionError, match=f"^{key} = .*expected ") as caught:
         Slam(**change)
+    assert caught.value.key == key

@@ -7,14 +7,15 @@ import pytest
 from helpers import SD, as_output, gaussian_x0, jit, normal, sd_schedule
 
 from slam_jax.method import sampler
+from slam_jax.method.method import RowKeys, gaussian
 from slam_jax.method.sampler import (
     consistency_timesteps,
     ddim_timesteps,
-    gaussian,
     sample_consistency,
     sample_ddim,
 )
 from slam_jax.method.schedule import VariancePreserving, per_example
+from slam_jax.method.solver import guided
 
 SHAPE = (2, 2, 4)
 
@@ -136,8 +137,7 @@ def test_consistency_sampling_matches_diffusers(steps, prediction_type, x64, mon
             jnp.asarray(start),
             jnp.full((3, 1, 1), 0.4),
             consistency_timesteps(steps),
-            jax.random.key(0),
-            jnp.arange(3),
+            RowKeys(jax.random.key(0), jnp.arange(3)),
         )
 
     assert len({noise.tobytes() for noise in noises}) == steps
@@ -163,9 +163,8 @@ def test_ddim_sampling_matches_diffusers(steps, prediction_type, x64):
     )
     start, w = normal(1, 3, *SHAPE), 1.5
     context = jnp.full((3, 1, 1), 0.4)
-    actual = jit(
-        lambda x: sample_ddim(ours, schedule, x, context, -context, ddim_timesteps(steps), w)
-    )(start)
+    predict = guided(ours, schedule, context, -context, w)
+    actual = jit(lambda x: sample_ddim(predict, schedule, x, ddim_timesteps(steps)))(start)
     scheduler.set_timesteps(steps)
     x = torch.from_numpy(start)
     for t in scheduler.timesteps.tolist():
@@ -179,13 +178,14 @@ def test_ddim_sampling_without_null_context_is_not_guided():
     x = jnp.asarray(normal(2, 2, *SHAPE), jnp.float32)
 
     def sample(null_context, w):
-        return sample_ddim(ours, schedule, x, context, null_context, ddim_timesteps(3), w)
+        predict = guided(ours, schedule, context, null_context, w)
+        return sample_ddim(predict, schedule, x, ddim_timesteps(3))
 
-    unguided, zero, guided = jit(
+    plain, zero, with_guidance = jit(
         lambda: (sample(None, 3.0), sample(-context, 0.0), sample(-context, 3.0))
     )()
-    np.testing.assert_allclose(unguided, zero, rtol=1e-5, atol=1e-5)
-    assert np.abs(guided - zero).max() > 0.1
+    np.testing.assert_allclose(plain, zero, rtol=1e-5, atol=1e-5)
+    assert np.abs(with_guidance - zero).max() > 0.1
 
 
 MEAN, STD = 1.5, 0.3
@@ -229,8 +229,7 @@ def test_mean_and_variance_for_gaussian_data(steps):
             x,
             jnp.zeros((count, 1, 1)),
             consistency_timesteps(steps),
-            step_key,
-            examples,
+            RowKeys(step_key, examples),
         )
 
     actual, size = np.asarray(draw(jax.random.key(0)), np.float64), count * np.prod(SHAPE)
@@ -249,9 +248,8 @@ def make_sampler(calls):
     def sample(key, examples, steps):
         x_key, step_key = jax.random.split(key)
         x, context = gaussian(x_key, examples, SHAPE), jnp.zeros((len(examples), 1, 1))
-        return sample_consistency(
-            student, schedule, x, context, consistency_timesteps(steps), step_key, examples
-        )
+        timesteps, rows = consistency_timesteps(steps), RowKeys(step_key, examples)
+        return sample_consistency(student, schedule, x, context, timesteps, rows)
 
     return jit(sample, static_argnums=2)
 

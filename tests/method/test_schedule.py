@@ -7,7 +7,7 @@ import pytest
 from helpers import PREDICTION_TYPES, SD, as_output, normal, sd_schedule
 
 from slam_jax.method import schedule as sch
-from slam_jax.method.schedule import VariancePreserving
+from slam_jax.method.schedule import SCHEDULES, Schedule, VariancePreserving
 
 CONFIGS = {
     "defaults": {},
@@ -98,6 +98,75 @@ def test_timestep_of_rises_between_timesteps_and_is_log_linear_there():
         assert np.all(np.diff(schedule.timestep_of(everywhere)) > 0)
 
 
+def at_by_hand(config, t):
+    """(alpha, sigma) at real-valued times: log(sigma / alpha) is linear between timesteps."""
+    betas = np.linspace(config["beta_start"] ** 0.5, config["beta_end"] ** 0.5, 1000) ** 2
+    abar = np.cumprod(1 - betas)
+    logs, before = np.log((1 - abar) / abar) / 2, np.floor(t).astype(int)
+    after, share = np.minimum(before + 1, 999), t - before
+    ratio = np.exp((1 - share) * logs[before] + share * logs[after])
+    angle = np.arctan(ratio)
+    return np.cos(angle), np.sin(angle)
+
+
+@pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-10), (False, 1e-5)])
+def test_scales_at_real_valued_times(x64, tolerance):
+    t = np.concatenate([np.random.default_rng(0).uniform(0, 999, 5000), [0.0, 0.5, 998.5, 999.0]])
+    with jax.enable_x64(x64):
+        schedule = sd_schedule()
+        alpha, sigma = (np.asarray(a) for a in schedule.at(jnp.asarray(t)))
+        assert alpha.dtype == sigma.dtype == (np.float64 if x64 else np.float32)
+        again = schedule.timestep_of(schedule.noise_to_signal(jnp.asarray(t)))
+        whole = schedule.at(jnp.arange(1000.0)), schedule.at(jnp.arange(1000))
+    t = t if x64 else np.float32(t).astype(np.float64)
+    for actual, expected in zip((alpha, sigma), at_by_hand(SD, t), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=tolerance * 10)
+    np.testing.assert_allclose(np.float64(alpha) ** 2 + np.float64(sigma) ** 2, 1, atol=tolerance)
+    np.testing.assert_allclose(again, t, rtol=0, atol=1e-9 if x64 else 1e-2)
+    for actual, expected in zip(*whole, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=tolerance)
+
+
+@pytest.mark.parametrize("t", [[0, 19, 500, 999], [0.25, 19.5, 500.75, 998.5]])
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_training_targets_are_their_definitions_and_are_read_back(prediction_type, zero_snr, t):
+    with jax.enable_x64(True):
+        schedule, t = sd_schedule(prediction_type, zero_snr), jnp.asarray(t)
+        alpha, sigma = schedule.at(t)
+        columns = np.asarray(alpha)[:, None, None, None], np.asarray(sigma)[:, None, None, None]
+        x0, eps = normal(2, 2, 4, 3, 2, 4)
+        target = schedule.training_target(jnp.asarray(x0), jnp.asarray(eps), t)
+        definitions = {
+            "epsilon": eps,
+            "v_prediction": columns[0] * eps - columns[1] * x0,
+            "sample": x0,
+        }
+        np.testing.assert_allclose(target, definitions[prediction_type], rtol=1e-12)
+        x = sch.add_noise(jnp.asarray(x0), jnp.asarray(eps), alpha, sigma)
+        read = schedule.to_x0_and_eps(target, x, alpha, sigma)
+        np.testing.assert_allclose(read[0], x0, atol=1e-9)
+        np.testing.assert_allclose(read[1], eps, atol=1e-9)
+
+
+def test_the_kind_of_schedule_is_read_from_the_config(monkeypatch):
+    assert isinstance(sch.schedule_from_config(SD), VariancePreserving)
+    assert isinstance(
+        sch.schedule_from_config({"_class_name": "PNDMScheduler"}), VariancePreserving
+    )
+    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+    with pytest.raises(ValueError, match="FlowMatch.*another kind than variance_preserving"):
+        sch.schedule_from_config(flow)
+
+    class Flow(VariancePreserving):
+        reads = classmethod(lambda cls, config: "Flow" in config["_class_name"])
+        from_config = classmethod(lambda cls, config: cls.from_alphas_cumprod([0.9, 0.1]))
+
+    monkeypatch.setitem(SCHEDULES, "flow", Flow)
+    assert type(sch.schedule_from_config(flow)) is Flow
+    assert issubclass(Flow, Schedule)
+
+
 @pytest.mark.parametrize("zero_snr", [False, True])
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_outputs_round_trip_to_float32_precision_at_every_timestep(prediction_type, zero_snr):
@@ -107,9 +176,7 @@ def test_outputs_round_trip_to_float32_precision_at_every_timestep(prediction_ty
     x = alpha * x0 + sigma * eps
     output = as_output(x0, x, alpha, sigma, prediction_type)
 
-    actual = sch.to_x0_and_eps(
-        jnp.float32(output), jnp.float32(x), *schedule.at(T), prediction_type
-    )
+    actual = schedule.to_x0_and_eps(jnp.float32(output), jnp.float32(x), *schedule.at(T))
 
     # Rounding of x is divided by alpha to get x0 from eps, and by sigma to get eps from x0.
     rounding = 5 * 2.0**-23 * max(np.abs(x0).max(), np.abs(eps).max())

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from helpers import PREDICTION_TYPES, as_output, gaussian_x0, jit, normal, sd_schedule
 
+from slam_jax.method.consistency import CONDITIONINGS
+from slam_jax.method.method import Examples
 from slam_jax.method.schedule import per_example
-from slam_jax.method.slam import Draws, slam_loss
+from slam_jax.method.slam import Draws, Slam, slam_loss
 
-CONDITIONINGS = ("embedding", "snr", "both")
-SIGMAS = ("linear", "paper")
 INDEX = (1, 20, 49)
 SHAPE = (2, 2, 4)
 
@@ -47,9 +47,8 @@ def compute(method, schedule, student, target, teacher, gamma, index=INDEX):
     draws = Draws(
         jnp.asarray(index), jnp.broadcast_to(jnp.asarray(gamma, dtype), (batch, len(gamma))), eps
     )
-    return slam_loss(
-        student, target, teacher, schedule, latents, context, 0 * context, draws, method
-    )
+    examples = Examples(latents, context, 0 * context, jnp.arange(batch))
+    return slam_loss((student, target, teacher), schedule, examples, draws, method)
 
 
 def losses(*args, **kwargs):
@@ -61,7 +60,7 @@ def test_a_student_equal_to_its_target_pays_nothing_at_the_end_of_the_sub_path(
     prediction_type, x64
 ):
     """With "snr" and gamma = 0 both see x_e at e; all that differs is c_skip, 1e-5 and falling."""
-    method = Slam(conditioning="snr", loss="l2", gammas_per_subpath=2)
+    method = Slam(conditioning="snr", distance="l2", gammas_per_subpath=2)
     same = network(WEIGHTS)
     actual = losses(method, sd_schedule(prediction_type), same, same, same, [0.0, 0.5])
     assert np.all(actual[:, 0] < 1e-8)
@@ -83,7 +82,7 @@ def test_only_the_student_gets_gradients(conditioning):
 
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 def test_the_students_gradient_is_the_slope_of_its_loss(conditioning, x64):
-    method = Slam(conditioning=conditioning, sigma="linear", loss="l2")
+    method = Slam(conditioning=conditioning, sigma="linear", distance="l2")
     others = network(OTHER), network(OTHER)
 
     def mean_loss(a):
@@ -107,7 +106,7 @@ def test_the_prediction_type_does_not_matter(conditioning, sigma, x64):
     of the real-valued t. With "embedding" they are alpha_s and sigma_g: the identity holds for
     networks that know the sub-path's scales, not for those that take x_g for a point of the PF-ODE.
     """
-    method = Slam(conditioning=conditioning, sigma=sigma, solver_substeps=2, loss="l2")
+    method = Slam(conditioning=conditioning, sigma=sigma, solver_substeps=2, distance="l2")
     schedule = sd_schedule()
     log_ratio = jnp.log(schedule.sigmas / schedule.alphas)
 
@@ -187,7 +186,7 @@ def test_every_choice_of_the_method_changes_the_loss():
         dict(sigma="linear"),
         dict(conditioning="snr"),
         dict(conditioning="both"),
-        dict(loss="l2"),
+        dict(distance="l2"),
         dict(huber_c=0.1),
     )
     methods = [dataclasses.replace(Slam(w=2.0), **change) for change in changes]

@@ -7,7 +7,7 @@ import pytest
 from helpers import PREDICTION_TYPES, SD, as_output, gaussian_x0, jit, normal, sd_schedule
 
 from slam_jax.method.schedule import VariancePreserving, per_example
-from slam_jax.method.solver import ddim_solve, guided_prediction
+from slam_jax.method.solver import ddim_solve, guided
 
 COND, UNCOND = 0.4, -0.3
 
@@ -39,7 +39,8 @@ def solve(schedule, x, s, e, w=2.0, substeps=1, denoise=ours, null=True):
 
     @jit
     def run(x, s, e):
-        return ddim_solve(denoise, schedule, x, s, e, context, null_context, w, substeps)
+        predict = guided(denoise, schedule, context, null_context, w)
+        return ddim_solve(predict, schedule, x, s, e, substeps)
 
     return np.asarray(run(x, s, e))
 
@@ -97,9 +98,7 @@ def test_guidance_is_extrapolation_from_uncond_by_w_plus_one():
     """w counts from the conditional prediction: the usual guidance scale is w + 1."""
     schedule, t, scale = sd_schedule(), np.array([19, 999]), 7.5
     x = normal(2, 2, 2, 2, 4)
-    x0, eps = jit(lambda x, t: guided_prediction(ours, schedule, x, t, *contexts(2), w=scale - 1))(
-        x, t
-    )
+    x0, eps = jit(guided(ours, schedule, *contexts(2), w=scale - 1))(x, t)
     times = t[:, None, None, None]
     cond, uncond = network(np)(x, times, COND), network(np)(x, times, UNCOND)
     np.testing.assert_allclose(eps, uncond + scale * (cond - uncond), rtol=1e-10)
@@ -131,7 +130,7 @@ def test_cond_and_uncond_of_an_example_are_neighbours():
 
     x = jnp.asarray([1.0, 2.0, 3.0]).reshape(3, 1, 1, 1)
     context = jnp.asarray([10.0, 20.0, 30.0]).reshape(3, 1, 1)
-    guided_prediction(spy, sd_schedule(), x, jnp.asarray([7, 8, 9]), context, -context, 1.0)
+    guided(spy, sd_schedule(), context, -context, 1.0)(x, jnp.asarray([7, 8, 9]))
     assert seen["x"].tolist() == [1, 1, 2, 2, 3, 3]
     assert seen["t"].tolist() == [7, 7, 8, 8, 9, 9]
     assert seen["context"].tolist() == [10, -10, 20, -20, 30, -30]

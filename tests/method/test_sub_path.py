@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 from helpers import PREDICTION_TYPES, assert_close, jit, normal, sd_schedule
 
+from slam_jax.method.consistency import CONDITIONINGS, Point, consistency_function
 from slam_jax.method.schedule import per_example
-from slam_jax.method.slam import consistency_function, interpolate
-from slam_jax.method.solver import ddim_solve
-
-CONDITIONINGS = ("embedding", "snr", "both")
-SIGMAS = ("linear", "paper")
+from slam_jax.method.slam import SIGMAS, interpolate
+from slam_jax.method.solver import ddim_solve, guided
 
 
 @pytest.fixture
@@ -71,12 +69,11 @@ def test_one_point_data_gives_that_point(gamma, sigma, conditioning, x64):
     def x0_and_f():
         x_s = columns(at_s[0]) * point + columns(at_s[1]) * eps
         context, gammas = jnp.zeros((3, 1, 1)), jnp.full(3, gamma)
-        x_e = ddim_solve(lambda x, t, c: eps, schedule, x_s, s, e, context, None, 0.0)
+        predict = guided(lambda x, t, c: eps, schedule, context, None, 0.0)
+        x_e = ddim_solve(predict, schedule, x_s, s, e)
         x_g, sigma_g = interpolate(x_s, x_e, at_s, at_e, gammas, sigma)
-        f = consistency_function(
-            lambda *_: eps, schedule, x_g, s, context, gammas, sigma_g, conditioning
-        )
-        return x_g, f
+        where = Point(x_g, s, gammas, sigma_g)
+        return x_g, consistency_function(lambda *_: eps, schedule, where, context, conditioning)
 
     x_g, f = (np.asarray(a) for a in x0_and_f())
     c_skip = columns(0.25 / ((10 * s) ** 2 + 0.25))
@@ -112,9 +109,8 @@ def test_at_gamma_one_all_conditionings_are_the_plain_consistency_function(predi
     def consistency_functions():
         for conditioning, name in itertools.product(CONDITIONINGS, SIGMAS):
             _, sigma_g = interpolate(x, x, at_s, at_e, ones, name)
-            yield consistency_function(
-                made_up, schedule, x, s, context, ones, sigma_g, conditioning
-            )
+            where = Point(x, s, ones, sigma_g)
+            yield consistency_function(made_up, schedule, where, context, conditioning)
 
     for actual in jit(lambda: list(consistency_functions()))():
         assert_close(actual, expected, 1e-9)
@@ -134,9 +130,8 @@ def test_snr_conditioning_tells_the_network_the_true_noise_level(x64):
 
         gammas = jnp.full(4, gamma)
         x_g, sigma_g = interpolate(x_s, x_e, at_s, at_e, gammas, "paper")
-        consistency_function(
-            spy, schedule, x_g, jnp.asarray(s), None, gammas, sigma_g, conditioning
-        )
+        where = Point(x_g, jnp.asarray(s), gammas, sigma_g)
+        consistency_function(spy, schedule, where, None, conditioning)
         assert_close(seen["x"], x_s if gamma else x_e, 1e-12)
         np.testing.assert_allclose(seen["t"], s if gamma else e, atol=1e-9)
         assert seen["gamma"].tolist() == [gamma if conditioning == "both" else 1.0] * 4
@@ -147,6 +142,5 @@ def test_unknown_sigma_and_conditioning_are_refused():
     with pytest.raises(ValueError, match="'true'"):
         interpolate(x, x, (ones, ones), (ones, ones), ones, "true")
     with pytest.raises(ValueError, match="'time'"):
-        consistency_function(
-            made_up, sd_schedule(), x, jnp.asarray([19]), x[..., 0], ones, ones, "time"
-        )
+        where = Point(x, jnp.asarray([19]), ones, ones)
+        consistency_function(made_up, sd_schedule(), where, x[..., 0], "time")

@@ -10,15 +10,15 @@ import threading
 import time
 from pathlib import Path
 
+import jax
 import pytest
-from jax._src.distributed import global_state
 
 from slam_jax.base.errors import InputError
 from slam_jax.parallel import processes
 from slam_jax.parallel.processes import VARIABLES
 
 ROOT = Path(__file__).parents[2]
-RESTART = "the newest checkpoint is kept: start all again with --resume"
+ABORTED = -signal.SIGABRT  # by JAX
 
 
 def free_port():
@@ -74,6 +74,7 @@ class Pair:
     def end(self, index, timeout=60):
         """(exit code, stdout, last line of stderr, stderr)"""
         out, err = self.processes[index].communicate(timeout=timeout)
+        out = "\n".join(line for line in out.splitlines() if not line.startswith("[Gloo]"))
         return self.processes[index].returncode, out, err.splitlines()[-1] if err else "", err
 
 
@@ -108,64 +109,54 @@ def test_a_config_that_differs_ends_both_with_the_same_line(tmp_path):
 
 @pytest.mark.slow
 def test_processes_that_fail_and_processes_that_are_only_slow(tmp_path):
-    scenarios = ("fail", "crash", "stray", "slow")
+    scenarios = ("fail", "crash", "alike", "slow")
     with contextlib.ExitStack() as stack:
         pairs = [stack.enter_context(Pair(scenario, tmp_path)) for scenario in scenarios]
-        pairs.append(stack.enter_context(Pair("crash", tmp_path / "count", ("2", "3"))))
-        ends = [[pair.end(index) for index in range(2)] for pair in pairs]
-    fail, crash, stray, slow, count = ends
-    failed = [*fail, *crash, *stray, *count]
-    assert [end[0] for end in failed] == [1] * 8
-    assert all("stack trace" not in end[3] for end in failed)  # of C++
+        pairs.append(stack.enter_context(Pair("count", tmp_path, ("2", "3"))))
+        fail, crash, alike, slow, count = [[pair.end(i) for i in range(2)] for pair in pairs]
 
-    what = "JAX_NUM_PROCESSES = 3, but process 0 has 2"
-    assert count[0][2] == f"error: process 1 stopped: {what}; {RESTART}"
-    assert count[1][2] == f"error: {what}"
+    # The other waits in a collective: Gloo may raise before JAX aborts.
+    assert fail[0][0] == 1 and fail[1][0] in (1, ABORTED)
+    assert fail[0][2] == "error: data: nothing there" and "Traceback" not in fail[0][3]
+    assert fail[1][2] == processes.FAILED
 
-    assert fail[0][2] == "error: data: nothing there"  # while the other waits in a collective
-    assert fail[1][2] == f"error: process 0 stopped: data: nothing there; {RESTART}"
-    assert all("Traceback" not in end[3] for end in fail)
+    assert [end[0] for end in crash] == [ABORTED, 1]
+    assert "in crash" in crash[1][3] and "ZeroDivisionError: one by\nnothing" in crash[1][3]
+    assert "stack trace" not in crash[1][3]  # of C++
+    assert crash[0][2] == processes.FAILED
 
-    what = "ZeroDivisionError: one by nothing"
-    assert crash[0][2] == f"error: process 1 stopped: {what}; {RESTART}"
-    assert "Traceback" not in crash[0][3]
-    assert crash[1][2] == f"error: {what}"
-    assert "in crash" in crash[1][3]
-
-    what = "the other processes did not stop within 3 s"
-    assert stray[0][2] == f"error: {what}"
-    assert stray[1][2] == f"error: process 0 stopped: {what}; {RESTART}"
+    for code, _, line, err in alike:
+        assert (code, line) == (1, "error: data: nothing at all") and "Traceback" not in err
 
     for code, out, _, err in slow:
         assert code == 0, err
         assert out.splitlines()[-1] == "the sum is 4"
 
+    for code, _, line, _ in count:
+        assert code == 1 and "JAX_NUM_PROCESSES is 3, not 2; start all" in line
+
 
 @pytest.mark.slow
 def test_lost_processes(tmp_path):
-    """Killed or stopped; the others end with one line, in a collective and in busy Python."""
-    gone = "is gone ({}); the others stop; " + RESTART
+    """Killed or stopped; JAX ends the other, in a collective and in busy Python."""
     cases = [
-        ("collective", 0, signal.SIGKILL, "process 0 " + gone.format("it refuses connections")),
-        ("busy", 0, signal.SIGKILL, "process 0 " + gone.format("it refuses connections")),
-        ("collective", 1, signal.SIGKILL, "process 1 " + gone.format("no sign of life for 8 s")),
-        ("waiting", 1, signal.SIGSTOP, "process 1 " + gone.format("no sign of life for 8 s")),
-        ("busy", 0, signal.SIGSTOP, "process 0 " + gone.format("no answer for 3 s")),
+        ("collective", 0, signal.SIGKILL),
+        ("busy", 0, signal.SIGKILL),
+        ("collective", 1, signal.SIGKILL),
+        ("waiting", 1, signal.SIGSTOP),
+        ("busy", 0, signal.SIGSTOP),
     ]
     with contextlib.ExitStack() as stack:
         pairs = [
             stack.enter_context(Pair(case[0], tmp_path / str(number)))
             for number, case in enumerate(cases)
         ]
-        for pair, (_, index, number, _) in zip(pairs, cases, strict=True):
+        for pair, (_, index, number) in zip(pairs, cases, strict=True):
             pair.signal_when_ready(index, number)
-        for pair, (_, index, number, line) in zip(pairs, cases, strict=True):
+        for pair, (_, index, _) in zip(pairs, cases, strict=True):
             code, _, last, err = pair.end(1 - index, timeout=40)
-            assert code == 1, err
-            assert last == f"error: {line}"
-            assert "Traceback" not in err  # though gloo raises as soon as process 1 is gone
-            # JAX tries to abort at once only where the connection to process 0 breaks.
-            assert ("stack trace" in err) <= (index == 0 and number == signal.SIGKILL)
+            assert last == processes.FAILED
+            assert code == ABORTED or code == 1 and "Gloo" in err  # which may raise before
 
 
 def test_processes_that_stay_alone(tmp_path):
@@ -178,14 +169,12 @@ def test_processes_that_stay_alone(tmp_path):
     ends = [(*p.communicate(timeout=60), p.returncode) for p in running]
     assert [(out, code) for out, _, code in ends] == [("", 1)] * 3
     lines = [err.strip().splitlines() for _, err, _ in ends]
-    assert lines[0] == [
-        f"error: process 1 cannot reach process 0 at 127.0.0.1:{one} within 2 s; is it running, "
-        "and is this its address (JAX_COORDINATOR_ADDRESS)?"
-    ]
-    assert lines[1][-1] == (
-        f"error: not all processes came to 127.0.0.1:{two} within 2 s; start every one, with the "
-        "same JAX_NUM_PROCESSES and another JAX_PROCESS_ID each"
-    )
+    for line, port in ((lines[0], one), (lines[1], two)):
+        assert line[-1] == (
+            f"error: not all processes came to 127.0.0.1:{port} (limit: 2 s); start every one, "
+            "with the same JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES and another "
+            "JAX_PROCESS_ID each"
+        )
     assert lines[2] == [
         "error: --distributed: no SLURM, Kubernetes, Open MPI or TPU was found; set "
         "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID for each process, or leave "
@@ -203,8 +192,8 @@ def test_processes_that_stay_alone(tmp_path):
         (":1234", "2", "0", "JAX_COORDINATOR_ADDRESS = ':1234': expected HOST:PORT"),
         ("a:1", "0", "0", "JAX_NUM_PROCESSES = '0': expected the number of processes"),
         ("a:1", "two", "0", "JAX_NUM_PROCESSES = 'two': expected the number of processes"),
-        ("a:1", "2", "2", "JAX_PROCESS_ID = '2': expected 0 to 1"),
-        ("a:1", "2", "-1", "JAX_PROCESS_ID = '-1': expected 0 to 1"),
+        ("a:1", "2", "2", "JAX_PROCESS_ID = '2': expected 0, 1, ..."),
+        ("a:1", "2", "-1", "JAX_PROCESS_ID = '-1': expected 0, 1, ..."),
     ],
 )
 def test_variables_that_make_no_sense(monkeypatch, address, count, index, message):
@@ -225,24 +214,10 @@ def test_one_process_needs_none_of_it(monkeypatch):
     processes.join()
     assert processes.is_main()
     processes.wait("here")
-    processes.compare("{}")
+    processes.compare({})
     votes = processes.Votes(2)
     assert votes(True, False) == (True, False)
     assert votes(False, True) == (False, True)
     with pytest.raises(ZeroDivisionError), processes.together():
         raise ZeroDivisionError
-    assert (threading.active_count(), global_state.client) == (before, None)
-
-
-@pytest.mark.parametrize(
-    ("other", "expected"),
-    [
-        ({"a": {"b": 1, "c": [1, 2]}}, None),
-        ({"a": {"b": 1, "c": [1, 3]}}, ("a.c", "[1, 2]", "[1, 3]")),
-        ({"a": {"c": [1, 2]}}, ("a.b", "1", "missing")),
-        ({"a": {"b": 1, "c": [1, 2]}, "d": "x"}, ("d", "missing", '"x"')),
-        ({"a": 5}, ("a", '{"b": 1, "c": [1, 2]}', "5")),
-    ],
-)
-def test_the_first_key_that_differs(other, expected):
-    assert processes._first_difference({"a": {"b": 1, "c": [1, 2]}}, other) == expected
+    assert threading.active_count() == before and not jax.distributed.is_initialized()

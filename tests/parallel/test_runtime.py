@@ -129,3 +129,31 @@ def test_start_makes_a_fresh_process_compute_rightly():
         JAX_PLATFORMS="cpu",
     )
     assert (result.returncode, result.stdout) == (0, ""), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("platform", "why"),
+    [("cuda", "no package for them"), ("quantum", "Unable to initialize backend 'quantum'")],
+)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["slam_jax.main", "--config", "configs/digits.py"],
+        ["slam_jax", "sample", "--model"],
+        ["slam_jax", "plan", "--config", "configs/digits.py"],
+        ["slam_jax", "replay"],
+        ["slam_jax", "export"],
+    ],
+)
+def test_a_platform_that_is_not_there_is_one_line(tmp_path, platform, why, arguments):
+    folder = [str(tmp_path / "x")] if arguments[-1] == "--model" else ["--workdir", str(tmp_path)]
+    result = run_python(
+        f"import runpy, sys; sys.argv = {['', *arguments[1:], *folder]}; "
+        f"runpy.run_module({arguments[0]!r}, run_name='__main__')",
+        JAX_PLATFORMS=platform,
+    )
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: JAX finds no devices (JAX_PLATFORMS: {platform}): {why}")
+    assert line.endswith("; install JAX for them, or unset JAX_PLATFORMS to take what there is")
+    assert not list(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 """The exported sampler: the same pictures with jax alone, quickly, and clear refusals."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -12,23 +13,18 @@ import jax
 import numpy as np
 import pytest
 import tiny_students
-from slam_jax.families.load import load
+from small_digits import PIPELINE, UNET
 from transformers import CLIPTokenizer
 
 from slam_jax.base.errors import InputError
 from slam_jax.commands import export
-from slam_jax.commands.export import write_folder
-from slam_jax.commands.sample import make_sampler
-from slam_jax.config.options import default_config
-from slam_jax.config.validate import freeze
-from slam_jax.families.digits import SCHEDULER
+from slam_jax.drawing.draw import Settings, make_sampler
 from slam_jax.formats import safetensors as weights
 from slam_jax.formats.flax_folder import SavedModel, save_model
-from slam_jax.models import functional
-from slam_jax.models.unet import UNet2DConditionModel
+from slam_jax.method.slam import Slam
 from slam_jax.parallel import runtime
-from slam_jax.serving import artifact as artifact
-from slam_jax.serving import artifact_draw as artifact_draw
+from slam_jax.recipes.student import load
+from slam_jax.serving import artifact, artifact_draw
 from slam_jax.serving.artifact import Options, write_artifact
 
 # All that the loader may import beside Python's own modules: jax, what jax stands on, flatbuffers.
@@ -83,11 +79,10 @@ def run(*arguments, **changes):
 
 def pictures_of(model, tokens, steps, dtype="float32"):
     """What the sampler of this package draws with seed 3 from picture 5 on."""
-    draw = make_sampler(model, 1.0, steps, 1.0, dtype)
-    batch = {"tokens": tokens}
-    if model.frozen:
-        batch = model.pipeline.prompts([""] * len(tokens)) | batch
-    images, finite = draw(model.frozen, model.params, batch, 3, 5)
+    draw = make_sampler(model, Settings(steps, dtype=dtype))
+    prompts = [model.pipeline.example_prompts[0]] * len(tokens)
+    batch = {**model.pipeline.prompts(prompts), "tokens": tokens}
+    images, finite = draw(model.frozen, model.params, batch, (3, 5))
     assert np.all(finite)
     return np.asarray(images)
 
@@ -95,16 +90,10 @@ def pictures_of(model, tokens, steps, dtype="float32"):
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     """A digits student as its folder."""
-    config = default_config()
-    config.teacher.unet.update(sample_size=4, block_out_channels=(8,), norm_num_groups=8)
-    config.teacher.unet.update(down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
-    config.teacher.unet.update(cross_attention_dim=12, attention_head_dim=2, layers_per_block=1)
-    unet = freeze(config).digits.unet
-    params = functional.init(UNet2DConditionModel, unet, jax.random.key(0))
-    info = {"method": {"num_ddim_timesteps": 50}}
+    params = jax.device_get(PIPELINE.init(UNET, jax.random.key(0)))
+    info = {"method": dataclasses.asdict(Slam(conditioning="snr"))}
     folder = tmp_path_factory.mktemp("digits")
-    scheduler = {**SCHEDULER, "prediction_type": "epsilon"}
-    save_model(folder, SavedModel(unet, jax.device_get(params), scheduler, info))
+    save_model(folder, SavedModel("digits", UNET.to_dict(), params, PIPELINE.scheduler, info))
     return load(str(folder))
 
 
@@ -128,7 +117,8 @@ def of_digits(digits, tmp_path_factory):
 def test_stable_diffusion_with_jax_alone(teachers, tmp_path, monkeypatch, capsys):
     """From the command line to pictures in a process without this package; nothing is compiled."""
     student, out = tmp_path / "student", tmp_path / "out"
-    write_folder(*tiny_students.make(teachers["sd15"]), student)
+    made, family = tiny_students.make(teachers["sd15"])
+    family.export(made, student)
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     options = ["--steps", "2", "--batch-sizes", "2", "--platforms", "cpu,cuda,tpu"]
     export.main(["--artifact", "--model", str(student), "--out", str(out), *options])
@@ -151,7 +141,7 @@ def test_stable_diffusion_with_jax_alone(teachers, tmp_path, monkeypatch, capsys
     assert about["kind"] == "student" and about["info"] == model.info
     assert about["inputs"]["tokens"]["shape"] == ["B", 1, 77]
     names = weights.load_arrays(moved / "weights.safetensors").keys()
-    assert {name.split(".")[0] for name in names} == {"unet", "vae", "text_encoder"}
+    assert {name.split(".")[0] for name in names} == {"denoiser", "vae", "text_encoder"}
     # The encoder takes no part in drawing.
     assert {name.split(".")[1] for name in names if name.startswith("vae")} == {
         "decoder",
@@ -178,7 +168,7 @@ def test_digits(digits, of_digits, tmp_path, not_ahead, dtype):
         assert np.abs(alone.astype(int) - drawn[1:2]).max() <= 1
 
 
-def test_the_command_beside_it_draws_the_example(of_digits, tmp_path):
+def test_the_command_beside_it_draws_the_example(digits, of_digits, tmp_path):
     folder = shutil.copytree(of_digits, tmp_path / "artifact")
     sizes = []
     for start in range(3):
@@ -189,7 +179,7 @@ def test_the_command_beside_it_draws_the_example(of_digits, tmp_path):
         if start == 1:  # it was read; the third start compiles it again
             program.write_bytes(program.read_bytes()[: sizes[0] // 2])
     assert sizes[0] == sizes[1] < 1.1 * sizes[2]
-    draw, example = artifact_draw.load(folder), [[11, artifact.EXAMPLE_DIGIT]]
+    draw, (_, example) = artifact_draw.load(folder), artifact.example_of(digits)
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), draw(example, 4))
 
 

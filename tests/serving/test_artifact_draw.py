@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slam_jax.serving import artifact_draw as artifact_draw
+from slam_jax.serving import artifact_draw
 
 
 def test_files_that_the_command_cannot_read_or_write(tmp_path, monkeypatch):

@@ -8,18 +8,15 @@ import jax
 import numpy as np
 import pytest
 import tiny_students
-from slam_jax.families.load import load
+from small_digits import PIPELINE, UNET
 
 from slam_jax.commands import export
 from slam_jax.config.options import default_config
 from slam_jax.config.validate import freeze, to_json
 from slam_jax.formats import safetensors as weights
 from slam_jax.formats.flax_folder import SavedModel, load_model, save_model
-from slam_jax.models import functional
-from slam_jax.models.unet import UNet2DConditionModel
-from slam_jax.recipes.student import teacher_info
-from slam_jax.serving import artifact as artifact
-from slam_jax.serving import torch_check
+from slam_jax.recipes.student import load
+from slam_jax.serving import artifact, stock_pipeline
 from slam_jax.training.checkpoint import Checkpoints
 from slam_jax.training.step import TrainState
 
@@ -37,9 +34,10 @@ def make_run(workdir, folder, steps=(1, 2)):
     config.data.resolution, config.method.conditioning = 64, "both"
     workdir.mkdir()
     (workdir / "config.json").write_text(to_json(freeze(config)))
-    _, teacher = tiny_students.make(folder)
-    (workdir / "teacher.json").write_text(json.dumps(teacher_info(teacher)))
-    save_checkpoints(workdir, {n: tiny_students.make(folder, seed=n)[0].params for n in steps})
+    made = {n: tiny_students.make(folder, seed=n) for n in steps}
+    _, family = made[steps[0]]
+    (workdir / "teacher.json").write_text(json.dumps(family.identity()))
+    save_checkpoints(workdir, {n: student.params for n, (student, _) in made.items()})
 
 
 def save_checkpoints(workdir, emas):
@@ -133,7 +131,7 @@ def test_export_of_a_real_run(finished_sd, tmp_path):
     for record in ("slam.json", "flax/config.json"):
         expected, found = json.loads(of_run.pop(record)), json.loads(of_command.pop(record))
         if record == "flax/config.json":
-            assert found["unet"] == expected["unet"]
+            assert found["network"] == expected["network"]
             expected, found = expected["info"], found["info"]
         assert found.pop("checkpoint") == 4
         assert found == expected
@@ -149,12 +147,12 @@ def test_verify_prints_a_row_for_each_step_count_and_fails_on_a_difference(
     shift = 0.0
 
     def compare(model, folder, prompts, steps):
-        assert (folder / "slam.json").exists() and model.num_ddim_timesteps == 50
+        assert (folder / "slam.json").exists() and model.method.num_ddim_timesteps == 50
         rng = np.random.default_rng(0)
         images = {n: rng.uniform(-1, 1, (2, 8, 8, 3)) for n in steps}
         return {n: (x, x + (shift / 127.5 if n == 4 else 0)) for n, x in images.items()}
 
-    monkeypatch.setattr(torch_check, "compare", compare)
+    monkeypatch.setattr(stock_pipeline, "compare", compare)
     arguments = ["--workdir", str(interrupted), "--out", str(tmp_path / "out"), "--verify"]
     for shift in (1.9, 2.1, np.nan):
         if shift == 1.9:
@@ -168,7 +166,7 @@ def test_verify_prints_a_row_for_each_step_count_and_fails_on_a_difference(
 
 
 def test_verify_without_torch_says_what_to_install(interrupted, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch_check.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(stock_pipeline.importlib.util, "find_spec", lambda name: None)
     message = error_of("--workdir", interrupted, "--out", tmp_path / "out", "--verify")
     assert message == "error: --verify: needs torch and diffusers; pip install torch diffusers"
     assert not (tmp_path / "out").exists()
@@ -176,14 +174,13 @@ def test_verify_without_torch_says_what_to_install(interrupted, tmp_path, monkey
 
 def test_a_digits_student_is_two_files(tmp_path):
     config = default_config()
-    config.teacher.unet.update(sample_size=4, block_out_channels=(8,), norm_num_groups=8)
-    config.teacher.unet.update(down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
-    config.teacher.unet.update(cross_attention_dim=12, attention_head_dim=2, layers_per_block=1)
+    config.teacher.family = config.data.source = "digits"
+    config.teacher.network = UNET.to_dict()
     config.method.conditioning = "snr"
     config, workdir = freeze(config), tmp_path / "run"
-    teacher = functional.init(UNet2DConditionModel, config.teacher.unet, jax.random.key(0))
-    teacher = jax.device_get(teacher)
-    save_model(workdir / "teacher", SavedModel(config.teacher.unet, teacher, {}, {"is": "teacher"}))
+    teacher = jax.device_get(PIPELINE.init(UNET, jax.random.key(0)))
+    saved = SavedModel("digits", config.teacher.network, teacher, {}, {"is": "teacher"})
+    save_model(workdir / "teacher", saved)
     (workdir / "config.json").write_text(to_json(config))
     ema = jax.tree.map(lambda a: a + 1, teacher)
     save_checkpoints(workdir, {3: ema})
@@ -193,7 +190,7 @@ def test_a_digits_student_is_two_files(tmp_path):
     assert names == ["config.json", "flax_params.safetensors"]
     loaded = load(str(workdir))
     jax.tree.map(np.testing.assert_array_equal, loaded.params, ema)
-    assert loaded.info["teacher"] == {"is": "teacher"} and loaded.info["checkpoint"] == 3
+    assert loaded.info["teacher"]["is"] == "teacher" and loaded.info["checkpoint"] == 3
     assert "no pipeline for digits" in error_of("--workdir", workdir, "--verify")
     assert "no earlier export" in error_of("--workdir", workdir, "--out", workdir)
 
@@ -209,10 +206,10 @@ def test_a_sampler_of_a_run(interrupted, teachers, tmp_path, monkeypatch, capsys
     assert json.loads((out / "artifact.json").read_text())["info"]["checkpoint"] == 1
     arrays = weights.load_arrays(out / "weights.safetensors")
     dtypes = {name.split(".")[0]: array.dtype.name for name, array in arrays.items()}
-    assert dtypes == {"unet": "bfloat16", "text_encoder": "bfloat16", "vae": "float32"}
+    assert dtypes == {"denoiser": "bfloat16", "text_encoder": "bfloat16", "vae": "float32"}
     student, _ = tiny_students.make(teachers["sd15"], seed=1)
     kernel = student.params["conv_in"]["kernel"].astype("bfloat16")
-    np.testing.assert_array_equal(arrays["unet.conv_in.kernel"], kernel)
+    np.testing.assert_array_equal(arrays["denoiser.conv_in.kernel"], kernel)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slam_jax.config.options import Optimizer
+from slam_jax.config.options import Optimizer, Training
 from slam_jax.data.rejects import Rejected, Rejects
 from slam_jax.parallel.sharding import make_mesh, shard
 from slam_jax.training.step import init_state, make_optimizer, make_train_step
@@ -43,6 +43,6 @@ OPTIMIZER = make_optimizer(Optimizer(learning_rate=0.1), 100)
 
 
 def setup(loss=quadratic, ema=0.9, mesh=None):
-    mesh = mesh or make_mesh()
+    mesh, training = mesh or make_mesh(), Training(ema=ema, batch_size=BATCH)
     state = init_state(shard({"w": np.ones(2, np.float32)}, mesh), OPTIMIZER, mesh)
-    return make_train_step(loss, OPTIMIZER, ema, jax.random.key(0), BATCH, mesh), state, mesh
+    return make_train_step(loss, OPTIMIZER, training, jax.random.key(0), mesh), state, mesh

@@ -1,7 +1,6 @@
 """One process of a run of several, for test_processes.py: runs the scenario that it is told."""
 
 import ctypes
-import json
 import os
 import signal
 import sys
@@ -14,7 +13,6 @@ from jax.sharding import PartitionSpec as P
 
 from slam_jax.base.errors import InputError
 from slam_jax.parallel import processes
-from slam_jax.parallel import watchdog as lookout
 
 HEARD = []
 
@@ -26,7 +24,7 @@ class Stopped(Exception):
 def agree(index: int) -> None:
     """Votes, barriers, a record, SIGTERM and a stop, in a run that ends well."""
     os.kill(os.getpid(), signal.SIGTERM)
-    processes.compare('{"config": {"seed": 1, "name": "a"}}')
+    processes.compare({"config": {"seed": 1, "name": "a"}})
     votes = processes.Votes(2)
     calls = [(False, False), (index == 1, False), (False, False), (False, index == 0), (False,) * 2]
     answers = [votes(*asked) for asked in calls]
@@ -43,7 +41,7 @@ def agree(index: int) -> None:
 
 def differ(index: int) -> None:
     optimizer = {"learning_rate": 1e-4 * (index + 1)}
-    processes.compare(json.dumps({"config": {"seed": 1, "optimizer": optimizer}}))
+    processes.compare({"config": {"seed": 1, "optimizer": optimizer}})
 
 
 def fail(index: int) -> None:
@@ -61,11 +59,15 @@ def crash(index: int) -> None:
     time.sleep(60)
 
 
-def stray(index: int) -> None:
-    """Process 0 stops as agreed, but process 1 does not."""
-    if index == 0:
-        raise Stopped
-    time.sleep(60)
+def alike(index: int) -> None:
+    """Both have the same bad input, process 0 a little earlier."""
+    time.sleep(index)
+    raise InputError("data: nothing at all")
+
+
+def count(index: int) -> None:
+    """They were told different numbers of processes."""
+    processes.compare({})
 
 
 def slow(index: int) -> None:
@@ -106,11 +108,11 @@ def total() -> float:
 
 
 if __name__ == "__main__":
-    processes.HEARTBEAT, lookout.SILENCE = 8, 3
-    processes.END = 3
+    processes.HEARTBEAT, processes.LEAVE = 8, 8
+    processes.JOIN = int(os.environ.get("JOIN_TIMEOUT", "60"))
     signal.signal(signal.SIGTERM, lambda *_: HEARD.append("SIGTERM"))
     try:
-        processes.join(timeout=float(os.environ.get("JOIN_TIMEOUT", "60")))
+        processes.join()
         with processes.together(agreed=(Stopped,)):
             globals()[sys.argv[1]](jax.process_index())
     except InputError as error:

@@ -6,14 +6,16 @@ from contextlib import closing
 import jax
 import numpy as np
 
-from slam_jax.config.options import Config, DigitsTeacher, Optimizer, Training
+from slam_jax.config.options import Config, Optimizer, Teacher, Training
 from slam_jax.data import digits
 from slam_jax.data.batches import Batches
+from slam_jax.data.options import Data
 from slam_jax.families.digits import digits_pipeline
+from slam_jax.families.family import DENOISER, student_params
 from slam_jax.method.slam import Slam
 from slam_jax.models import functional
 from slam_jax.models.execution import Execution
-from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
+from slam_jax.models.unet import UNetConfig
 from slam_jax.parallel.sharding import make_mesh, shard, shard_batch
 from slam_jax.recipes.distil import student_step
 
@@ -30,7 +32,8 @@ UNET = UNetConfig(
 
 
 CONFIG = Config(
-    digits=DigitsTeacher(unet=UNET),
+    teacher=Teacher(family="digits", network=UNET.to_dict()),
+    data=Data(source="digits"),
     method=Slam(w=2.0, gamma="paired", gammas_per_subpath=2, conditioning="both"),
     training=Training(steps=20, batch_size=32, optimizer=Optimizer(learning_rate=8e-6)),
 )
@@ -49,14 +52,11 @@ class Run:
         self.step, init = student_step(
             dataclasses.replace(config, training=training), pipeline, self.mesh
         )
-        self.params = functional.init(UNet2DConditionModel, UNET, jax.random.key(0))
-        teacher = functional.init(UNet2DConditionModel, UNET, jax.random.key(1))
-        teacher = functional.cast(teacher, config.precision.teacher)
-        dim, channels = 256, UNET.block_out_channels[0]
-        projection = {"kernel": np.zeros((dim, channels), np.float32)}
-        self.params["time_embedding"]["cond_proj"] = projection
+        student, teacher = (pipeline.init(UNET, jax.random.key(seed)) for seed in (0, 1))
+        self.params = student_params(pipeline, config.method, student)
         self.state = init(shard(self.params, self.mesh))
-        self.frozen = shard({"unet": teacher}, self.mesh)
+        teacher = functional.cast(teacher, config.precision.teacher)
+        self.frozen = shard({DENOISER: teacher}, self.mesh)
 
     def losses(self, steps):
         history = []

@@ -4,25 +4,29 @@ import dataclasses
 
 import jax
 import numpy as np
-from slam_jax.families.load import read_pipeline, read_unet
 
+from slam_jax.config.options import Teacher
 from slam_jax.families.family import student_config, student_params
-from slam_jax.formats.diffusers_folder import resolve
+from slam_jax.families.stable_diffusion import StableDiffusion
+from slam_jax.families.stable_diffusion_folder import read_unet
 from slam_jax.formats.flax_folder import SavedModel
 from slam_jax.method.slam import Slam
 
 
 def make(folder, conditioning="both", variant="", seed=0, num_ddim_timesteps=50):
-    """(student, teacher): float32 numpy weights, those for gamma not zero either."""
-    teacher = resolve(str(folder), variant=variant)
-    pipeline = read_pipeline(teacher)
-    unet = student_config(pipeline.unet, conditioning)
+    """(student, its teacher): float32 numpy weights, those for gamma not zero either."""
+    family = StableDiffusion.open(Teacher(path=str(folder), variant=variant), folder)
+    pipeline, method = (
+        family.pipeline,
+        Slam(conditioning=conditioning, num_ddim_timesteps=num_ddim_timesteps),
+    )
     rng = np.random.default_rng(seed)
 
     def moved(leaf):
         return np.asarray(leaf) + 0.02 * rng.standard_normal(leaf.shape).astype(np.float32)
 
-    params = jax.tree.map(moved, student_params(read_unet(teacher, pipeline.unet, "float32"), unet))
-    method = Slam(conditioning=conditioning, num_ddim_timesteps=num_ddim_timesteps)
+    teacher = read_unet(family.folder, pipeline, "float32")
+    params = jax.tree.map(moved, student_params(pipeline, method, teacher))
+    network = student_config(pipeline, method).to_dict()
     info = {"method": dataclasses.asdict(method)}
-    return SavedModel(unet, params, pipeline.scheduler, info), teacher
+    return SavedModel(family.name, network, params, pipeline.scheduler, info), family

@@ -110,7 +110,7 @@ class TorchSlam:
             }[method.sigma]
             d = self._f(student, x_g, s, alpha_s, sigma_g, g, contexts[0], method) - f_e
             c = method.huber_c
-            h = {"l2": d**2, "huber": (d**2 + c**2).sqrt() - c}[method.loss]
+            h = {"l2": d**2, "huber": (d**2 + c**2).sqrt() - c}[method.distance]
             losses.append(h.mean(dim=(1, 2, 3)))
         return torch.stack(losses).mean(dim=0)
 

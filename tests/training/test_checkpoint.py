@@ -56,9 +56,11 @@ def save(folder, *steps, metrics=None, keep=2, **options):
             checkpoints.save(step, jax.device_put(values(step)), {"next": step}, found)
 
 
-def restored(folder, like=None, where=ON_CPU, record=RECORD):
+def restored(folder, like=None, where=None, record=RECORD):
+    like = like or values(0)
+    where = where or jax.tree.map(lambda _: ON_CPU, like)
     with Checkpoints(folder, 2, record) as checkpoints:
-        return checkpoints.restore(like or values(0), where)
+        return checkpoints.restore(like, where)
 
 
 def tree_of(folder):
@@ -135,7 +137,7 @@ def test_a_damaged_checkpoint_makes_way_for_the_one_before(tmp_path, capsys, dam
     save(tmp_path, 2, 4)
     DAMAGES[damage](tmp_path / "4")
     with Checkpoints(tmp_path, 2, RECORD) as checkpoints:
-        state, position = checkpoints.restore(values(0), ON_CPU)
+        state, position = checkpoints.restore(values(0), jax.tree.map(lambda _: ON_CPU, values(0)))
         assert bits(state) == bits(values(2)) and position == {"next": 2}
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"note: {tmp_path}/4 is damaged (") and "from step 2" in line
@@ -232,7 +234,7 @@ def test_a_folder_that_cannot_be_made_or_disappears(tmp_path):
 
 
 def start(code, *arguments, devices=1):
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
     environment["JAX_NUM_CPU_DEVICES"] = str(devices)
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
@@ -243,7 +245,7 @@ import sys, time
 from pathlib import Path
 import test_checkpoint as t
 t.save(Path(sys.argv[1]), 1)
-from slam_jax import checksums
+from slam_jax.training import checksums
 checksums.write = lambda folder: time.sleep(60)  # nothing is committed before the kill comes
 t.save(Path(sys.argv[1]), 2)
 """

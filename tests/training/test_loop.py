@@ -23,7 +23,7 @@ from slam_jax.parallel.sharding import shard
 from slam_jax.training import loop
 from slam_jax.training.checkpoint import Checkpoints
 from slam_jax.training.checkpoint_files import best_step, steps_in
-from slam_jax.training.loop import Interrupted, fit
+from slam_jax.training.loop import Interrupted, TrainingRun, fit
 from slam_jax.training.step import init_state
 
 
@@ -32,19 +32,9 @@ def run_loop(folder, steps, source=None, max_rejects=0.1, draw_samples=None, **c
     init = partial(init_state, tx=OPTIMIZER, mesh=mesh)
     training = Training(steps=steps, batch_size=BATCH, log_every=2, checkpoint_every=4, **changes)
     data = Batches(source or Points(), BATCH, seed=0, max_rejects=max_rejects)
-    return fit(
-        step,
-        init,
-        {"w": np.ones(2, np.float32)},
-        shard({"f": np.zeros((), np.float32)}, mesh),
-        data,
-        mesh,
-        training,
-        folder,
-        "test",
-        {},
-        draw_samples,
-    )
+    run = TrainingRun(step, init, data, mesh, training, folder, "test", {}, draw_samples)
+    frozen = shard({"f": np.zeros((), np.float32)}, mesh)
+    return fit(run, {"w": np.ones(2, np.float32)}, frozen)
 
 
 def test_a_run_that_goes_on_holds_one_state(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """A small classifier of labelled pictures, and the share of drawn ones that it reads rightly."""
 
 import functools
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,8 @@ class Classifier:
     @classmethod
     def fit(cls, reference: Reference) -> "Classifier":
         """Fits it, always with the same split and the same weights at the start."""
-        from sklearn.model_selection import train_test_split  # takes a while
+        from sklearn.exceptions import ConvergenceWarning  # these take a while
+        from sklearn.model_selection import train_test_split
         from sklearn.neural_network import MLPClassifier
 
         labels = np.array(reference.labels)
@@ -49,7 +51,8 @@ class Classifier:
         )
         network = MLPClassifier((64,), alpha=1e-2, max_iter=300, random_state=0)
         # Matrices this small are slower on many threads: 2 s become 40 s where others compute too.
-        with threadpool_limits(1):
+        with threadpool_limits(1), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # its accuracy says how good it is
             network.fit(x, y)
         return cls(network, float(network.score(x_held_out, y_held_out)))
 

@@ -1,0 +1,205 @@
+"""The commands and the Python of the README and of docs/ run as they stand there, made small by
+overrides."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from doc_pages import DOCS, PAGES, ROOT, blocks
+
+COMMANDS = [
+    line for page in PAGES for block in blocks(page, "bash") for line in block.splitlines() if line
+]
+INSTALLATION = ("make ", "pip install .", "source .venv/bin/activate")
+BENCHMARKS = ("python benchmarks/", "PYTHONPATH=. python benchmarks/")
+RUNS = [line for line in COMMANDS if not line.startswith((*INSTALLATION, *BENCHMARKS, "launch/"))]
+# They need the tiny teacher and the run that `make demo-sd` leaves.
+STABLE_DIFFUSION = re.compile(r"tiny_|at_step_|runs/sd\b")
+TINY_DIGITS = [
+    "--config.teacher.network.block_out_channels=(8,)",
+    "--config.teacher.training.steps=4",
+    "--config.teacher.training.optimizer.warmup_steps=2",
+    "--config.training.steps=4",
+    "--config.training.sample_every=0",
+    "--config.evaluation.samples=50",
+    "--config.evaluation.teacher_steps=(2,)",
+]
+SMALL_DISTILL = """
+import slam_jax
+whole = slam_jax.distill
+training = {"steps": 4, "sample_every": 0}
+teacher = {"steps": 4, "optimizer": {"warmup_steps": 2}}
+slam_jax.distill = lambda *args, **changes: whole(*args, **changes, training=training,
+    teacher={"network": {"block_out_channels": (8,)}, "training": teacher},
+    evaluation={"samples": 50, "teacher_steps": (2,)})
+"""
+FEW_STEPS = ["--config.training.steps=2", "--config.training.sample_every=0"]
+
+
+def start(arguments, folder):
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache/jax"),
+    }
+    environment.pop("JAX_NUM_CPU_DEVICES", None)
+    done = subprocess.run(
+        arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def run(line: str, folder: Path, small: list[str]) -> str:
+    """Starts a command; training with the arguments that make it small."""
+    program, *arguments = shlex.split(line)
+    if program == "slam-jax":
+        arguments = ["-m", "slam_jax", *arguments]
+    else:
+        assert program == "python", line
+    if " train " in line:
+        arguments += small
+    return start([sys.executable, *arguments], folder)
+
+
+@pytest.mark.slow
+def test_every_digits_command_in_its_order(tmp_path):
+    commands = [line for line in RUNS if not STABLE_DIFFUSION.search(line)]
+    assert len(commands) >= 7
+    for line in commands:
+        run(line, tmp_path, TINY_DIGITS)
+    assert (tmp_path / "grid.png").exists() and (tmp_path / "runs/contact_sheet.png").exists()
+    assert (tmp_path / "runs/digits/samples/ladder.png").exists()
+    assert all((tmp_path / f"runs/{name}/export").is_dir() for name in ("lcm", "digits_paper"))
+    assert (tmp_path / "runs/best/config.json").exists()
+    for code in blocks(DOCS / "getting_started.md", "python"):
+        start([sys.executable, "-c", SMALL_DISTILL + code], tmp_path)
+    assert (tmp_path / "runs/notebook/summary.md").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_stable_diffusion_demo_and_the_commands_that_follow_it(tmp_path):
+    assert "make demo-sd" in COMMANDS
+    start(["make", "demo-sd", f"RUNS={tmp_path}/runs"], ROOT)
+    assert (tmp_path / "runs/tiny_sd/lighthouse.png").exists()
+    commands = [line for line in RUNS if STABLE_DIFFUSION.search(line)]
+    assert len(commands) >= 13
+    for line in commands:
+        tiny = line.replace("--config sd ", "--config sd:tiny ").replace("=DATA", "=photographs")
+        run(tiny, tmp_path, FEW_STEPS)
+    runs = tmp_path / "runs"
+    assert (runs / "tiny_from_latents/export/model_index.json").exists()
+    pictures = ("lighthouse", "sea", "night", "teacher")
+    assert all((runs / f"{name}.png").exists() for name in pictures)
+    assert (runs / "sampler.npy").exists()
+    for page in ("README.md", "docs/stable_diffusion.md"):
+        for code in blocks(ROOT / page, "python"):
+            start([sys.executable, "-c", code], tmp_path)
+    assert "PYTHONPATH=. python benchmarks/start_up.py" in COMMANDS
+    small = ["--repeats", "1", "--out", "results"]
+    start([sys.executable, ROOT / "benchmarks/start_up.py", *small], tmp_path)
+    report = json.loads((tmp_path / "results/start_up.json").read_text())
+    seconds = {k: v["median_s"] for k, v in report["process_start_to_first_picture"].items()}
+    assert 0 < seconds["artifact, warm"] < seconds["artifact, cold"]
+
+
+@pytest.mark.slow
+def test_what_is_added_in_the_page_on_extending_trains_draws_and_exports(tmp_path):
+    added = blocks(DOCS / "extending.md", "python")
+    assert len(added) == 4
+    (tmp_path / "added.py").write_text("\n".join(added))
+    (tmp_path / "guided.py").write_text(
+        "import added\n"
+        "from slam_jax.config.command_line import recipes_folder\n"
+        "import runpy\n"
+        "def get_config():\n"
+        "    config = runpy.run_path(str(recipes_folder() / 'digits.py'))['get_config']()\n"
+        "    config.name = 'guided'\n"
+        "    config.method = dict(name='guidance', w=2.0)\n"
+        "    return config\n"
+    )
+    command = "import added; from slam_jax.__main__ import main; main()"
+    best = ["--config.training.keep_best=1", "--config.training.best_metric=contrast_4"]
+    best += ["--config.training.checkpoint_every=2"]
+    small = [*TINY_DIGITS, *best, "--config.training.sample_every=2"]
+    start([sys.executable, "-c", command, "train", "--config", "guided.py", *small], tmp_path)
+    assert "contrast off" in (tmp_path / "runs/guided/summary.md").read_text()
+    drawn = ["--steps", "2", "--labels", "3", "--out", "three.png"]
+    start([sys.executable, "-c", command, "sample", "--model", "runs/guided", *drawn], tmp_path)
+    assert (tmp_path / "three.png").exists()
+
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (3, 40, 50, 3), np.uint8)
+    np.savez(tmp_path / "three.npz", images=pictures, captions=["one", "two", "three"])
+    said = start([sys.executable, "-c", command, "inspect", "three.npz"], tmp_path)
+    assert "3 examples" in said
+
+
+@pytest.mark.slow
+def test_launcher_and_comparison(tmp_path):
+    (line,) = (line for line in COMMANDS if line.startswith("launch/"))
+    program, *arguments = shlex.split(line)
+    start([str(ROOT / program), *arguments, *TINY_DIGITS, "--workdir", tmp_path / "run"], ROOT)
+    assert (tmp_path / "run/summary.md").exists()
+    assert "python benchmarks/slam_vs_lcm.py" in COMMANDS
+    folders = ["--runs", "runs", "--out", "results", "--seeds", "2", "--"]
+    script = ROOT / "benchmarks/slam_vs_lcm.py"
+    start([sys.executable, script, *folders, *TINY_DIGITS], tmp_path)
+    text = (tmp_path / "results/slam_vs_lcm.md").read_text()
+    assert text.count("±") > 20 and "| FD to teacher |" in text
+
+
+@pytest.mark.slow
+def test_checkpoint_benchmark(tmp_path):
+    assert "PYTHONPATH=. python benchmarks/checkpoint.py" in COMMANDS
+    small = ["--megabytes", "1", "--turns", "2", "--out", tmp_path]
+    start([sys.executable, "benchmarks/checkpoint.py", *small], ROOT)
+    (state,) = json.loads((tmp_path / "checkpoint.json").read_text())["states"]
+    assert state["arrays"] == 701 and state["median_seconds"]["save_returns"] > 0
+
+
+@pytest.mark.slow
+def test_loading_benchmark(tmp_path):
+    assert "PYTHONPATH=. python benchmarks/load_sd15.py" in COMMANDS
+    small = ["--small", "--folder", tmp_path / "sd15", "--out", tmp_path / "results"]
+    start([sys.executable, "benchmarks/load_sd15.py", *small], ROOT)
+    report = json.loads((tmp_path / "results/load_sd15.json").read_text())
+    assert report["from_page_cache"]["seconds"] > 0 and not (tmp_path / "sd15").exists()
+
+
+@pytest.mark.slow
+def test_data_benchmark(tmp_path):
+    assert "PYTHONPATH=. python benchmarks/data.py" in COMMANDS
+    small = ["--small", "--minutes", "0.05", "--folder", tmp_path, "--out", tmp_path / "results"]
+    start([sys.executable, "benchmarks/data.py", *small], ROOT)
+    report = json.loads((tmp_path / "results/data.json").read_text())
+    assert report["jpeg"]["ratio"] > 0 and report["cached"]["samples_per_second"] > 0
+    assert not list(tmp_path.glob("tmp*"))
+
+
+def test_make_targets_exist():
+    targets = [line.split()[1] for line in COMMANDS if line.startswith("make ")]
+    assert {"demo", "demo-sd", "test", "test-fast", "lint"} <= set(targets)
+    for target in targets:
+        plan = start(["make", "--dry-run", target], ROOT)
+        assert "slam_jax" in plan or "launch/" in plan or "-m" in plan
+
+
+def test_other_commands_are_only_the_installation():
+    known = (*INSTALLATION, *BENCHMARKS, "slam-jax ", "python runs/tiny_sampler/draw.py", "launch/")
+    assert [line for line in COMMANDS if not line.startswith(known)] == []
+    # The scripts that tests in tests/benchmarks/ and tests/training/ run.
+    started = {
+        line.split("benchmarks/")[1].split(".py")[0]
+        for line in COMMANDS
+        if ".py" in line and "benchmarks/" in line
+    }
+    assert started <= {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
