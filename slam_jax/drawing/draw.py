@@ -1,8 +1,9 @@
 """Draws pictures with a loaded model, a batch at a time, each batch in one program."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ def choose_guidance(model: Model, asked: float | None) -> float:
         return guidance
     if asked not in (None, 1.0):
         told = f"told another gamma, {1 - (asked - 1) / 10:g} in place of 1"
-        told = told if model.method.tells_gamma else "guided twice"
+        told = told if model.method and model.method.tells_gamma else "guided twice"
         raise InputError(
             f"--guidance {asked:g}: a student has its guidance built in; it would be {told}; leave "
             "the option out"
@@ -93,7 +94,7 @@ def batches_of(batch: Batch, size: int) -> Iterator[tuple[int, int, Batch]]:
 
 
 def draw_all(
-    model: Model, draw: Sampler, batch: Batch, seed: int, size: int
+    model: Model, draw: Sampler, batch: Mapping[str, Any], seed: int, size: int
 ) -> Iterator[UInt8[np.ndarray, "H W C"]]:
     """The pictures one by one; row i has the noise of (seed, i).
 

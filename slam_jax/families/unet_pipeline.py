@@ -32,8 +32,9 @@ class UNetPipeline(Pipeline):
         dim = network.time_cond_proj_dim
 
         def denoise(params, x, t, context, gamma):
-            told = dim is not None and gamma is not None
-            condition = gamma_embedding(gamma, dim) if told else None
+            condition = None
+            if dim is not None and gamma is not None:
+                condition = gamma_embedding(gamma, dim)
             t = t.astype(jnp.float32)
             return unet(params, x, t, **context, timestep_cond=condition, remat=remat)
 

@@ -131,7 +131,9 @@ def flops_per_sample(config: Config, family: Family) -> float:
     plain.pipeline = replace(family.pipeline, execution=Execution("xla"))
     training = replace(config.training, batch_size=1, accumulation=1)
     config = replace(config, training=training, mesh=options.Mesh(1, 1))
-    return lower(config, plain, make_mesh(1, 1, jax.local_devices()[:1])).cost_analysis()["flops"]
+    lowered = lower(config, plain, make_mesh(1, 1, jax.local_devices()[:1]))
+    costs: Any = lowered.cost_analysis()
+    return costs["flops"]
 
 
 def rows_of(config: Config) -> int:
@@ -167,7 +169,8 @@ def compiled_bytes(config: Config, family: Family) -> tuple[int, str]:
     source = (
         "of XLA on cpu, an estimate for others" if platform == "cpu" else f"of XLA on {platform}"
     )
-    return compiled.memory_analysis().temp_size_in_bytes, source
+    analysis: Any = compiled.memory_analysis()
+    return analysis.temp_size_in_bytes, source
 
 
 def counted_bytes(config: Config, family: Family) -> int:
@@ -202,7 +205,8 @@ def counted_bytes(config: Config, family: Family) -> int:
 
     mesh = _mesh_of(config)
     weights = copies(student, params) + copies(target, params) + copies(frozen, frozen)
-    return weights + sum(v.aval.size * v.aval.dtype.itemsize for v in kept)
+    avals: list[Any] = [v.aval for v in kept]
+    return weights + sum(aval.size * aval.dtype.itemsize for aval in avals)
 
 
 def _mesh_of(config: Config) -> AbstractMesh:

@@ -197,13 +197,13 @@ def _random_inputs(config: UNetConfig) -> dict[str, Any]:
 
     added, dim = None, config.addition_time_embed_dim
     if dim is not None:
-        pooled = config.projection_class_embeddings_input_dim - TIME_IDS * dim
-        ids = np.tile(np.float32([8 * edge, 8 * edge, 0, 0, 8 * edge, 8 * edge]), (2, 1))
+        pooled = (config.projection_class_embeddings_input_dim or 0) - TIME_IDS * dim
+        ids = np.tile(np.array([8 * edge, 8 * edge, 0, 0, 8 * edge, 8 * edge], np.float32), (2, 1))
         added = {"text_embeds": normal(2, pooled), "time_ids": ids}
-    gamma, features = np.float32([0.35, 1]), config.time_cond_proj_dim
+    gamma, features = np.array([0.35, 1], np.float32), config.time_cond_proj_dim
     return {
         "sample": normal(2, edge, edge, config.in_channels),
-        "timesteps": np.float32([499, 999]),
+        "timesteps": np.array([499, 999], np.float32),
         "encoder_hidden_states": normal(2, CONTEXT, config.cross_attention_dim),
         "timestep_cond": features and np.asarray(gamma_embedding(jnp.asarray(gamma), features)),
         "added_cond": added,

@@ -71,7 +71,7 @@ def stock_sampler(folder: Path) -> Callable[..., Float[np.ndarray, "B H W 3"]]:
     with _quiet():
         try:
             # Cast afterwards: the option's name differs between versions of diffusers.
-            pipeline = DiffusionPipeline.from_pretrained(folder).to(torch.float32)
+            pipeline: Any = DiffusionPipeline.from_pretrained(folder).to(torch.float32)
         # It raises whatever its parts do.
         except Exception as error:
             why = " ".join(str(error).split())
@@ -120,6 +120,7 @@ def compare(
     Raises:
       InputError: diffusers cannot load the folder.
     """
+    assert model.method is not None  # it is a student
     pipeline = model.pipeline
     draw = student_sampler(pipeline, pipeline.network, model.method)
     draw_stock, keys = stock_sampler(folder), keys_of(seed)
@@ -170,9 +171,9 @@ def load_unet(folder: Path, variant: str) -> tuple[Any, list[str]]:
     from diffusers import UNet2DConditionModel
 
     with _quiet():
-        unet, found = UNet2DConditionModel.from_pretrained(
-            folder, variant=variant or None, use_safetensors=True, output_loading_info=True
-        )
+        options = dict(variant=variant or None, use_safetensors=True, output_loading_info=True)
+        loaded: Any = UNet2DConditionModel.from_pretrained(folder, **options)
+    unet, found = loaded
     return unet.float().eval(), [*found["missing_keys"], *found["unexpected_keys"]]
 
 
