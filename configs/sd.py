@@ -44,7 +44,7 @@ def get_config(size="full"):
         ema=0.95,
         sample_every=1000,
         checkpoint_every=1000,
-        remat="minimal",  # without it a step needs more than 80 GB for 12 pictures
+        remat="minimal",  # a step with XLA's attention needs more than 80 GB for 12 pictures
         optimizer=dict(learning_rate=8e-6, weight_decay=0.0, clip_norm=1.0),
     )
     config.precision.update(

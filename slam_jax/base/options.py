@@ -11,7 +11,7 @@ a run goes on.
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, get_args, get_origin
 
 KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
 
@@ -64,10 +64,25 @@ class Options:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type in KINDS:
-                right = type(value) is field.type or (field.type is float and type(value) is int)
-                check(right, field.name, value, KINDS[field.type])
+            check_type(field.name, value, field.type)
             check_range(field.name, value, field.metadata)
+
+
+def check_type(key: str, value: Any, kind: Any) -> None:
+    """Compares a value with the type of its field: one of KINDS, a tuple of such, or a dict.
+
+    Raises:
+      OptionError: it is of another type.
+    """
+    if kind in KINDS:
+        right = type(value) is kind or (kind is float and type(value) is int)
+        check(right, key, value, KINDS[kind])
+    elif get_origin(kind) is tuple:
+        check(isinstance(value, tuple), key, value, "several values, such as (1, 2)")
+        for item in value:
+            check_type(key, item, get_args(kind)[0])
+    elif get_origin(kind) is dict:
+        check(isinstance(value, dict), key, value, "a group of values")
 
 
 def check_range(key: str, value: Any, facts: Any) -> None:

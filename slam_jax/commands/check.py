@@ -1,4 +1,4 @@
-"""Checks a published student: are its files whole, do they fit together, does it draw?
+"""slam-jax check: look through a published few-step student.
 
 slam-jax check FOLDER [--revision REV] [--variant fp16] [--out sheet.png]
 
@@ -8,218 +8,40 @@ diffusion_pytorch_model.safetensors. Prints a line for each check, and exits wit
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from slam_jax.base.errors import BackendError, InputError
-from slam_jax.drawing import pictures
-from slam_jax.drawing.samplers import student_sampler
-from slam_jax.families.family import Frozen, Params
-from slam_jax.families.stable_diffusion import RECORD_FILE
-from slam_jax.families.stable_diffusion_folder import read_pipeline, read_surroundings
-from slam_jax.families.stable_diffusion_pipeline import StableDiffusionPipeline
-from slam_jax.formats.diffusers_folder import Folder, read_config, read_model_index, resolve
-from slam_jax.method.schedule import PREDICTION_TYPES, TIMESTEP_SCALING, distillation_grid
-from slam_jax.method.slam import Slam
-from slam_jax.models import functional
+from slam_jax.base.errors import InputError
+from slam_jax.commands.command import parser_of, run
+from slam_jax.formats.diffusers_folder import resolve
 from slam_jax.parallel import runtime
-from slam_jax.serving import torch_check
-from slam_jax.serving.check_unet import (
-    FAIL,
-    OK,
-    SKIPPED,
-    Result,
-    compare_with_torch,
-    inspect_unet,
-    reason,
-)
-
-STEPS = (1, 2, 4)
-SMALLEST_SPREAD = 0.01  # standard deviation of a picture that is not one colour
-# What all Stable Diffusion models were trained with.
-BETAS = {
-    "num_train_timesteps": 1000,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "trained_betas": None,
-}
+from slam_jax.serving.published import check
+from slam_jax.serving.published_unet import FAIL
 
 
-def check(folder: Folder, out: Path | None = None) -> Iterator[Result]:
-    """All checks of a folder, each as soon as it is done.
-
-    Args:
-      folder: a diffusers folder, or one with a UNet's config.json and weights.
-      out: PNG to draw the samples into; None: they are not kept.
-    """
-    path = folder.path.resolve()
-    if not (path / "model_index.json").exists():
-        yield Result(OK, "folder", "a UNet alone, as it has no model_index.json")
-        yield from _check_unet(path, folder.variant, _read_record(path.parent))[0]
-        yield Result(SKIPPED, "samples", "no VAE and no text encoder")
-        return
-    try:
-        yield Result(OK, "folder", str(read_model_index(folder)["_class_name"]))
-    except InputError as error:
-        yield Result(FAIL, "folder", str(error))
-        return
-    record = _read_record(path)
-    results, params = _check_unet(path / "unet", folder.variant, record)
-    yield from results
-    scheduler = check_scheduler(folder, is_ours=bool(record))
-    yield scheduler
-    try:
-        pipeline, frozen = read_around_unet(folder)
-        yield Result(OK, "other weights", f"{' and '.join(frozen)}, all finite")
-    # Whatever numbers that make no sense in a config.json lead to is a finding.
-    except Exception as error:
-        yield Result(FAIL, "other weights", reason(error))
-        params = None
-    if params is None or scheduler.status == FAIL:
-        yield Result(SKIPPED, "samples", "a check above failed")
-        return
-    try:
-        yield from draw_samples(pipeline, frozen, params, out)
-    except Exception as error:
-        yield Result(FAIL, "samples", reason(error))
-
-
-def _check_unet(
-    where: Path, variant: str, record: Mapping[str, Any]
-) -> tuple[list[Result], Params | None]:
-    """Results, and the parameters if nothing failed."""
-    results, config, params = inspect_unet(where, variant, record)
-    if config is None or params is None or any(r.status == FAIL for r in results):
-        return [*results, Result(SKIPPED, "prediction", "a check above failed")], None
-    result = compare_with_torch(where, variant, config, params)
-    return [*results, result], params if result.status != FAIL else None
-
-
-def _read_record(path: Path) -> Mapping[str, Any]:
-    """How a student of ours was made; empty for others."""
-    try:
-        record = json.loads((path / RECORD_FILE).read_text())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, Mapping) else {}
-
-
-def check_scheduler(folder: Folder, is_ours: bool) -> Result:
-    """LCMScheduler with settings that fit the distillation, or the teacher's with its betas.
-
-    Args:
-      folder: the diffusers folder.
-      is_ours: exported here, hence with an LCMScheduler.
-    """
-    try:
-        config = read_config(folder, "scheduler")
-        count = config.get("num_train_timesteps", 1000)
-        wrong = [
-            f"{key} = {config.get(key)!r}, expected {value!r}"
-            for key, value in BETAS.items()
-            if config.get(key) != value
-        ]
-        kind, prediction = config.get("_class_name"), config.get("prediction_type", "epsilon")
-        if prediction not in PREDICTION_TYPES:
-            wrong.append(f"prediction_type = {prediction!r}")
-        facts = f"{kind}, {prediction}"
-        if kind == "LCMScheduler":
-            steps = config.get("original_inference_steps", 50)
-            facts += f", original_inference_steps {steps} of {count}"
-            wrong += _wrong_lcm_settings(config, steps, count)
-        elif is_ours:
-            wrong.append(f"_class_name = {kind!r}, expected 'LCMScheduler'")
-        else:
-            facts += ", the teacher's: give the pipeline an LCMScheduler before drawing"
-    except (InputError, TypeError) as error:
-        return Result(FAIL, "scheduler", f"{error}")
-    return Result(FAIL if wrong else OK, "scheduler", "; ".join(wrong) or facts)
-
-
-def _wrong_lcm_settings(config: Mapping[str, Any], steps: int, count: int) -> list[str]:
-    wrong = []
-    try:
-        distillation_grid(count, steps)
-    except (ValueError, TypeError):
-        wrong.append(f"original_inference_steps = {steps!r}, expected a divisor of {count}")
-    for key, value in (
-        ("timestep_scaling", TIMESTEP_SCALING),
-        ("clip_sample", False),
-        ("thresholding", False),
-    ):
-        if config.get(key, value) != value:
-            wrong.append(f"{key} = {config[key]!r}, expected {value!r}")
-    return wrong
-
-
-def read_around_unet(folder: Folder) -> tuple[StableDiffusionPipeline, Frozen]:
-    """The VAE and the text encoders, with their weights.
+def work(arguments: argparse.Namespace) -> None:
+    """Prints the checks.
 
     Raises:
-      InputError: they cannot be read, do not fit the UNet, or are not finite.
+      InputError: there is no such folder, or no picture can be written to `--out`.
+      SystemExit: a check failed.
     """
-    pipeline = read_pipeline(folder)
-    frozen = read_surroundings(folder, pipeline, "float32", "float32")
-    for name, params in frozen.items():
-        for key, array in functional.flatten(params).items():
-            if not np.isfinite(array).all():
-                raise InputError(f"{folder.path / name}: NaN or infinity in {key}")
-    return pipeline, frozen
-
-
-def draw_samples(
-    pipeline: StableDiffusionPipeline, frozen: Frozen, params: Params, out: Path | None
-) -> Iterator[Result]:
-    """Two pictures in each of 1, 2 and 4 steps: finite, and not of one colour."""
-    method = Slam(num_ddim_timesteps=pipeline.scheduler.get("original_inference_steps", 50))
-    draw = student_sampler(pipeline, pipeline.network, method)
-    batch, rows = pipeline.prompts(torch_check.PROMPTS), {}
-    for steps in STEPS:
-        images = np.asarray(draw(frozen, params, batch, (0, 0), steps=steps))
-        # Over the pixels of a channel: a picture of one colour has channels that differ.
-        spread = float(images.std(axis=(1, 2)).max(axis=-1).min())
-        status = OK if spread > SMALLEST_SPREAD else FAIL  # and NaN fails
-        yield Result(
-            status, f"samples, {steps}", f"standard deviations from {spread:.3f}, of [-1, 1]"
-        )
-        rows[f"{steps} steps"] = images
-    if out is not None:
-        pictures.save(pictures.grid(rows, scale=1), out)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="slam-jax check", description="Check a published few-step student."
-    )
-    parser.add_argument("folder", help="diffusers folder, folder of a UNet, or hub repository")
-    parser.add_argument("--revision", default="", help="commit, tag or branch of a repository")
-    parser.add_argument("--variant", default="", help='such as "fp16", of the weight files')
-    parser.add_argument("--out", type=Path, help="PNG for pictures in 1, 2 and 4 steps")
-    arguments = parser.parse_args(argv)
-    runtime.configure()
-    failed = 0
-    try:
-        if arguments.out is not None and arguments.out.suffix != ".png":
-            raise InputError(f"--out {arguments.out}: expected a file that ends in .png")
-        runtime.probe()
-        folder = resolve(arguments.folder, arguments.revision, arguments.variant)
-        for result in check(folder, arguments.out):
-            failed += result.status == FAIL
-            print(f"{result.status:8} {result.name:14} {result.facts}", flush=True)
-    except (InputError, BackendError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    if arguments.out is not None and arguments.out.suffix != ".png":
+        raise InputError(f"--out {arguments.out}: expected a file that ends in .png")
+    runtime.probe()
+    folder, failed = resolve(arguments.folder, arguments.revision, arguments.variant), 0
+    for result in check(folder, arguments.out):
+        failed += result.status == FAIL
+        print(f"{result.status:8} {result.name:14} {result.facts}", flush=True)
     if failed:
         sys.exit(f"{failed} of the checks failed")
 
 
-if __name__ == "__main__":
-    main()
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = parser_of("check", "Check a published few-step student.")
+    parser.add_argument("folder", help="diffusers folder, folder of a UNet, or hub repository")
+    parser.add_argument("--revision", default="", help="commit, tag or branch of a repository")
+    parser.add_argument("--variant", default="", help='such as "fp16", of the weight files')
+    parser.add_argument("--out", type=Path, help="PNG for pictures in 1, 2 and 4 steps")
+    run(work, parser, argv)

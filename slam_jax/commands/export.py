@@ -15,38 +15,47 @@ flax/ alone: diffusers has no pipeline for it.
 
 import argparse
 import os
-import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from slam_jax.base.errors import BackendError, InputError
+from slam_jax.base.errors import InputError
+from slam_jax.commands.command import parser_of, run
 from slam_jax.config.options import DTYPES
 from slam_jax.families.family import LoadOptions
-from slam_jax.parallel import runtime
 from slam_jax.recipes.student import as_model, from_checkpoint, load, read_run
-from slam_jax.serving import torch_check
+from slam_jax.serving import stock_pipeline
 from slam_jax.serving.artifact import PLATFORMS, Options, write_artifact
 
 
-def run(arguments: argparse.Namespace) -> Path:
+def work(arguments: argparse.Namespace, environment: Mapping[str, str]) -> None:
+    """Exports what the command line asks for, and says where it is."""
+    check_options(arguments)
+    if arguments.artifact:
+        out = export_artifact(arguments, environment)
+        print(f"sampler: {out}\ntry it: python {out}/draw.py --seed 3 --out picture.npy")
+    else:
+        print(f"student: {export_student(arguments)}")
+
+
+def export_student(arguments: argparse.Namespace) -> Path:
     """Exports what the command line asks for, and returns the folder."""
     out = arguments.out or arguments.workdir / "export"
     if arguments.verify:
-        torch_check.require("--verify")
+        stock_pipeline.require("--verify")
     student, family = from_checkpoint(arguments.workdir, arguments.step, arguments.teacher)
     checks = []
     if arguments.verify:
         if not family.in_diffusers:
             raise InputError(f"--verify: diffusers has no pipeline for {family.name}")
         model = as_model(student, read_run(arguments.workdir), family)
-        checks = [partial(torch_check.verify, model)]
+        checks = [partial(stock_pipeline.verify, model)]
     family.export(student, out, checks)
     return out
 
 
-def run_artifact(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Path:
+def export_artifact(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Path:
     """Writes the artifact that the command line asks for, and returns the folder."""
     options = Options(
         **{
@@ -93,12 +102,10 @@ def check_options(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="slam-jax export",
-        description="Export the student (EMA weights) of a run, finished or interrupted: a folder "
-        "for the pipelines of diffusers, or with --artifact a sampler that needs jax alone. A "
-        "digits student becomes config.json and flax_params.safetensors, as diffusers has no "
-        "pipeline for it.",
+    parser = parser_of(
+        "export",
+        "Export the student (EMA weights) of a run, finished or interrupted: a folder for the "
+        "pipelines of diffusers, or with --artifact a sampler that needs jax alone.",
     )
     parser.add_argument("--workdir", type=Path, help="of the run")
     parser.add_argument(
@@ -118,20 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     add_artifact_options(parser.add_argument_group("a sampler that needs jax alone"))
     environment = dict(os.environ)  # before our own flags
-    runtime.configure()
-    try:
-        arguments = parser.parse_args(argv)
-        check_options(arguments)
-        runtime.devices()
-        out = run_artifact(arguments, environment) if arguments.artifact else run(arguments)
-    except (InputError, BackendError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    if arguments.artifact:
-        print(f"sampler: {out}\ntry it: python {out}/draw.py --seed 3 --out picture.npy")
-    else:
-        print(f"student: {out}")
+    run(partial(work, environment=environment), parser, argv)
 
 
 def add_artifact_options(group: Any) -> None:
@@ -157,7 +151,3 @@ def numbers(text: str) -> tuple[int, ...]:
         return tuple(dict.fromkeys(int(word) for word in text.split(",")))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: expected numbers, as in 1,4") from None
-
-
-if __name__ == "__main__":
-    main()

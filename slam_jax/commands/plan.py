@@ -17,30 +17,24 @@ import contextlib
 import math
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 
 import jax
 
 from slam_jax.base.errors import BackendError, InputError
+from slam_jax.commands.command import parser_of
 from slam_jax.config import options
 from slam_jax.config.command_line import Command, parse
 from slam_jax.config.options import Config
-from slam_jax.families.family import Family
-from slam_jax.models.remat import REMAT
 from slam_jax.parallel import runtime
 from slam_jax.recipes.memory import (
     PREPARED,
-    Need,
     check_batch,
     flops_per_sample,
-    held_bytes,
     need_of,
-    rows_of,
 )
 from slam_jax.recipes.open_teacher import open_teacher
-
-GIB = 2**30
+from slam_jax.recipes.plan import GIB, find_fitting, flags_between, size, table
 
 
 def parse_mesh(text: str) -> options.Mesh:
@@ -103,99 +97,7 @@ def with_mesh(config: Config, mesh: options.Mesh | None) -> Config:
     return replace(config, mesh=mesh)
 
 
-def easier(config: Config, held: dict[int, int], memory: float) -> Iterator[Config]:
-    """Configs of the same run on as many devices, each needing less memory than the one before.
-
-    Where state takes half of the memory more devices share it; then the student's gradient computes
-    again what is cheap; then a device takes fewer samples at a time; at last all of both.
-
-    Args:
-      config: with the mesh in numbers.
-      held: for its fsdp and each larger one, the bytes that stay on a device.
-      memory: a device's.
-    """
-    devices = config.mesh.data * config.mesh.fsdp
-    fsdp = next((fsdp for fsdp in sorted(held) if held[fsdp] < memory / 2), max(held))
-    if fsdp > config.mesh.fsdp:
-        config = replace(config, mesh=options.Mesh(devices // fsdp, fsdp))
-        yield config
-    none, minimal, full = REMAT
-    if config.training.remat == none:
-        config = replace(config, training=replace(config.training, remat=minimal))
-        yield config
-    rows, before, last = rows_of(config), config.training.accumulation, 1
-    for parts in range(2, rows + 1):
-        if rows % parts == 0 and (parts >= 2 * last or parts == rows):
-            training = replace(config.training, accumulation=before * parts)
-            config, last = replace(config, training=training), parts
-            yield config
-    if config.training.remat == minimal:
-        config = replace(config, training=replace(config.training, remat=full))
-        yield config
-    if max(held) > config.mesh.fsdp:
-        yield replace(config, mesh=options.Mesh(devices // max(held), max(held)))
-
-
-def flags_between(before: Config, after: Config) -> str:
-    """What to add to a command line of the one for the other."""
-    values = {
-        "config.mesh.data": after.mesh.data,
-        "config.mesh.fsdp": after.mesh.fsdp,
-        "config.training.remat": after.training.remat,
-        "config.training.accumulation": after.training.accumulation,
-    }
-    same = {
-        "config.training.remat": before.training.remat,
-        "config.training.accumulation": before.training.accumulation,
-    }
-    return " ".join(f"--{name}={v}" for name, v in values.items() if same.get(name) != v)
-
-
-def size(count: float) -> str:
-    """Bytes in words."""
-    unit, name = (GIB, "GiB") if count >= GIB / 10 else (2**20, "MiB")
-    return f"{count / unit:.2f} {name}"
-
-
-def table(config: Config, need: Need) -> str:
-    """The need as rows of text."""
-    mesh, training = config.mesh, config.training
-    rows = [
-        ("", "all", "each device"),
-        *((name, size(total), size(here)) for name, (total, here) in need.parts.items()),
-        ("activations, copies", "", size(need.temporary)),
-        ("sum", "", size(need.total)),
-    ]
-    head = (
-        f"{mesh.data * mesh.fsdp} devices, data={mesh.data} x fsdp={mesh.fsdp}; batch "
-        f"{training.batch_size}, of which each device has {rows_of(config)} at a time, in "
-        f"{training.accumulation} parts; remat {training.remat}"
-    )
-    lines = (f"{name:28}{total:>14}{here:>14}" for name, total, here in rows)
-    data = "data: assumed to be " + PREPARED if config.data.source == PREPARED else ""
-    note = f"activations, copies: {need.source}"
-    return "\n".join(line for line in (head, data, "", *lines, "", note) if line or line == "")
-
-
-def find_fitting(config: Config, family: Family, memory: float, compiling: bool) -> Config | None:
-    """The first of the easier configs that fits; says on stderr what each needs."""
-    mesh, held = config.mesh, {}
-    devices = mesh.data * mesh.fsdp
-    for fsdp in range(mesh.fsdp, devices + 1):
-        if devices % fsdp == 0:
-            split = replace(config, mesh=options.Mesh(devices // fsdp, fsdp))
-            held[fsdp] = held_bytes(split, family)
-    candidates = list(easier(config, held, memory))
-    for number, candidate in enumerate(candidates, 1):
-        flags = flags_between(config, candidate)
-        need = need_of(candidate, family, compiling)
-        print(f"{number}/{len(candidates)} {size(need.total):>12} with {flags}", file=sys.stderr)
-        if need.total <= memory:
-            return candidate
-    return None
-
-
-def run(arguments: argparse.Namespace, rest: list[str]) -> bool:
+def work(arguments: argparse.Namespace, rest: list[str]) -> bool:
     """Prints the plan; returns whether the run fits, as far as is known.
 
     Raises:
@@ -241,26 +143,17 @@ def make_up_devices(count: int) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="slam-jax plan",
-        description="Say what a run will need; other options are those of slam-jax train.",
-        allow_abbrev=False,
-    )
+    what = "Say what a run will need; other options are those of slam-jax train."
+    parser = parser_of("plan", what, allow_abbrev=False)
     add = parser.add_argument
-    add(
-        "--mesh", default="", help="devices, as data=8,fsdp=1; default: the config's, on those here"
-    )
-    add("--memory", default="", help="of a device, in GiB; default: what this machine's have")
+    add("--mesh", default="", help="devices, as data=8,fsdp=1; empty: the config's, on those here")
+    add("--memory", default="", help="of a device, in GiB; empty: what this machine's have")
     add("--no-compile", action="store_true", help="count activations instead: quick, and less sure")
     runtime.configure()
     try:
-        fits = run(*parser.parse_known_args(argv))
+        fits = work(*parser.parse_known_args(argv))
     except (InputError, BackendError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0 if fits else 1)
-
-
-if __name__ == "__main__":
-    main()

@@ -10,75 +10,29 @@ of its own and all with the same --out.
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
 
 import jax
 from tqdm import tqdm
 
-from slam_jax.base.errors import BackendError, InputError
-from slam_jax.config.options import DTYPES, SEEDS, Data
-from slam_jax.data.examples import Examples
+from slam_jax.base.errors import InputError
+from slam_jax.commands.command import parser_of, run
+from slam_jax.config.options import DTYPES, SEEDS
 from slam_jax.data.image_text import CROPS, Transform
-from slam_jax.data.prepared import FORMAT
 from slam_jax.data.prepared_write import Store, check_folder
 from slam_jax.data.rejects import FEW, Rejects
 from slam_jax.data.sources import add_source_options, data_of, open_examples, say_rejects
-from slam_jax.data.views import Cutter, Indices, groups, read_ahead
+from slam_jax.data.views import Cutter
 from slam_jax.families.stable_diffusion_folder import read_pipeline
 from slam_jax.families.stable_diffusion_pipeline import StableDiffusionPipeline
-from slam_jax.formats.diffusers_folder import Folder, fingerprints, resolve
+from slam_jax.formats.diffusers_folder import Folder, resolve
 from slam_jax.parallel import runtime
 from slam_jax.recipes.encode import Encoder
+from slam_jax.recipes.prepare import encode, plan_of
 
 STORED = ("float16", "bfloat16")
-AHEAD = 4  # batches of pictures that wait for the devices
-T = TypeVar("T")
-
-
-def plan_of(
-    arguments: argparse.Namespace,
-    data: Data,
-    examples: Examples,
-    model: Folder,
-    pipeline: StableDiffusionPipeline,
-) -> dict[str, Any]:
-    """All that decides what is stored."""
-    parts = ("vae", "tokenizer") + (("text_encoder",) if arguments.text_embeddings else ())
-    prints = fingerprints(model)
-    return {
-        "format": FORMAT,
-        "source": examples.name,
-        "identity": examples.identity,
-        "examples": len(examples),
-        "filters": {"min_size": data.min_size, "max_watermark": data.max_watermark},
-        "options": {name: getattr(data, name) for name in ("caption_key", "image_key", "split")},
-        "model": {
-            "path": model.name,
-            "revision": model.revision,
-            "variant": model.variant,
-            "fingerprints": {name: prints[name] for name in prints if name.startswith(parts)},
-        },
-        "resolution": arguments.resolution,
-        "crop": arguments.crop,
-        "flip": arguments.flip,
-        "captions": arguments.captions,
-        "text_embeddings": arguments.text_embeddings,
-        "seed": arguments.seed if arguments.crop == "random" else None,
-        "dtype": arguments.dtype,
-        "precision": arguments.precision,
-        "shard_size": arguments.shard_size,
-        "fields": pipeline.prepared_fields(
-            1 + arguments.flip,
-            arguments.captions,
-            arguments.text_embeddings,
-            arguments.dtype,
-        ),
-    }
 
 
 def part_of(text: str) -> tuple[int, int]:
@@ -130,54 +84,8 @@ def read_model(arguments: argparse.Namespace) -> tuple[Folder, StableDiffusionPi
     return model, replace(pipeline, latent_shape=shape)
 
 
-def one_behind(items: Iterable[T]) -> Iterator[T]:
-    """The same items, each when the next one has been made: the devices work on that meanwhile."""
-    iterator = iter(items)
-    for previous in iterator:
-        for item in iterator:
-            yield previous
-            previous = item
-        yield previous
-
-
-def encode(
-    store: Store, shards: list[int], encoder: Encoder, cutter: Cutter, data: Data, bar: tqdm
-) -> Iterator[tuple[int, Rejects]]:
-    """Makes shards.
-
-    Args:
-      store: where.
-      shards: which.
-      encoder: of pictures and captions.
-      cutter: of the source's examples.
-      data: how they are read.
-      bar: the progress.
-
-    Returns:
-      For each shard before it is kept, how many examples it has and what was passed over.
-
-    Raises:
-      InputError: something cannot be encoded or written.
-    """
-    counts = {shard: store.count(shard) for shard in shards}
-    indices = Indices(shards, store.shard_size, sum(counts.values()))
-    with closing(read_ahead(cutter, indices, data.workers, AHEAD * encoder.batch)) as stream:
-        started = (
-            (group, encoder.start(group.views) if group.views else None)
-            for group in groups(stream, counts, encoder.batch)
-        )
-        for shard, parts in groupby(one_behind(started), key=lambda pair: pair[0].shard):
-            with store.shard(shard) as writer:
-                for group, encoded in parts:
-                    if encoded is not None:
-                        writer.write(encoder.finish(encoded))
-                    writer.rejects.update(group.rejects)
-                    bar.update(group.read)
-                yield writer.count, writer.rejects
-
-
-def run(arguments: argparse.Namespace) -> str:
-    """Prepares what the command line asks for, and returns what to say."""
+def work(arguments: argparse.Namespace) -> None:
+    """Prepares what the command line asks for, or goes on with it; says what was made."""
     check_options(arguments)
     runtime.probe()
     part, parts = part_of(arguments.part or f"{jax.process_index()}/{jax.process_count()}")
@@ -216,17 +124,16 @@ def run(arguments: argparse.Namespace) -> str:
     for line in rejects.lines():
         print(f"note: {arguments.source}: passed over {line}", file=sys.stderr)
     if (info := store.finish(examples.rejects, data.max_rejects)) is None:
-        return f"part {part}/{parts} of {arguments.out} is done; others are not yet"
+        print(f"part {part}/{parts} of {arguments.out} is done; others are not yet")
+        return
     counts = info["counts"]
-    return f"wrote {arguments.out}: {counts['examples']} of {counts['source']} examples"
+    print(f"wrote {arguments.out}: {counts['examples']} of {counts['source']} examples")
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="slam-jax prepare",
-        description="Encode images and captions once; training reads the folder as its source.",
-    )
+    what = "Encode images and captions once; training reads the folder as its source."
+    parser = parser_of("prepare", what)
     add = parser.add_argument
     add("--source", required=True, help="shards, folder, tfds:NAME or photographs")
     add("--model", required=True, help="diffusers folder or hub repository: the teacher")
@@ -238,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--flip", action="store_true", help="store each picture's mirrored twin too")
     add("--captions", type=int, default=1, help="how many of an example's captions to keep")
     add("--text-embeddings", action="store_true", help="store what the text encoders give too")
-    add("--seed", type=int, help="of random crops; default: 0")
+    add("--seed", type=int, help="of random crops; None: 0")
     add("--dtype", choices=STORED, default="float16", help="of what is stored")
     add("--precision", choices=DTYPES, default="float32", help="that the model computes in")
     add("--batch", type=int, default=16, help="examples that are encoded at a time")
@@ -246,15 +153,4 @@ def main(argv: list[str] | None = None) -> None:
     add("--workers", type=int, default=0, help="processes that read images; 0: threads")
     add("--part", default="", help="I/N: make every N-th shard from I on; others make the others")
     add_source_options(parser)
-    runtime.configure()
-    try:
-        print(run(parser.parse_args(argv)))
-    except (InputError, BackendError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("\nstopped; finished shards are kept, the same command goes on", file=sys.stderr)
-        sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()
+    run(work, parser, argv)

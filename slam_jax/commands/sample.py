@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from slam_jax.base.errors import BackendError, InputError
+from slam_jax.base.errors import InputError
+from slam_jax.commands.command import parser_of, run
 from slam_jax.config.options import DTYPES, SEEDS
 from slam_jax.drawing import pictures
 from slam_jax.drawing.draw import (
@@ -120,8 +121,8 @@ def save(out: Path, drawn: list[np.ndarray], names: list[str], facts: dict[str, 
         pictures.save(picture, out / f"{index:05d}.png", {"prompt": name, "index": index, **facts})
 
 
-def run(arguments: argparse.Namespace) -> Path:
-    """Draws what the command line asks for, and returns the path of the picture or folder."""
+def work(arguments: argparse.Namespace) -> None:
+    """Draws what the command line asks for, and says where the picture or folder is."""
     check_options(arguments)
     runtime.probe()
     names = ("revision", "variant", "height", "width", "dtype")
@@ -146,16 +147,12 @@ def run(arguments: argparse.Namespace) -> Path:
     if arguments.image is not None:
         facts |= {"image": str(arguments.image), "strength": arguments.strength}
     save(arguments.out, drawn, prompts, facts)
-    return arguments.out
+    print(f"wrote {arguments.out}")
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="slam-jax sample",
-        description="Draw with a distilled student, or with its teacher.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = parser_of("sample", "Draw with a distilled student, or with its teacher.")
     add = parser.add_argument
     add("--model", required=True, help="workdir of a finished run, folder, or hub repository")
     add("--revision", default="", help="commit, tag or branch of a repository")
@@ -174,8 +171,4 @@ def main(argv: list[str] | None = None) -> None:
     add("--guidance", type=float, help=f"usual scale, of teachers only; None: {TEACHER_GUIDANCE}")
     add("--dtype", choices=DTYPES, default="float32", help="of the networks")
     add("--out", type=Path, default=Path("samples.png"), help="PNG for a sheet, or a folder")
-    runtime.configure()
-    try:
-        print(f"wrote {run(parser.parse_args(argv))}")
-    except (InputError, BackendError) as error:
-        sys.exit(f"error: {error}")
+    run(work, parser, argv)

@@ -27,14 +27,21 @@ class Description(NamedTuple):
     read_by: tuple[str, ...] = ()
 
 
-def describe(options: Any, path: str = "config") -> Iterator[Description]:
-    """Each option of a dataclass of options, groups before what is in them."""
+def describe(options: Any, path: str = "config", free: bool = False) -> Iterator[Description]:
+    """Each option of a dataclass of options, groups before what is in them.
+
+    Args:
+      options: the dataclass.
+      path: where it is in a config.
+      free: whether all of it may change when a run goes on.
+    """
+    in_free_group = free
     for field in dataclasses.fields(options):
         value, facts = getattr(options, field.name), field.metadata
-        key, doc, free = f"{path}.{field.name}", facts["doc"], facts.get("free", False)
+        key, doc, free = f"{path}.{field.name}", facts["doc"], facts.get("free", in_free_group)
         if dataclasses.is_dataclass(value):
             yield Description(key, None, doc, "", free)
-            yield from describe(value, key)
+            yield from describe(value, key, free)
         else:
             yield Description(key, value, doc, in_words(facts), free, facts.get("read_by", ()))
 

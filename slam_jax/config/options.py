@@ -187,13 +187,10 @@ class Evaluation(Options):
     )
 
     def __post_init__(self):
-        texts = self.prompts
-        check(all(isinstance(text, str) for text in texts), "prompts", texts, "texts")
+        super().__post_init__()
         for name in ("student_steps", "teacher_steps"):
             steps = getattr(self, name)
-            whole = isinstance(steps, tuple) and all(type(n) is int for n in steps)
-            check(whole and len(steps) > 0, name, steps, "one or more whole numbers above 0")
-        super().__post_init__()
+            check(len(steps) > 0, name, steps, "one or more whole numbers above 0")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Batches: "latents" [B, 4, 4, 4] and "tokens" [B, 2].
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from slam_jax.base.errors import InputError, prefixed
+from slam_jax.base.errors import InputError, options_of, prefixed
 from slam_jax.base.options import OptionError, check
+from slam_jax.config.options import Teacher
 from slam_jax.data import digits, sources
 from slam_jax.data.options import Data
 from slam_jax.data.reference import Reference
@@ -103,6 +105,16 @@ class Digits(TrainedHere):
     name = "digits"
 
     @classmethod
+    def open(
+        cls, teacher: Teacher, folder: Path, size: int | None = None, weights: bool = True
+    ) -> "Digits":
+        given = teacher.network.get("time_cond_proj_dim")
+        with options_of("config.teacher"):
+            expected = "None: the digits have no such input"
+            check(given is None, "network.time_cond_proj_dim", given, expected)
+        return super().open(teacher, folder, size, weights)
+
+    @classmethod
     def make(cls, network: dict[str, Any], prediction_type: str) -> DigitsPipeline:
         try:
             unet = UNetConfig.from_dict(network)
@@ -120,7 +132,8 @@ class Digits(TrainedHere):
         return digits.Source()
 
     def batch_shapes(self, data: Data | None, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        arrays, _ = digits.Source().read(np.arange(1), np.arange(1))
+        source = digits.Source() if data is None else self.source(data)
+        arrays, _ = source.read(np.arange(1), np.arange(1))
         return {
             name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype)
             for name, array in arrays.items()

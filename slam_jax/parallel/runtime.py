@@ -135,13 +135,16 @@ def _platform() -> str:
 
 
 def jaxlib_knows(flag: str) -> bool:
-    """Whether a shared library of jaxlib has the flag's name in it; nothing is imported."""
+    """Whether a shared library of jaxlib has the flag; nothing is imported.
+
+    Its name is then a string of its own; that of a flag that was retired is part of a longer one.
+    """
     folder = Path(importlib.util.find_spec("jaxlib").origin).parent
     for library in sorted(folder.glob("*.so*"), key=lambda p: -p.stat().st_size)[:2]:
         with (
             library.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
         ):
-            if content.find(flag.encode()) >= 0:
+            if content.find(b"\0" + flag.encode() + b"\0") >= 0:
                 return True
     return False

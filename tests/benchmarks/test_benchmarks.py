@@ -45,7 +45,7 @@ def report_of(folder, name="speed_tiny_cpu.json"):
     return json.loads((folder / name).read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_speed_of_everything(tmp_path, one_level, monkeypatch):
     import parts
     import peer_steps

@@ -21,7 +21,7 @@ def curve(attention, precision):
     return losses.reshape(-1, 10).mean(axis=1)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_losses_of_the_fast_path_are_those_of_the_plain_one():
     plain = curve("xla", Precision())
     assert plain[-1] < 0.8 * plain[0]  # it learns

@@ -10,18 +10,16 @@ import numpy as np
 import pytest
 import tiny_students
 from helpers import assert_close, jit
-from slam_jax.families.load import load, read_pipeline, read_surroundings, read_unet
 
 from slam_jax.base.errors import InputError
-from slam_jax.commands.export import write_folder
-from slam_jax.config.options import Config, Data, Precision, Teacher, Training
 from slam_jax.drawing.samplers import student_sampler
+from slam_jax.families.family import LoadOptions
+from slam_jax.families.stable_diffusion_folder import read_pipeline, read_surroundings
 from slam_jax.formats.diffusers_folder import resolve
-from slam_jax.method.sampler import gaussian
+from slam_jax.method.method import gaussian
 from slam_jax.method.slam import Slam
 from slam_jax.parallel.keys import keys_of
-from slam_jax.parallel.sharding import make_mesh
-from slam_jax.recipes.distil import student_step
+from slam_jax.recipes.student import load
 
 PROMPTS = ["a small dog", "", "two cats " * 60]
 
@@ -155,24 +153,32 @@ def test_a_truncated_file_is_named_before_a_run_begins(teachers, tmp_path):
 
 def test_students_are_told_from_teachers(teachers, tmp_path):
     teacher = load(str(teachers["sd15"]))
-    assert not teacher.is_student and teacher.num_ddim_timesteps == 50 and teacher.info == {}
+    assert not teacher.is_student and teacher.info == {}
     folder = shutil.copytree(teachers["sd15"], tmp_path / "student")
     changes = {"_class_name": "LCMScheduler", "original_inference_steps": 25}
     change(folder, "scheduler/scheduler_config.json", **changes)
-    (folder / "slam.json").write_text('{"method": {"w": 8}}')
-    student = load(str(folder), dtype="bfloat16")
-    assert student.is_student and student.num_ddim_timesteps == 25
-    assert student.info == {"method": {"w": 8}}
+    assert load(str(folder)).method == Slam(num_ddim_timesteps=25)
+    method = Slam(num_ddim_timesteps=20, w=3.0, conditioning="snr")
+    record = {"method": dataclasses.asdict(method)}
+    (folder / "slam.json").write_text(json.dumps(record))
+    student = load(str(folder), LoadOptions(dtype="bfloat16"))
+    assert student.is_student and student.method == method and student.info == record
     assert {leaf.dtype.name for leaf in jax.tree.leaves(student.params)} == {"bfloat16"}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(student.frozen["vae"])} == {"float32"}
+    for text, message in (
+        ("{", r"slam\.json: damaged"),
+        ("{}", r"slam\.json: method is None, which is none of slam"),
+        ('{"method": {"name": "dmd"}}', r"which is none of slam with its options; export the mod"),
+        ('{"method": {"w": 8.0, "loss": "huber"}}', "export the model again"),
+    ):
+        (folder / "slam.json").write_text(text)
+        with pytest.raises(InputError, match=message):
+            load(str(folder))
+    (folder / "slam.json").unlink()
     for steps in ("50", 30, 0):
         change(folder, "scheduler/scheduler_config.json", original_inference_steps=steps)
         with pytest.raises(InputError, match="original_inference_steps = "):
             load(str(folder))
-    change(folder, "scheduler/scheduler_config.json", original_inference_steps=25)
-    (folder / "slam.json").write_text("{")
-    with pytest.raises(InputError, match=r"slam\.json: damaged"):
-        load(str(folder))
 
 
 def test_image_to_image_is_lcm_from_the_noised_image(teachers, tmp_path, monkeypatch):
@@ -181,12 +187,13 @@ def test_image_to_image_is_lcm_from_the_noised_image(teachers, tmp_path, monkeyp
     from diffusers import StableDiffusionPipeline
     from diffusers.schedulers import scheduling_lcm
 
-    write_folder(*tiny_students.make(teachers["sd15"]), tmp_path / "student")
+    student, family = tiny_students.make(teachers["sd15"])
+    family.export(student, tmp_path / "student")
     model, seed, steps, strength = load(str(tmp_path / "student")), 4, 3, 0.5
     image = np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3), np.uint8)
     batch = {**model.pipeline.prompts(["a small dog"]), "images": image}
-    draw = student_sampler(model.pipeline, model.pipeline.unet, 50)
-    ours = draw(model.frozen, model.params, batch, seed, 0, steps=steps, strength=strength)
+    draw = student_sampler(model.pipeline, model.pipeline.network, model.method)
+    ours = draw(model.frozen, model.params, batch, (seed, 0), steps=steps, strength=strength)
 
     keys, shape = keys_of(seed), model.pipeline.latent_shape
 
@@ -210,32 +217,3 @@ def test_image_to_image_is_lcm_from_the_noised_image(teachers, tmp_path, monkeyp
             x, d = scheduler.step(output, t, x, return_dict=False)
         expected = stock.vae.decode(d / scale).sample.clamp(-1, 1).permute(0, 2, 3, 1).numpy()
     assert np.abs(np.asarray(ours) - expected).max() * 127.5 <= 0.05
-
-
-def test_each_precision_decides_what_its_network_computes_in(teachers):
-    pipeline, frozen = ours(teachers["sd15"])
-    frozen["unet"] = read_unet(resolve(str(teachers["sd15"])), pipeline.unet, "float32")
-    batch = {**pipeline.prompts(["a"]), "images": np.zeros((1, 64, 64, 3), np.uint8)}
-    config = Config(
-        teacher=Teacher(path="any"),
-        data=Data(source="photographs", resolution=64),
-        method=Slam(conditioning="snr", w=0.0),
-        training=Training(batch_size=1),
-    )
-    mesh = make_mesh(devices=jax.devices()[:1])
-
-    def convolutions(**precision):
-        options = dataclasses.replace(config, precision=Precision(**precision))
-        step, init = student_step(options, pipeline, mesh)
-        state = jax.eval_shape(init, frozen["unet"])
-        made = str(jax.make_jaxpr(step)(state, frozen, batch)).splitlines()
-        made = [line for line in made if "conv_general_dilated[" in line]
-        return len(made), sum("bf16[" in line for line in made)
-
-    total, none = convolutions()
-    of_student, of_target = ({name: "bfloat16"} for name in ("student", "target"))
-    (_, student), (_, target) = convolutions(**of_student), convolutions(**of_target)
-    assert none == 0 and target > 10
-    # Two more for each: the gradient with respect to the input, but the first's, and to the kernel.
-    assert student == 3 * target - 1
-    assert convolutions(**of_student, **of_target) == (total, student + target)

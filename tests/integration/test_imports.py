@@ -44,9 +44,9 @@ OWNERS = {
     "PIL": ("data", "drawing", "commands.inspect", "serving.artifact_draw"),
     "skimage": ("data",),
     "optax": ("training",),
-    "torch": ("serving.torch_check",),
-    "diffusers": ("serving.torch_check",),
-    "transformers": ("formats.tokenizer", "serving.torch_check"),
+    "torch": ("serving.stock_pipeline",),
+    "diffusers": ("serving.stock_pipeline",),
+    "transformers": ("formats.tokenizer", "serving.stock_pipeline"),
     "huggingface_hub": ("formats.hub",),
     "tensorflow": (),
 }

@@ -1,8 +1,5 @@
 """How a network is computed changes no result: every choice against torch and the plain path."""
 
-import dataclasses
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,17 +9,13 @@ from torch_unets import CONFIGS, example_inputs, jit, reference, torch_params
 
 from slam_jax.formats import convert
 from slam_jax.models import functional, layers
+from slam_jax.models.attention import attention
 from slam_jax.models.clip import CLIPAttention
-from slam_jax.models.execution import NORM, Execution
+from slam_jax.models.execution import Execution
 from slam_jax.models.unet import UNet2DConditionModel
 from slam_jax.models.vae import PixelAttention
 
-PLAIN = Execution(attention="xla", norm="two_pass", projections="separate")
-OTHER = Execution(attention="chunked", norm="one_pass", projections="fused")
-CHOICES = {
-    name: dataclasses.replace(PLAIN, **{name: getattr(OTHER, name)})
-    for name in ("attention", "projections")  # none of the layers below has a norm
-}
+PLAIN, OTHER = Execution(attention="xla"), Execution(attention="chunked")
 
 
 def output_and_gradients(execution, dtype):
@@ -101,29 +94,15 @@ def of_layer(name, execution):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("choice", CHOICES)
-def test_layers_agree_with_the_plain_path(name, choice):
+def test_layers_agree_with_the_plain_path(name):
     results = []
-    for execution in (PLAIN, CHOICES[choice]):
+    for execution in (PLAIN, OTHER):
         apply, params, inputs = of_layer(name, execution)
         output, pullback = jax.vjp(apply, params, inputs)
         results.append([output, *jax.tree.leaves(pullback(jnp.cos(output)))])
     for plain, other in zip(*results, strict=True):
         # A key's bias changes no weight: its gradient is 0 but for rounding.
         np.testing.assert_allclose(other, plain, rtol=0, atol=1e-5 * np.abs(plain).max() + 2e-6)
-
-
-@pytest.mark.parametrize(
-    ("name", "separate", "fused"),
-    [("self-attention", 4, 2), ("cross-attention", 4, 3), ("text", 4, 2), ("pixels", 4, 2)],
-)
-def test_fused_projections_are_one_product(name, separate, fused):
-    """Of each layer's products with weights, counted in the program."""
-    for choice, count in ((PLAIN, separate), (CHOICES["projections"], fused)):
-        apply, params, inputs = of_layer(name, choice)
-        program = jax.jit(apply).lower(params, inputs).as_text()
-        products = [line for line in program.splitlines() if "stablehlo.dot_general" in line]
-        assert len([line for line in products if "batching_dims" not in line]) == count
 
 
 def torch_group_norm(x, scale, bias, cotangent, groups, eps):
@@ -144,8 +123,7 @@ def torch_group_norm(x, scale, bias, cotangent, groups, eps):
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 1e-2)], ids=["float32", "bfloat16"]
 )
-@pytest.mark.parametrize("passes", NORM)
-def test_group_norm_and_its_gradients(passes, dtype, tolerance, shape, mean):
+def test_group_norm_and_its_gradients(dtype, tolerance, shape, mean):
     rng = np.random.default_rng(0)
 
     def normal(*shape):
@@ -153,7 +131,6 @@ def test_group_norm_and_its_gradients(passes, dtype, tolerance, shape, mean):
 
     x, cotangent, scale, bias = normal(*shape) + dtype(mean), normal(*shape), normal(12), normal(12)
     layer = layers.GroupNorm(12, 4, 1e-5, rngs=nnx.Rngs(0))
-    layer.execution = Execution(norm=passes)
     graph, _ = nnx.split(layer)
 
     def apply(x, scale, bias):
@@ -173,38 +150,33 @@ def test_group_norm_and_its_gradients(passes, dtype, tolerance, shape, mean):
 def test_group_norm_does_not_round_what_it_adds_up():
     """Statistics of bfloat16 data are float32: 4096 equal steps would be lost otherwise."""
     x = jnp.tile(jnp.asarray([1, 1.0078125], jnp.bfloat16), 4096).reshape(1, 64, 128, 1)
-    for passes in NORM:
-        layer = layers.GroupNorm(1, 1, 1e-12, rngs=nnx.Rngs(0))
-        layer.execution = Execution(norm=passes)
-        np.testing.assert_allclose(np.unique(layer(x)), [-1, 1], atol=1e-2)
+    layer = layers.GroupNorm(1, 1, 1e-12, rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(np.unique(layer(x)), [-1, 1], atol=1e-2)
 
 
-@pytest.mark.parametrize(
-    ("option", "words"),
-    [
-        ("attention", "'flash', expected one of auto, xla, cudnn, chunked"),
-        ("norm", "'flash', expected one of one_pass, two_pass"),
-        ("projections", "'flash', expected one of fused, separate"),
-    ],
-)
-def test_another_name_is_refused(option, words):
+def test_another_name_is_refused():
     with pytest.raises(ValueError) as error:
-        Execution(**{option: "flash"})
-    assert str(error.value) == f"{option} = {words}"
+        Execution(attention="flash")
+    expected = "attention = 'flash', expected one of auto, xla, cudnn, chunked"
+    assert str(error.value) == expected
 
 
-def test_apply_fn_reaches_every_layer():
+def test_apply_fn_reaches_every_layer(monkeypatch):
     """And leaves the function made before as it is."""
-    config = CONFIGS["digits"]
+    config, asked = CONFIGS["digits"], []
     params = functional.abstract_params(UNet2DConditionModel, config)
 
-    def tiles_and_products(execution):
-        apply = functional.apply_fn(UNet2DConditionModel, config, execution=execution)
-        program = jax.jit(lambda params: apply(params, **example_inputs("digits")))
-        text = program.lower(params).as_text()
-        return "stablehlo.while" in text, len(re.findall(r"dot_general.* contracting_dims", text))
+    def noted(q, k, v, implementation):
+        asked.append(implementation)
+        return attention(q, k, v, implementation)
 
-    plain, other = tiles_and_products(PLAIN), tiles_and_products(OTHER)
-    assert (plain[0], other[0]) == (False, True)
-    assert other[1] < plain[1]
-    assert tiles_and_products(PLAIN) == plain
+    monkeypatch.setattr(layers, "attention", noted)
+    functions = {
+        execution.attention: functional.apply_fn(UNet2DConditionModel, config, execution=execution)
+        for execution in (PLAIN, OTHER)
+    }
+    for name, apply in functions.items():
+        asked.clear()
+        jax.eval_shape(lambda p, apply=apply: apply(p, **example_inputs("digits")), params)
+        # One transformer on the way down, one in the middle, two on the way up; two in each block.
+        assert asked == [name] * 2 * 4

@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from slam_jax.config.options import Config, Data, Teacher
-from slam_jax.families.load import read_pipeline
-from slam_jax.formats.diffusers_folder import resolve
+from slam_jax.config.options import Config, Teacher
+from slam_jax.data.options import Data
+from slam_jax.families.stable_diffusion import StableDiffusion
 from slam_jax.models import functional
 from slam_jax.models.clip import CLIPTextConfig
 from slam_jax.models.execution import Execution
 from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
 from slam_jax.models.vae import AutoencoderKL, VAEConfig
-from slam_jax.recipes import memory as need
+from slam_jax.recipes import memory
 
 PAGE = (Path(__file__).parents[2] / "docs/performance.md").read_text()
 
@@ -36,13 +36,16 @@ VAE = VAEConfig(
 PEAKS, SHARE = {"A100": 312e12, "H100, H200": 989e12}, 0.4
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_step_of_sd15_computes_each_thing_once(teachers):
-    tiny = read_pipeline(resolve(str(teachers["sd15"])))
+    teacher = Teacher(path=str(teachers["sd15"]))
+    family = StableDiffusion.open(teacher, teachers["sd15"])
     clip = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12)
-    pipeline = dataclasses.replace(tiny, unet=UNET, text_encoders=(clip,), latent_shape=(64, 64, 4))
-    config = Config(data=Data(source=need.PREPARED), teacher=Teacher("x"))
-    flops = need.flops_per_sample(config, pipeline)
+    family.pipeline = dataclasses.replace(
+        family.pipeline, network=UNET, text_encoders=(clip,), latent_shape=(64, 64, 4)
+    )
+    config = Config(data=Data(source=memory.PREPARED), teacher=teacher)
+    flops = memory.flops_per_sample(config, family)
     assert 0.98 * 6 * FORWARD < flops <= 1.01 * 6 * FORWARD
     rates = " | ".join(f"{SHARE * peak / flops:.0f} samples/s" for peak in PEAKS.values())
     row = f"| training step, latents prepared | {flops / 1e12:.2f} TF a sample | {rates} |"

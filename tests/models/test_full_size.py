@@ -10,7 +10,7 @@ from slam_jax.models import functional
 from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_whole_unet_of_sd15_matches_diffusers():
     import diffusers
     import torch

@@ -9,7 +9,9 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import sd_schedule
 
+from slam_jax.families.digits import DigitsPipeline
 from slam_jax.families.family import student_network
 from slam_jax.models import functional
 from slam_jax.models.execution import Execution
@@ -129,10 +131,15 @@ def test_gradients_stay_and_memory_falls():
     assert memory["full"] < 0.97 * memory["minimal"]
 
 
+def digits_student(remat):
+    pipeline = DigitsPipeline(CONFIG, {}, sd_schedule(), (SIZE, SIZE, 4))
+    return student_network(pipeline, CONFIG, remat)
+
+
 def kept(remat):
     """Bytes of each array of the forward pass that a student's gradient keeps; weights and inputs
     apart."""
-    student = student_network(CONFIG, remat)
+    student = digits_student(remat)
     params = functional.abstract_params(UNet2DConditionModel, CONFIG)
 
     def pullback(params, x, context):
@@ -161,7 +168,7 @@ def test_a_student_keeps_what_it_is_told_to():
 
 
 def test_another_name_is_refused():
-    student = student_network(CONFIG, "everything")
+    student = digits_student("everything")
     params = functional.abstract_params(UNet2DConditionModel, CONFIG)
     x, context = inputs()
     with pytest.raises(ValueError, match="'everything', expected one of none, minimal, full"):

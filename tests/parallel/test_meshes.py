@@ -11,21 +11,21 @@ from small_digits import Run
 from slam_jax.models import functional
 from slam_jax.parallel.sharding import shardings_of
 
-# (devices, fsdp, accumulation); the data-parallel one without parts runs in test_many_processes.
-LAYOUTS = [(1, 1, 1), (8, 1, 4), (8, 4, 2)]
+STEPS = 6
 
 
 @pytest.fixture(scope="module")
 def reference():
-    return Run(*LAYOUTS[0]).losses(20)
+    return Run(1, 1, 1).losses(STEPS)
 
 
+# (devices, fsdp, accumulation); the data-parallel one without parts runs in test_many_processes.
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS[1:])
+@pytest.mark.parametrize("layout", [(8, 4, 2), pytest.param((8, 1, 4), marks=pytest.mark.nightly)])
 def test_losses_are_the_same_on_any_mesh_and_in_any_parts(reference, layout):
     run = Run(*layout)
     before = jax.tree.map(lambda array: array.sharding, run.state)
-    losses = run.losses(20)
+    losses = run.losses(STEPS)
     np.testing.assert_allclose(losses[:, 0], reference[:, 0], rtol=1e-5)
     # The pseudo-Huber loss is steep where it is small: its gradient shows rounding more.
     np.testing.assert_allclose(losses, reference, rtol=2e-4)
@@ -56,7 +56,7 @@ def collectives(compiled):
     return found
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [2, pytest.param(1, marks=pytest.mark.nightly)])
 def test_gradients_are_summed_over_the_devices_once_a_step_and_little_else(accumulation):
     run = Run(8, 1, accumulation)
     size = 4 * functional.count_params(run.params)

@@ -75,6 +75,7 @@ def test_flag_is_not_set_where_jaxlib_would_abort_on_it(environment):
 def test_jaxlib_is_asked_for_the_flags_that_it_knows():
     assert runtime.jaxlib_knows("xla_cpu_enable_fast_math")
     assert not runtime.jaxlib_knows("xla_cpu_enable_no_such_thing")
+    assert not runtime.jaxlib_knows("xla_cpu_enable_fast")  # a part of a name is no flag
 
 
 def test_probe_passes_here():

@@ -17,12 +17,13 @@ from jax.sharding import AbstractMesh
 
 from slam_jax.commands import plan
 from slam_jax.config.options import Mesh, Optimizer
-from slam_jax.families.family import student_config
 from slam_jax.formats import diffusers_folder as folder
 from slam_jax.models import functional
 from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
 from slam_jax.parallel.sharding import AXES, make_mesh, shard
-from slam_jax.recipes import memory as need
+from slam_jax.recipes import memory
+from slam_jax.recipes.open_teacher import open_teacher
+from slam_jax.recipes.plan import easier
 from slam_jax.training.step import init_state, make_optimizer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -54,8 +55,9 @@ def run(capsys, *arguments):
 
 
 def read(command):
-    config = plan.read_config(command)
-    return config, plan.read_model(config)
+    """(the config of a command line, its teacher)."""
+    command = plan.read_command(command)
+    return command.config, open_teacher(command.config, command.workdir, weights=False)
 
 
 def nbytes(tree):
@@ -65,28 +67,28 @@ def nbytes(tree):
 def test_a_device_holds_its_share_of_sd15():
     """Of state and of each part of it; within a tenth of the eighth."""
     tx = make_optimizer(Optimizer(), 10)
-    unet = student_config(UNetConfig(cross_attention_dim=768), "embedding")
+    unet = UNetConfig(cross_attention_dim=768, time_cond_proj_dim=256)
     params = functional.abstract_params(UNet2DConditionModel, unet)
     state = jax.eval_shape(lambda p: init_state(p, tx, make_mesh(8, 1)), params)
     for tree in (state, state.params, state.opt_state):
-        total, here = need.bytes_of(tree, AbstractMesh((1, 8), AXES))
+        total, here = memory.bytes_of(tree, AbstractMesh((1, 8), AXES))
         assert total == nbytes(tree)
         assert total / 8 <= here <= 1.1 * total / 8
-        assert need.bytes_of(tree, AbstractMesh((8, 1), AXES)) == (total, total)
-        assert need.bytes_of(tree, AbstractMesh((4, 8), AXES)) == (total, here)
+        assert memory.bytes_of(tree, AbstractMesh((8, 1), AXES)) == (total, total)
+        assert memory.bytes_of(tree, AbstractMesh((4, 8), AXES)) == (total, here)
     # Weights, their average, and two moments in float32: 859.6M of each.
     assert abs(nbytes(state) / (4 * 4 * 859.6e6) - 1) < 1e-4
 
 
 def test_bytes_are_those_of_real_arrays():
-    config, pipeline = read(DIGITS)
+    config, family = read(DIGITS)
     config = dataclasses.replace(config, mesh=Mesh(2, 4))
-    params, _ = need.networks_of(config, pipeline)
+    params, _ = memory.networks_of(config, family.pipeline)
     mesh = make_mesh(2, 4)
     tx = make_optimizer(Optimizer(), 10)
     weights = shard(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params), mesh)
     state = init_state(weights, tx, mesh)
-    parts = need.parts_of(config, pipeline)
+    parts = memory.parts_of(config, family)
     assert parts["gradients"] == parts["student"]
     for name, tree in (("student", weights), ("EMA", state.ema), ("optimiser", state.opt_state)):
         for device in mesh.devices.flat:
@@ -97,11 +99,9 @@ def test_bytes_are_those_of_real_arrays():
 
 
 def test_the_table_of_a_stable_diffusion_run(command, capsys):
-    config, pipeline = read(command)
-    parts = need.parts_of(dataclasses.replace(config, mesh=Mesh(2, 1)), pipeline)
-    teacher = functional.count_params(
-        functional.abstract_params(UNet2DConditionModel, pipeline.unet)
-    )
+    config, family = read(command)
+    parts = memory.parts_of(dataclasses.replace(config, mesh=Mesh(2, 1)), family)
+    teacher = functional.count_params(family.pipeline.abstract_params(family.pipeline.network))
     gamma = 256 * 16  # weights of the student's gamma embedding
     assert parts["teacher (bfloat16)"] == (2 * teacher,) * 2
     assert parts["student"] == parts["EMA"] == (4 * (teacher + gamma),) * 2
@@ -118,8 +118,8 @@ def test_the_table_of_a_stable_diffusion_run(command, capsys):
 
 
 def test_images_are_encoded_where_they_are_the_data(command):
-    config, pipeline = read([*command, "--config.data.source=photographs"])
-    shapes = need.batch_of(config, pipeline, 3)
+    config, family = read([*command, "--config.data.source=photographs"])
+    shapes = memory.batch_of(config, family, 3)
     assert {name: (x.shape, x.dtype) for name, x in shapes.items()} == {
         "images": ((3, 64, 64, 3), np.uint8),
         "tokens": ((3, 1, 77), np.int32),
@@ -152,13 +152,13 @@ def test_nothing_is_offered_where_nothing_fits(command, capsys):
 
 
 def test_easier_configs_come_in_the_order_of_their_price():
-    config = plan.read_config([*DIGITS, "--config.training.batch_size=96"])
+    config = plan.read_command([*DIGITS, "--config.training.batch_size=96"]).config
     config = dataclasses.replace(config, mesh=Mesh(8, 1))
 
     def steps(held, memory):
         return [
             (c.mesh.fsdp, c.training.remat, c.training.accumulation)
-            for c in plan.easier(config, held, memory)
+            for c in easier(config, held, memory)
         ]
 
     last = [(1, "minimal", n) for n in (1, 2, 4, 12)] + [(1, "full", 12)]
@@ -170,38 +170,38 @@ def test_easier_configs_come_in_the_order_of_their_price():
 @pytest.mark.slow
 def test_activations_are_counted_for_each_example(command):
     """Twice the examples, twice the activations; weights in bfloat16 are copies beside them."""
-    config, pipeline = read(command)
+    config, family = read(command)
 
     def counted(size):
         training = dataclasses.replace(config.training, batch_size=size * 3, accumulation=3)
         changed = dataclasses.replace(config, training=training, mesh=Mesh(1, 1))
-        return need.counted_bytes(changed, pipeline)
+        return memory.counted_bytes(changed, family)
 
     two, four, eight = counted(2), counted(4), counted(8)
     assert eight - four == 2 * (four - two)
-    params, _ = need.networks_of(config, pipeline)
+    params, _ = memory.networks_of(config, family.pipeline)
     copies = 2 * nbytes(params) // 2
     assert copies < two - (four - two) < 1.1 * copies
 
 
 def test_compiling_takes_two_devices_along_data_and_as_many_rows_for_each(monkeypatch):
-    config, pipeline = read([*DIGITS, "--config.training.accumulation=2"])
+    config, family = read([*DIGITS, "--config.training.accumulation=2"])
     config = dataclasses.replace(config, mesh=Mesh(4, 4))
     asked = []
 
-    def lower(config, pipeline, mesh):
+    def lower(config, family, mesh):
         asked.append((config.mesh, config.training.batch_size, dict(mesh.shape)))
         x = jax.ShapeDtypeStruct((1000,), jnp.float32)
         # The sorted array is needed after the first is gone, and is no output.
         return jax.jit(lambda x: jnp.sort(x)[::7]).lower(x)
 
-    monkeypatch.setattr(need, "lower", lower)
-    found, source = need.compiled_bytes(config, pipeline)
+    monkeypatch.setattr(memory, "lower", lower)
+    found, source = memory.compiled_bytes(config, family)
     assert asked == [(Mesh(2, 4), 64 // 16 * 8, {"data": 2, "fsdp": 4})]
     assert source == "of XLA on cpu, an estimate for others"
     assert 4000 <= found <= 12000
-    with pytest.raises(need.InputError, match="--mesh: 16 devices are needed to compile for it"):
-        need.compiled_bytes(dataclasses.replace(config, mesh=Mesh(1, 16)), pipeline)
+    with pytest.raises(memory.InputError, match="--mesh: 16 devices are needed to compile for it"):
+        memory.compiled_bytes(dataclasses.replace(config, mesh=Mesh(1, 16)), family)
 
 
 @pytest.mark.slow
@@ -228,8 +228,8 @@ def forward_flops():
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    unet = plan.read_config(DIGITS).digits.unet
-    model = diffusers.UNet2DConditionModel.from_config(unet.to_dict())
+    network = plan.read_command(DIGITS).config.teacher.network
+    model = diffusers.UNet2DConditionModel.from_config(network)
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 4, 4, 4), torch.zeros(1), torch.zeros(1, 2, 12))
     return counter.get_total_flops()
@@ -240,7 +240,7 @@ WRONG = {
     "--mesh fsdp=2,data=4": "--mesh fsdp=2,data=4: expected data=N",
     "--mesh data=0,fsdp=8": "--mesh data=0,fsdp=8: expected data=N",
     "--mesh data=-1,fsdp=8": "--mesh data=-1,fsdp=8: expected data=N",
-    "--mesh data=5,fsdp=1": "config.training.batch_size = 64 must be divisible by the 5 devices",
+    "--mesh data=5,fsdp=1": "config.training.batch_size = 64, expected a multiple of the 5 dev",
     "--mesh data=2,fsdp=1 --config.training.accumulation=3": "accumulation = 3",
     "--memory lots": "--memory lots: expected a device's memory in GiB, as 80",
     "--memory 0": "--memory 0: expected",
@@ -249,7 +249,9 @@ WRONG = {
     "--config.method.num_ddim_timesteps=37": "config.method.num_ddim_timesteps = 37",
     "--config.training.remat=most": "config.training.remat = 'most', expected one of none",
     "--colour blue": "colour",
-    "--config.data.source=nowhere --config.teacher.path=no/where/else": "no/where/else",
+    "--config.data.source=nowhere": "config.data: source = 'nowhere', expected 'digits'",
+    "--config.teacher.family=flux": "config.teacher.family = 'flux', expected one of digits, stab",
+    "--config.teacher.family=stable_diffusion": "a stable_diffusion is not trained here",
 }
 
 
@@ -259,6 +261,11 @@ def test_wrong_arguments_are_refused_in_a_line(arguments, capsys):
     assert text == ""
     assert message.startswith("error: ") and "\n" not in message
     assert WRONG[arguments] in message
+
+
+def test_a_teacher_that_is_not_there_is_refused(command, capsys):
+    text, message = run(capsys, *command, "--config.teacher.path=no/where/else")
+    assert text == "" and "no/where/else" in message and "\n" not in message
 
 
 def test_no_weights_are_fetched_from_the_hub(monkeypatch, tmp_path):

@@ -17,17 +17,18 @@ import pytest
 import tiny_stable_diffusion
 import torch
 from helpers import assert_close, jit
-from slam_jax.families.load import read_pipeline, read_surroundings, read_unet
 from torch_slam import TorchSlam
 
 from slam_jax.config.options import Optimizer, Training
-from slam_jax.families.family import student_config, student_network, student_params
+from slam_jax.families.family import DENOISER, student_config, student_network, student_params
+from slam_jax.families.stable_diffusion_folder import read_pipeline, read_surroundings, read_unet
 from slam_jax.formats.convert import to_torch
 from slam_jax.formats.diffusers_folder import resolve
-from slam_jax.method.sampler import gaussian
+from slam_jax.method.method import gaussian
 from slam_jax.method.slam import Slam, draw
+from slam_jax.parallel.keys import ENCODE
 from slam_jax.parallel.sharding import make_mesh, shard, shard_batch
-from slam_jax.recipes.distil import ENCODE, distillation_loss
+from slam_jax.recipes.distil import distillation_loss
 from slam_jax.training.step import init_state, make_optimizer, make_train_step
 
 CAPTIONS = (
@@ -55,15 +56,14 @@ def model(teachers):
         folder = resolve(str(teachers[name]))
         pipeline = read_pipeline(folder)
         frozen = read_surroundings(folder, pipeline, "float32", "float32")
-        frozen["unet"] = read_unet(folder, pipeline.unet, "float32")
+        frozen[DENOISER] = read_unet(folder, pipeline, "float32")
         return SimpleNamespace(pipeline=pipeline, frozen=frozen, torch=TorchSlam(folder.path))
 
     return build
 
 
-def student_and_ema(model, conditioning):
+def student_and_ema(model, method):
     """Weights of which none is zero, and none is the teacher's."""
-    config = student_config(model.pipeline.unet, conditioning)
     rng = np.random.default_rng(0)
 
     def moved(params, by):
@@ -71,7 +71,7 @@ def student_and_ema(model, conditioning):
             lambda leaf: leaf + by * rng.standard_normal(leaf.shape).astype(np.float32), params
         )
 
-    student = moved(student_params(model.frozen["unet"], config), 0.03)
+    student = moved(student_params(model.pipeline, method, model.frozen[DENOISER]), 0.03)
     return student, moved(student, 0.02)
 
 
@@ -164,8 +164,7 @@ def assert_trees_close(actual, expected, tolerance):
 
 # (teacher, method); the authors' recipe is in the test of training steps.
 CASES = {
-    "sd15": ("sd15", Slam(w=0.0, conditioning="snr", sigma="linear", loss="l2")),
-    "sd15 several gammas and sub-steps": (
+    "sd15": (
         "sd15",
         Slam(
             solver_substeps=2,
@@ -175,29 +174,37 @@ CASES = {
             gammas_per_subpath=2,
         ),
     ),
-    "sd21_v": ("sd21_v", Slam(num_ddim_timesteps=40)),
-    "sd21_v zero SNR": ("zero_snr", Slam(w=4.0, conditioning="snr")),
+    "sd21_v zero SNR": ("zero_snr", Slam(w=4.0, conditioning="snr", num_ddim_timesteps=40)),
     "sdxl": ("sdxl", Slam(w=7.0, conditioning="both")),
+    "sd15 without guidance": (
+        "sd15",
+        Slam(w=0.0, conditioning="snr", sigma="linear", distance="l2"),
+    ),
+    "sd21_v": ("sd21_v", Slam(num_ddim_timesteps=40)),
 }
+NIGHTLY = ("sd15 without guidance", "sd21_v")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.nightly if case in NIGHTLY else ()) for case in CASES],
+)
 def test_losses_and_gradients_are_those_of_torch(model, case):
     teacher, method = CASES[case]
     model = model(teacher)
-    student, ema = student_and_ema(model, method.conditioning)
+    student, ema = student_and_ema(model, method)
     batch, prompts = make_batch(model, 4)
     examples = jnp.arange(4)
     key = key_with_both_ends(examples, method)
     loss = distillation_loss(model.pipeline, method)
 
     def mean_loss(params, ema, teacher, frozen, batch, key):
-        losses, _ = loss(params, ema, {**frozen, "unet": teacher}, batch, examples, key)
+        losses, _ = loss(params, ema, {**frozen, DENOISER: teacher}, batch, examples, key)
         return losses.mean(), losses
 
     grad = jit(jax.grad(mean_loss, argnums=(0, 1, 2), has_aux=True))
-    (actual, *others), losses = grad(student, ema, model.frozen["unet"], model.frozen, batch, key)
+    (actual, *others), losses = grad(student, ema, model.frozen[DENOISER], model.frozen, batch, key)
 
     reference = model.torch.student(to_torch(student))
     target = model.torch.student(to_torch(ema))
@@ -221,7 +228,7 @@ def test_two_training_steps_are_those_of_torch(model):
     options = Optimizer(learning_rate=1e-4, weight_decay=0.1)
     mesh, tx, key = make_mesh(), make_optimizer(options, 2), jax.random.key(3)
     batch, prompts = make_batch(model, count)
-    params, ema = student_and_ema(model, method.conditioning)
+    params, ema = student_and_ema(model, method)
     loss = distillation_loss(model.pipeline, method)
     step = make_train_step(loss, tx, Training(ema=decay, batch_size=count), key, mesh)
     state = dataclasses.replace(init_state(shard(params, mesh), tx, mesh), ema=shard(ema, mesh))
@@ -262,8 +269,8 @@ def test_two_training_steps_are_those_of_torch(model):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", tiny_stable_diffusion.FAMILIES)
 def test_the_student_starts_as_the_teacher_for_every_gamma(model, family):
-    model = model(family)
-    config = student_config(model.pipeline.unet, "embedding")
+    model, method = model(family), Slam(conditioning="embedding")
+    config = student_config(model.pipeline, method)
     x = np.random.default_rng(2).standard_normal((5, *model.pipeline.latent_shape), np.float32)
     t, gamma = np.array([999, 0, 19, 500, 979]), np.array([0, 0.01, 0.3, 0.9, 1], np.float32)
     batch, prompts = make_batch(model, 5)
@@ -274,7 +281,8 @@ def test_the_student_starts_as_the_teacher_for_every_gamma(model, family):
     if "added_cond_kwargs" in context:
         added = context["added_cond_kwargs"].items()
         ours["added_cond"] = {name: value.float().numpy() for name, value in added}
-    student = jit(lambda params: student_network(config)(params)(x, t, ours, gamma))
-    params = student_params(model.frozen["unet"], config)
+    network = student_network(model.pipeline, config)
+    student = jit(lambda params: network(params)(x, t, ours, gamma))
+    params = student_params(model.pipeline, method, model.frozen[DENOISER])
     assert "cond_proj" in params["time_embedding"]
     assert_close(student(params), expected.movedim(1, -1), 1e-4)

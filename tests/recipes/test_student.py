@@ -1,4 +1,4 @@
-"""What a run's record says of its student is what the student is drawn with."""
+"""A student of a run is drawn with as the run's config says; and what is no model is refused."""
 
 import dataclasses
 
@@ -7,31 +7,69 @@ import pytest
 from small_digits import CONFIG, PIPELINE, UNET
 
 from slam_jax.base.errors import InputError
-from slam_jax.config.validate import freeze
-from slam_jax.formats.flax_folder import SavedModel
-from slam_jax.models import functional
+from slam_jax.families.digits import Digits
+from slam_jax.families.family import student_config, student_params
+from slam_jax.formats.flax_folder import SavedModel, save_model
 from slam_jax.models.execution import Execution
-from slam_jax.models.unet import UNet2DConditionModel
 from slam_jax.recipes.distil import info_of
-from slam_jax.recipes.student import as_model
+from slam_jax.recipes.open_teacher import open_teacher
+from slam_jax.recipes.student import as_model, load
 
 
-def test_it_is_computed_as_the_run_computed_it():
-    execution = Execution(attention="xla", norm="two_pass")
-    assert execution != Execution()
-    params = functional.init(UNet2DConditionModel, UNET, jax.random.key(0))
-    info = info_of(dataclasses.replace(CONFIG, execution=execution))
-    student = SavedModel(UNET, params, PIPELINE.scheduler, info)
-    assert as_model(student, None).pipeline.execution == execution
-    older = {name: value for name, value in info.items() if name != "execution"}
-    student = dataclasses.replace(student, info=older)
-    assert as_model(student, None).pipeline.execution == Execution()
+@pytest.fixture
+def run(tmp_path):
+    """(its student, its config, its teacher)."""
+    config = dataclasses.replace(CONFIG, execution=Execution(attention="xla"))
+    params = jax.device_get(PIPELINE.init(UNET, jax.random.key(0)))
+    teacher = SavedModel("digits", UNET.to_dict(), params, PIPELINE.scheduler, {})
+    save_model(tmp_path / "teacher", teacher)
+    method = config.method
+    return (
+        SavedModel(
+            "digits",
+            student_config(PIPELINE, method).to_dict(),
+            student_params(PIPELINE, method, params),
+            PIPELINE.scheduler,
+            info_of(config),
+        ),
+        config,
+        open_teacher(config, tmp_path),
+    )
 
 
-def test_two_passes_of_the_teacher_need_guidance():
-    values = dataclasses.asdict(CONFIG)
-    values["training"]["teacher_passes"] = 2
-    assert freeze(values).training.teacher_passes == 2
-    values["method"]["w"] = 0.0
-    with pytest.raises(InputError, match=r"training.teacher_passes = 2, expected 1 without guid"):
-        freeze(values)
+def test_it_is_computed_as_the_run_computed_it(run):
+    student, config, family = run
+    assert isinstance(family, Digits) and config.execution != Execution()
+    model = as_model(student, config, family)
+    assert model.pipeline.execution == family.pipeline.execution == config.execution
+    assert model.pipeline.network == student_config(PIPELINE, config.method)
+    assert (model.method, model.info, model.frozen) == (config.method, info_of(config), {})
+
+
+def test_a_model_folder_is_loaded_in_a_dtype_and_anything_else_is_refused(run, tmp_path):
+    student, config, family = run
+    family.export(student, tmp_path / "run" / "export")
+    for path in ("run", "run/export"):  # a finished run is its export
+        model = load(str(tmp_path / path))
+        assert model.method == config.method
+        jax.tree.map(lambda a, b: (a == b).all() or pytest.fail(), model.params, student.params)
+    (tmp_path / "unfinished" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(InputError, match="this run has not finished; go on with it, or use slam-j"):
+        load(str(tmp_path / "unfinished"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty: no model of a family there is \(digits, stable"):
+        load(str(tmp_path / "empty"))
+
+
+def test_a_family_that_does_not_exist_is_refused_with_those_there_are(tmp_path):
+    teacher = dataclasses.replace(CONFIG.teacher, family="flux")
+    with pytest.raises(
+        InputError, match="config.teacher.family = 'flux', expected one of digits, "
+    ):
+        open_teacher(dataclasses.replace(CONFIG, teacher=teacher), tmp_path)
+
+
+def test_a_grid_that_does_not_divide_the_teachers_schedule_is_refused(tmp_path):
+    method = dataclasses.replace(CONFIG.method, num_ddim_timesteps=30)
+    with pytest.raises(InputError, match="^config.method.num_ddim_timesteps = 30, expected a divi"):
+        open_teacher(dataclasses.replace(CONFIG, method=method), tmp_path)

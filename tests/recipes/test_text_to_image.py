@@ -37,7 +37,7 @@ def test_run_leaves_checkpoints_pictures_report_and_a_diffusers_folder(finished_
     record = json.loads((finished_sd / "export/slam.json").read_text())
     assert record["method"]["w"] == 8.0 and record["teacher"]["fingerprints"]
     student = load_model(finished_sd / "export/flax")
-    assert student.unet.time_cond_proj_dim == 256
+    assert student.network["time_cond_proj_dim"] == 256
     assert np.any(student.params["time_embedding"]["cond_proj"]["kernel"])  # gamma was learnt
 
 
@@ -89,7 +89,7 @@ XL = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_sdxl_trains_and_draws(teachers, tmp_path):
     launch(teachers["sdxl"], tmp_path / "run", *XL, config="sdxl")
     image = draw(tmp_path / "run", tmp_path / "x.png", "--prompt", "two cats", "--steps", "2")
@@ -124,11 +124,10 @@ def test_image_to_image_keeps_more_of_the_image_with_less_strength(finished_sd, 
     start = ["--prompt", "", "--image", f"{tmp_path}/in.png", "--steps", "2"]
     drawn = {
         strength: draw(finished_sd, tmp_path / f"{strength}.png", *start, "--strength", strength)
-        for strength in ("0.04", "0.5", "1")
+        for strength in ("0.04", "0.5")
     }
-    assert drawn["1"].shape == (64, 64, 3)
-    for strength in ("0.5", "1"):
-        assert np.abs(drawn[strength].astype(float) - drawn["0.04"]).mean() > 2
+    assert drawn["0.5"].shape == (64, 64, 3)
+    assert np.abs(drawn["0.5"].astype(float) - drawn["0.04"]).mean() > 2
     facts = json.loads(Image.open(tmp_path / "0.5.png").text["parameters"])
     assert facts["strength"] == 0.5 and facts["image"].endswith("in.png")
 

@@ -13,16 +13,15 @@ import jax
 import numpy as np
 import pytest
 import tiny_students
+from small_digits import PIPELINE, UNET
 from transformers import CLIPTokenizer
 
 from slam_jax.base.errors import InputError
 from slam_jax.commands import export
 from slam_jax.drawing.draw import Settings, make_sampler
-from slam_jax.families.digits import digits_pipeline
 from slam_jax.formats import safetensors as weights
 from slam_jax.formats.flax_folder import SavedModel, save_model
 from slam_jax.method.slam import Slam
-from slam_jax.models.unet import UNetConfig
 from slam_jax.parallel import runtime
 from slam_jax.recipes.student import load
 from slam_jax.serving import artifact, artifact_draw
@@ -91,21 +90,10 @@ def pictures_of(model, tokens, steps, dtype="float32"):
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     """A digits student as its folder."""
-    unet = UNetConfig(
-        sample_size=4,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        block_out_channels=(8,),
-        layers_per_block=1,
-        cross_attention_dim=12,
-        attention_head_dim=2,
-        norm_num_groups=8,
-    )
-    pipeline = digits_pipeline(unet, "epsilon")
-    params = jax.device_get(pipeline.init(unet, jax.random.key(0)))
+    params = jax.device_get(PIPELINE.init(UNET, jax.random.key(0)))
     info = {"method": dataclasses.asdict(Slam(conditioning="snr"))}
     folder = tmp_path_factory.mktemp("digits")
-    save_model(folder, SavedModel("digits", unet.to_dict(), params, pipeline.scheduler, info))
+    save_model(folder, SavedModel("digits", UNET.to_dict(), params, PIPELINE.scheduler, info))
     return load(str(folder))
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from slam_jax.commands import check
 from slam_jax.formats import safetensors as weights
-from slam_jax.serving import check_unet, torch_check
+from slam_jax.serving import published, published_unet, stock_pipeline
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -34,7 +34,7 @@ def student(originals, tmp_path):
 @pytest.fixture
 def without_drawing(monkeypatch):
     """Samples are of one compilation each: only some tests draw them."""
-    monkeypatch.setattr(check, "draw_samples", lambda *_: iter(()))
+    monkeypatch.setattr(published, "draw_samples", lambda *_: iter(()))
 
 
 def run(capsys, *arguments):
@@ -128,7 +128,7 @@ def test_a_half_precision_variant(student, capsys, without_drawing):
 
 
 def test_without_torch(originals, capsys, monkeypatch, without_drawing):
-    monkeypatch.setattr(torch_check, "missing_libraries", lambda: ["torch", "diffusers"])
+    monkeypatch.setattr(stock_pipeline, "missing_libraries", lambda: ["torch", "diffusers"])
     statuses, facts, code = run(capsys, originals / "both")
     assert (statuses["prediction"], facts["prediction"]) == ("skipped", "no torch and no diffusers")
     assert code == 0
@@ -251,19 +251,19 @@ def test_what_is_broken_fails(student, capsys, without_drawing, case):
 
 
 def test_a_prediction_unlike_torchs_fails(originals, capsys, monkeypatch, without_drawing):
-    embed = check_unet.gamma_embedding
+    embed = published_unet.gamma_embedding
 
     def swapped(gamma, dim):
         """cos and sin the other way around, for torch only: its input is made here."""
         return np.roll(embed(gamma, dim), dim // 2, axis=1)
 
-    output = torch_check.unet_output
+    output = stock_pipeline.unet_output
 
     def other_input(unet, inputs):
         gamma = np.float32([0.35, 1])
         return output(unet, {**inputs, "timestep_cond": np.array(swapped(gamma, 256))})
 
-    monkeypatch.setattr(torch_check, "unet_output", other_input)
+    monkeypatch.setattr(stock_pipeline, "unet_output", other_input)
     statuses, facts, code = run(capsys, originals / "both" / "unet")
     assert statuses["prediction"] == "FAIL" and code
 

@@ -30,7 +30,7 @@ from slam_jax.models import functional
 from slam_jax.models.vae import AutoencoderKL as OurAutoencoderKL
 from slam_jax.models.vae import VAEConfig
 from slam_jax.recipes.student import as_model, load
-from slam_jax.serving import torch_check
+from slam_jax.serving import stock_pipeline
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
@@ -98,7 +98,7 @@ slow, nightly = pytest.mark.slow, pytest.mark.nightly
 @pytest.mark.parametrize(
     ("family", "conditioning", "steps"),
     [
-        ("sd15", "both", torch_check.STEPS),
+        ("sd15", "both", stock_pipeline.STEPS),
         pytest.param("sd15", "snr", (1, 4), marks=nightly),
         pytest.param("sd21", "both", (1, 4), marks=nightly),
         pytest.param("sd21_v", "both", (1, 4), marks=slow),
@@ -113,8 +113,8 @@ def test_the_stock_pipeline_draws_our_pictures(teachers, tmp_path, family, condi
     write(made, out)
     student, teacher = made
     model = as_model(student, Config(method=Slam(conditioning=conditioning)), teacher)
-    images = torch_check.compare(model, out, torch_check.PROMPTS, steps)
-    assert torch_check.STEPS == (1, 2, 4, 8) and tuple(images) == steps
+    images = stock_pipeline.compare(model, out, stock_pipeline.PROMPTS, steps)
+    assert stock_pipeline.STEPS == (1, 2, 4, 8) and tuple(images) == steps
     for ours, stock in images.values():
         assert ours.shape == stock.shape == (2, 64, 64, 3)
         # Promised are 2 of 255. This VAE's first normalisation hides most of a wrong scale, so
@@ -179,7 +179,7 @@ def test_what_is_in_the_folder(teachers, tmp_path, family):
 @pytest.mark.parametrize("conditioning", ["both", "snr"])
 def test_torch_finds_its_keys_in_the_unet(teachers, tmp_path, family, conditioning):
     write(tiny_students.make(teachers[family], conditioning), tmp_path / "out")
-    _, found = torch_check.load_unet(tmp_path / "out" / "unet", "")
+    _, found = stock_pipeline.load_unet(tmp_path / "out" / "unet", "")
     assert found == []
 
 

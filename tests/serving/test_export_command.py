@@ -8,15 +8,15 @@ import jax
 import numpy as np
 import pytest
 import tiny_students
+from small_digits import PIPELINE, UNET
 
 from slam_jax.commands import export
 from slam_jax.config.options import default_config
 from slam_jax.config.validate import freeze, to_json
 from slam_jax.formats import safetensors as weights
 from slam_jax.formats.flax_folder import SavedModel, load_model, save_model
-from slam_jax.recipes.open_teacher import open_teacher
 from slam_jax.recipes.student import load
-from slam_jax.serving import artifact, torch_check
+from slam_jax.serving import artifact, stock_pipeline
 from slam_jax.training.checkpoint import Checkpoints
 from slam_jax.training.step import TrainState
 
@@ -152,7 +152,7 @@ def test_verify_prints_a_row_for_each_step_count_and_fails_on_a_difference(
         images = {n: rng.uniform(-1, 1, (2, 8, 8, 3)) for n in steps}
         return {n: (x, x + (shift / 127.5 if n == 4 else 0)) for n, x in images.items()}
 
-    monkeypatch.setattr(torch_check, "compare", compare)
+    monkeypatch.setattr(stock_pipeline, "compare", compare)
     arguments = ["--workdir", str(interrupted), "--out", str(tmp_path / "out"), "--verify"]
     for shift in (1.9, 2.1, np.nan):
         if shift == 1.9:
@@ -166,7 +166,7 @@ def test_verify_prints_a_row_for_each_step_count_and_fails_on_a_difference(
 
 
 def test_verify_without_torch_says_what_to_install(interrupted, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch_check.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(stock_pipeline.importlib.util, "find_spec", lambda name: None)
     message = error_of("--workdir", interrupted, "--out", tmp_path / "out", "--verify")
     assert message == "error: --verify: needs torch and diffusers; pip install torch diffusers"
     assert not (tmp_path / "out").exists()
@@ -175,20 +175,10 @@ def test_verify_without_torch_says_what_to_install(interrupted, tmp_path, monkey
 def test_a_digits_student_is_two_files(tmp_path):
     config = default_config()
     config.teacher.family = config.data.source = "digits"
-    config.teacher.network = dict(
-        sample_size=4,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        block_out_channels=(8,),
-        layers_per_block=1,
-        cross_attention_dim=12,
-        attention_head_dim=2,
-        norm_num_groups=8,
-    )
+    config.teacher.network = UNET.to_dict()
     config.method.conditioning = "snr"
     config, workdir = freeze(config), tmp_path / "run"
-    pipeline = open_teacher(config, workdir).pipeline
-    teacher = jax.device_get(pipeline.init(pipeline.network, jax.random.key(0)))
+    teacher = jax.device_get(PIPELINE.init(UNET, jax.random.key(0)))
     saved = SavedModel("digits", config.teacher.network, teacher, {}, {"is": "teacher"})
     save_model(workdir / "teacher", saved)
     (workdir / "config.json").write_text(to_json(config))

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from digits_runs import launch
 
-from slam_jax.commands import replay
+from slam_jax.commands import replay as command
 from slam_jax.data import digits
 from slam_jax.data.batches import Batches
 from slam_jax.families.digits import Digits
 from slam_jax.formats.safetensors import save_arrays
+from slam_jax.recipes import replay
 
 STEP, ROW, BATCH = 3, 5, 16
 HALVES = slice(0, BATCH // 2), slice(BATCH // 2, BATCH)
@@ -77,7 +78,7 @@ def kept(workdir, step=STEP, process=0, processes=1):
 def found(workdir, capsys, *arguments):
     """(first line, {index: (loss, whether it is said to be finite)}, the lines after them)."""
     capsys.readouterr()
-    replay.main(["--workdir", str(workdir), *arguments])
+    command.main(["--workdir", str(workdir), *arguments])
     first, *lines = capsys.readouterr().out.splitlines()
     examples = {}
     for line in [line for line in lines if line.startswith("example ")]:
@@ -174,5 +175,5 @@ def of_a_larger_batch(workdir):
 def test_bad_input_is_refused_in_one_line(workdir, change, arguments, message):
     change(workdir)
     with pytest.raises(SystemExit, match=message) as exit_:
-        replay.main(["--workdir", str(workdir), *arguments])
+        command.main(["--workdir", str(workdir), *arguments])
     assert str(exit_.value).startswith("error: ") and "\n" not in str(exit_.value)

@@ -10,8 +10,9 @@ from points import BATCH, Points, quadratic, setup
 
 from slam_jax.config.options import Optimizer
 from slam_jax.data.batches import Batches
+from slam_jax.method.method import sums_by_bin
 from slam_jax.parallel.sharding import make_mesh, replicated, shard_batch
-from slam_jax.training.step import make_optimizer, sums_by_bin
+from slam_jax.training.step import make_optimizer
 
 
 def first_batches(count):

@@ -18,7 +18,7 @@ from slam_jax.formats.diffusers_folder import STEMS, Folder, read_config
 from slam_jax.method.schedule import gamma_embedding
 from slam_jax.models import functional
 from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
-from slam_jax.serving import torch_check
+from slam_jax.serving import stock_pipeline
 
 OK, FAIL, SKIPPED = "ok", "FAIL", "skipped"
 TOLERANCE = 1e-4  # of the UNet's output, relative, against torch
@@ -168,12 +168,12 @@ def _check_projection(params: Params) -> Result:
 def compare_with_torch(where: Path, variant: str, config: UNetConfig, params: Params) -> Result:
     """One prediction for random inputs, here and by diffusers."""
     name = "prediction"
-    if missing := torch_check.missing_libraries():
+    if missing := stock_pipeline.missing_libraries():
         return Result(SKIPPED, name, f"no {' and no '.join(missing)}")
     inputs = _random_inputs(config)
     try:
-        unet, wrong = torch_check.load_unet(where, variant)
-        expected = torch_check.unet_output(unet, inputs)
+        unet, wrong = stock_pipeline.load_unet(where, variant)
+        expected = stock_pipeline.unet_output(unet, inputs)
     # Whatever a broken file makes of it there, it is a finding.
     except Exception as error:
         return Result(FAIL, name, f"diffusers: {reason(error)}")

@@ -1,0 +1,109 @@
+"""The command line of a run: recipes, files, changed options; and each refusal in one line."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from slam_jax.base.errors import InputError
+from slam_jax.config.command_line import Command, config_file, parse, recipes
+from slam_jax.config.describe import describe
+from slam_jax.config.options import Config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+NAMES = ["digits", "digits_paper", "sd", "sd21", "sd21_v", "sdxl"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Recipes are found from any folder, in a new process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # where the last one was read
+
+
+def test_the_recipes_are_the_files_of_configs():
+    assert recipes() == NAMES == sorted(path.stem for path in CONFIGS.glob("*.py"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_is_a_config(name):
+    own = ["--config.data.source=photographs"] * name.startswith("sd")
+    command = parse(["--config", name, *own])
+    assert command.config.name == name
+    assert command == Command(command.config, Path("runs") / name, False, False)
+
+
+def test_a_recipe_takes_a_size_and_a_file_is_a_recipe_too():
+    tiny = parse(["--config=sd:tiny"])
+    assert tiny.config.name == "tiny_sd" and tiny.config.training.steps == 30
+    assert parse(["--config", f"{CONFIGS}/sd.py:tiny"]) == tiny
+    assert config_file("sd:tiny") == f"{CONFIGS / 'sd'}.py:tiny"
+    Path("mine.py").write_text(
+        (CONFIGS / "digits.py").read_text().replace('"digits"\n', '"mine"\n', 1)
+    )
+    assert parse(["--config", "mine.py"]).config.name == "mine"
+
+
+def test_options_are_changed_in_the_order_given():
+    command = parse(
+        [
+            *("--config", "digits", "--config.method.w=3", "--config.method.w=4"),
+            *("--config.evaluation.student_steps=(1,2)", "--config.data.flip=False"),
+            *("--config.teacher.network.block_out_channels=(8,)", "--workdir", "there"),
+            *("--resume", "--distributed", "--config.training.optimizer.schedule=linear"),
+        ]
+    )
+    config = command.config
+    assert command[1:] == (Path("there"), True, True)
+    assert (config.method.w, config.evaluation.student_steps) == (4.0, (1, 2))
+    assert config.teacher.network["block_out_channels"] == (8,)
+    assert config.training.optimizer.schedule == "linear"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "expected --config RECIPE (digits, digits_paper, sd, sd21, sd21_v, sdxl) or --config"),
+        ("--config digits more", "got more"),
+        (
+            "--config nothing",
+            "--config nothing: no such recipe, expected digits, digits_paper, sd,",
+        ),
+        ("--config=nothing:tiny", "--config nothing:tiny: no such recipe, expected digits"),
+        ("--config missing.py", "--config missing.py: no such file; recipes: digits, digits_paper"),
+        ("--config no/folder", "--config no/folder: no such file; recipes: digits"),
+        ("--config sd:huge", "sd.py:huge: expected full or tiny"),
+        ("--config sd", "config.data.source = '', expected digits, photographs"),
+        ("--config digits --config.method.gama=one", 'gama Did you mean "gamma"'),
+        ("--config digits --config.metod.gamma=one", 'metod Did you mean "method"'),
+        ("--config digits --config.method.w=x", "config.method.w"),
+        (
+            "--config digits --config.method.w=nan",
+            "config.method.w = nan, expected a finite number",
+        ),
+        ("--config digits --config.training.steps=2.5", "config.training.steps"),
+        ("--config digits --config.method.name=dmd", "config.method.name = 'dmd', expected one of"),
+        ("--config digits --workdirs=x", "workdirs"),
+        ("--config raises.py", "the key of the universe"),
+        ("--config empty.py", "get_config"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_one_line(arguments, message):
+    Path("raises.py").write_text(
+        "def get_config():\n    raise ValueError('the key of the universe')"
+    )
+    Path("empty.py").write_text("")
+    with pytest.raises(InputError) as caught:
+        parse(arguments.split())
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_has_recipes_and_every_option(flag, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        parse(["--config", "digits", flag])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    assert ", ".join(NAMES) in text
+    for found in describe(Config()):
+        assert found.key in text and found.doc in text
