@@ -133,7 +133,9 @@ class Method(Options, ABC):
         return {}
 
     @abstractmethod
-    def timesteps(self, steps: int, schedule: Schedule, strength: float = 1.0) -> np.ndarray:
+    def timesteps(
+        self, steps: int, schedule: Schedule, strength: float = 1.0
+    ) -> Int[np.ndarray, " n"]:
         """Descending times of a sampler with so many steps.
 
         Args:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 
 from slam_jax import __version__
@@ -135,7 +136,7 @@ def _platform() -> str:
 
 
 def jaxlib_knows(flag: str) -> bool:
-    """Whether a shared library of jaxlib has the flag; nothing is imported.
+    """Whether a shared library of jaxlib has the flag.
 
     Its name is then a string of its own; that of a flag that was retired is part of a longer one.
     """

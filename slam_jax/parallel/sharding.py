@@ -20,6 +20,7 @@ from jaxtyping import Array, Int
 from slam_jax.base.options import check
 
 AXES = ("data", "fsdp")
+AnyMesh = Mesh | AbstractMesh  # of devices, or of so many that are not here
 
 # (pattern that is searched in an array's dotted path, what to do with it). The first that fits
 # decides: "split" is along the longest axis that fsdp divides, the last of equal ones; an array
