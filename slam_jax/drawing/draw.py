@@ -1,6 +1,6 @@
 """Draws pictures with a loaded model, a batch at a time, each batch in one program."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -97,7 +97,7 @@ def batches_of(
 
 
 def draw_all(
-    model: Model, draw: Sampler, batch: Mapping[str, Any], seed: int, size: int
+    model: Model, draw: Draw, batch: Mapping[str, Any], seed: int, size: int
 ) -> Iterator[UInt8[np.ndarray, "H W C"]]:
     """The pictures one by one; row i has the noise of (seed, i).
 

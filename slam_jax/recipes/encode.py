@@ -31,7 +31,7 @@ class Encoded(NamedTuple):
 
     fields: dict[str, np.ndarray]
     results: dict[str, jax.Array]
-    flags: dict[str, list[jax.Array]]
+    flags: dict[str, tuple[jax.Array, jax.Array]]
 
 
 class Encoder:

@@ -23,7 +23,6 @@ from slam_jax.config.options import Optimizer, Training
 from slam_jax.method.method import Sums
 from slam_jax.parallel.sharding import (
     AXES,
-    AnyMesh,
     gather,
     replicated,
     rows_of_device,
