@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from slam_jax.api import distill, evaluate, load, sample
     from slam_jax.method.slam import slam_loss
 
-_HOME = dict.fromkeys(("distill", "evaluate", "load", "sample"), "slam_jax.api")
+_HOME: dict[str, str] = dict.fromkeys(("distill", "evaluate", "load", "sample"), "slam_jax.api")
 _HOME["slam_loss"] = "slam_jax.method.slam"
 
 

@@ -28,18 +28,28 @@ from slam_jax.recipes import student as students
 from slam_jax.recipes.run import run
 
 
-def load(path: str | Path, **options: Any) -> Model:
+def load(
+    path: str | Path,
+    revision: str = "",
+    variant: str = "",
+    height: int | None = None,
+    width: int | None = None,
+    dtype: str = "float32",
+) -> Model:
     """A student or a teacher with its weights.
 
     Args:
       path: a folder, the workdir of a finished run, or a repository of the Hugging Face hub.
-      options: of `LoadOptions`: revision, variant, height, width, dtype.
+      revision: commit, tag or branch of a repository.
+      variant: such as "fp16", of weight files.
+      height, width: of the pictures, in pixels; None: the size that it was trained on.
+      dtype: of the denoiser's and the text encoders' weights; the VAE's are float32.
 
     Raises:
       InputError: it cannot be found or read; names the file.
     """
     runtime.configure()
-    return students.load(str(path), LoadOptions(**options))
+    return students.load(str(path), LoadOptions(revision, variant, height, width, dtype))
 
 
 def sample(

@@ -54,6 +54,7 @@ def group(default: Any, doc: str, **facts: Any) -> Any:
     return dataclasses.field(default_factory=default, metadata={"doc": doc, **facts})
 
 
+@dataclasses.dataclass(frozen=True)
 class Options:
     """Base of dataclasses of options; checks each field's type and range.
 

@@ -169,7 +169,7 @@ def draw_sheet(looks: Sequence[Look]) -> Image.Image:
     return pictures.sheet(tiles, COLUMNS)
 
 
-def fitting(text: str, font: ImageFont.FreeTypeFont) -> str:
+def fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """As much of the beginning as is no wider than a picture."""
     if font.getlength(text) <= TILE - 4:
         return text

@@ -33,7 +33,7 @@ def _freeze(cls: type, values: dict[str, Any], path: str) -> Any:
     arguments = {}
     for key, value in values.items():
         name, kind = f"{path}.{key}", kind_of(fields[key], value, f"{path}.{key}")
-        if dataclasses.is_dataclass(kind):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             if not isinstance(value, dict):
                 raise InputError(f"{name} = {value!r}, expected a group of options")
             arguments[key] = _freeze(kind, value, name)

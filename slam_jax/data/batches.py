@@ -4,7 +4,7 @@ Batch n of a run depends on the source, the batch size and the seed only: neithe
 workers read it, nor on how many processes share it, nor on where the run began.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import Any, Protocol
 
@@ -44,6 +44,7 @@ class Source(Protocol):
         Raises:
           InputError: the source cannot be read any more, or nothing usable is found in it.
         """
+        ...
 
 
 class Batches:
@@ -98,7 +99,7 @@ class Batches:
         self.rejects, self._read = Rejects.from_dict(position["rejects"]), position["read"]
         return position["batches"]
 
-    def iterate(self, start: int, put: Callable[[Batch], Any] = lambda batch: batch) -> Iterator:
+    def iterate(self, start: int, put: Callable[[Batch], Any] = lambda batch: batch) -> Generator:
         """Batches from number `start` on, read ahead; to be closed.
 
         Args:

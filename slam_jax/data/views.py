@@ -1,6 +1,6 @@
 """A source's examples in its order, cropped, and read ahead of whoever encodes them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
@@ -125,13 +125,16 @@ def groups(
 
 
 def read_ahead(
-    read: Callable[[int], Any], indices: Sequence[int], workers: int, ahead: int
-) -> Iterator[Any]:
+    read: Callable[[int], Any],
+    indices: Any,
+    workers: int,
+    ahead: int,
+) -> Generator[Any]:
     """What `read` gives for each index, in order; to be closed.
 
     Args:
       read: to be called; pickled for worker processes.
-      indices: for which.
+      indices: for which; a sequence of integers, or what has a length and can be indexed.
       workers: processes that read; 0: threads of this one do.
       ahead: how many results may wait to be used, about.
 

@@ -1,21 +1,24 @@
 """Draws pictures with a loaded model, a batch at a time, each batch in one program."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Array, Bool, UInt8
 from tqdm import tqdm
 
 from slam_jax.base.errors import InputError
-from slam_jax.drawing.samplers import Sampler, student_sampler, teacher_sampler
-from slam_jax.families.family import Batch, Model
+from slam_jax.drawing.samplers import Start, student_sampler, teacher_sampler
+from slam_jax.families.family import Batch, Frozen, Model, Params
 from slam_jax.method.sampler import ddim_timesteps
 
 TEACHER_GUIDANCE = 7.5
+# (frozen, params, batch of prompts, start) -> pictures, and whether each was finite before.
+Draw = Callable[[Frozen, Params, Batch, Start], tuple[UInt8[Array, "B H W C"], Bool[Array, " B"]]]
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,14 @@ def choose_guidance(model: Model, asked: float | None) -> float:
     Raises:
       InputError: guidance for a student.
     """
-    if not model.is_student:
+    if model.method is None:
         guidance = TEACHER_GUIDANCE if asked is None else asked
         if guidance < 1:
             raise InputError(f"--guidance {guidance:g}: expected 1 (none) or more")
         return guidance
     if asked not in (None, 1.0):
         told = f"told another gamma, {1 - (asked - 1) / 10:g} in place of 1"
-        told = told if model.method.tells_gamma else "guided twice"
+        told = told if model.method and model.method.tells_gamma else "guided twice"
         raise InputError(
             f"--guidance {asked:g}: a student has its guidance built in; it would be {told}; leave "
             "the option out"
@@ -56,9 +59,8 @@ def choose_guidance(model: Model, asked: float | None) -> float:
     return 1.0
 
 
-def make_sampler(model: Model, settings: Settings) -> Sampler:
-    """A function of (frozen, params, batch, start) that draws in one program: uint8 images, and
-    whether each was finite before.
+def make_sampler(model: Model, settings: Settings) -> Draw:
+    """Draws uint8 pictures in one program.
 
     Raises:
       InputError: impossible numbers of steps.
@@ -84,7 +86,9 @@ def make_sampler(model: Model, settings: Settings) -> Sampler:
     return draw_uint8
 
 
-def batches_of(batch: Batch, size: int) -> Iterator[tuple[int, int, Batch]]:
+def batches_of(
+    batch: Mapping[str, np.ndarray], size: int
+) -> Iterator[tuple[int, int, dict[str, Any]]]:
     """(first, count, rows first .. first + size - 1); the last batch repeats its end to be full."""
     total = len(batch["tokens"])
     for first in range(0, total, size):
@@ -93,7 +97,7 @@ def batches_of(batch: Batch, size: int) -> Iterator[tuple[int, int, Batch]]:
 
 
 def draw_all(
-    model: Model, draw: Sampler, batch: Batch, seed: int, size: int
+    model: Model, draw: Draw, batch: Mapping[str, Any], seed: int, size: int
 ) -> Iterator[UInt8[np.ndarray, "H W C"]]:
     """The pictures one by one; row i has the noise of (seed, i).
 

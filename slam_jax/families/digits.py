@@ -40,7 +40,10 @@ class DigitsPipeline(UNetPipeline):
     """Prompts are the digits "0" to "9"."""
 
     example_prompts = tuple("0123456789")
-    vocabulary = digits.VOCABULARY
+
+    @property
+    def vocabulary(self) -> int:
+        return digits.VOCABULARY
 
     def latents(self, frozen: Frozen, batch: Batch, key, examples) -> Float[Array, "B H W C"]:
         return batch["latents"]

@@ -55,6 +55,7 @@ class StableDiffusion(Family):
 
     name = "stable_diffusion"
     in_diffusers = True
+    pipeline: StableDiffusionPipeline
 
     def __init__(self, pipeline: StableDiffusionPipeline, folder: Folder):
         self.pipeline, self.folder = pipeline, folder

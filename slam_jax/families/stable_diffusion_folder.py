@@ -152,7 +152,9 @@ def _check_fit(
         require("addition_embed_type", None, "as there is one text encoder")
         return
     require("addition_embed_type", "text_time", "as there are two text encoders")
-    inputs = text_encoders[1].projection_dim + TIME_IDS * unet.addition_time_embed_dim
+    # Both are there: their configs say so.
+    pooled, embedded = text_encoders[1].projection_dim or 0, unet.addition_time_embed_dim or 0
+    inputs = pooled + TIME_IDS * embedded
     require("projection_class_embeddings_input_dim", inputs, "for pooled text and time_ids")
 
 

@@ -86,7 +86,7 @@ class StableDiffusionPipeline(UNetPipeline):
         return min(encoder.vocab_size for encoder in self.text_encoders)
 
     def save_tokenizers(self, folder: Path) -> list[str]:
-        names = list(TOKENIZERS[: len(self.tokenizers)])
+        names: list[str] = list(TOKENIZERS[: len(self.tokenizers)])
         for name, tokenizer in zip(names, self.tokenizers, strict=True):
             tokenizer.backend.save_pretrained(folder / name)
         return names
@@ -168,7 +168,8 @@ class StableDiffusionPipeline(UNetPipeline):
 
     def _stored(self, batch: Batch) -> Context:
         """A batch's embeddings as `_embed` gives them."""
-        context = {"encoder_hidden_states": batch["encoder_hidden_states"].astype(jnp.float32)}
+        features = batch["encoder_hidden_states"].astype(jnp.float32)
+        context: Context = {"encoder_hidden_states": features}
         if len(self.text_encoders) == 2:
             pooled = batch["text_embeds"].astype(jnp.float32)
             context["added_cond"] = {"text_embeds": pooled, "time_ids": batch["time_ids"]}

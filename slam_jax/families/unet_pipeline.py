@@ -10,9 +10,25 @@ from jaxtyping import Array
 from slam_jax.families.family import Params, Pipeline
 from slam_jax.method.schedule import gamma_embedding
 from slam_jax.models import functional
+from slam_jax.models.execution import Execution
 from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
 
 GAMMA_EMBEDDING_DIM = 256  # of the authors, as diffusers' LCM has for the guidance
+
+
+def abstract_params(network: UNetConfig) -> Params:
+    """The nested dict of a UNet's weights, as ShapeDtypeStructs."""
+    return functional.abstract_params(UNet2DConditionModel, network)
+
+
+def unet_function(network: UNetConfig, execution: Execution = Execution()) -> Callable[..., Array]:
+    """(params, sample, timesteps, encoder_hidden_states, ...) -> output [B, H, W, C]."""
+    return functional.apply_fn(UNet2DConditionModel, network, execution=execution)
+
+
+def gamma_norm(params: Params) -> float:
+    """The norm of the weights by which a UNet is told gamma; 0: they were never trained."""
+    return float(np.linalg.norm(params["time_embedding"]["cond_proj"]["kernel"]))
 
 
 @dataclass(frozen=True)
@@ -22,18 +38,19 @@ class UNetPipeline(Pipeline):
     network: UNetConfig
 
     def abstract_params(self, network: UNetConfig) -> Params:
-        return functional.abstract_params(UNet2DConditionModel, network)
+        return abstract_params(network)
 
     def init(self, network: UNetConfig, key: Array) -> Params:
         return functional.init(UNet2DConditionModel, network, key)
 
     def apply(self, network: UNetConfig, remat: str = "none") -> Callable:
-        unet = functional.apply_fn(UNet2DConditionModel, network, execution=self.execution)
+        unet = unet_function(network, self.execution)
         dim = network.time_cond_proj_dim
 
         def denoise(params, x, t, context, gamma):
-            told = dim is not None and gamma is not None
-            condition = gamma_embedding(gamma, dim) if told else None
+            condition = None
+            if dim is not None and gamma is not None:
+                condition = gamma_embedding(gamma, dim)
             t = t.astype(jnp.float32)
             return unet(params, x, t, **context, timestep_cond=condition, remat=remat)
 

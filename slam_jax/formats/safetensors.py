@@ -146,7 +146,7 @@ class LazyArrays(Mapping[str, np.ndarray]):
             count = min(FINGERPRINT_BYTES, entry.size)
             starts = np.linspace(0, entry.size - count, FINGERPRINT_BLOCKS).astype(np.int64)
             for start in np.unique(starts):
-                digest.update(entry.read(int(start), count))
+                digest.update(entry.read(int(start), count).data)
         return digest.hexdigest()
 
 

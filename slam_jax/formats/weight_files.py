@@ -97,7 +97,7 @@ def open_weights(path: Path) -> Mapping[str, np.ndarray]:
 def _read_flax(path: Path) -> dict[str, np.ndarray]:
     try:
         tree = serialization.msgpack_restore(path.read_bytes())
-        if not isinstance(tree, Mapping):
+        if not isinstance(tree, dict):
             raise ValueError(f"a {type(tree).__name__}")
         return convert.to_torch(convert.from_old_flax(tree))
     except OSError as error:

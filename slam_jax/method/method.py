@@ -133,7 +133,9 @@ class Method(Options, ABC):
         return {}
 
     @abstractmethod
-    def timesteps(self, steps: int, schedule: Schedule, strength: float = 1.0) -> np.ndarray:
+    def timesteps(
+        self, steps: int, schedule: Schedule, strength: float = 1.0
+    ) -> Int[np.ndarray, " n"]:
         """Descending times of a sampler with so many steps.
 
         Args:
@@ -152,7 +154,7 @@ class Method(Options, ABC):
         schedule: Schedule,
         x: Float[Array, "B H W C"],
         context: Context,
-        timesteps: Int[Array, " n"],
+        timesteps: Int[Array | np.ndarray, " n"],
         rows: RowKeys,
     ) -> Float[Array, "B H W C"]:
         """Clean latents.

@@ -219,7 +219,7 @@ class CLIPTextModel(nnx.Module):
     def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.text_model = CLIPTextTransformer(config, rngs=rngs)
-        if config.projection:
+        if config.projection and config.projection_dim is not None:
             self.text_projection = nnx.Linear(
                 config.hidden_size, config.projection_dim, use_bias=False, rngs=rngs
             )

@@ -66,6 +66,7 @@ class Conv(nnx.Conv):
 
     def _as_matrix(self, x):
         """On maps of up to 2x2 every output sees every input: ten times faster as one matrix."""
+        assert isinstance(self.strides, int) and self.bias is not None
         batch, height, width, _ = x.shape
         rows, columns = range(0, height, self.strides), range(0, width, self.strides)
         kernel = self.kernel[...]
@@ -121,6 +122,7 @@ class ResnetBlock2D(nnx.Module):
     def __call__(self, x, temb=None):
         h = self.conv1(jax.nn.silu(self.norm1(x)))
         if self.time_emb_proj is not None:
+            assert temb is not None
             h = h + self.time_emb_proj(jax.nn.silu(temb))[:, None, None, :]
         h = self.conv2(jax.nn.silu(self.norm2(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
@@ -174,7 +176,7 @@ class FeedForward(nnx.Module):
         )
 
     def __call__(self, x):
-        return self.net[2](self.net[0](x))
+        return self.net[2](self.net[0](x))  # pyright: ignore[reportOptionalCall]
 
 
 class BasicTransformerBlock(nnx.Module):

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 
+@dataclasses.dataclass(frozen=True)
 class PublishedConfig:
     """A frozen dataclass whose fields are the keys of a config.json that may vary.
 

@@ -254,17 +254,17 @@ class UNet2DConditionModel(nnx.Module):
             ValueError: an input that this configuration needs and lacks, or does not take; or
                 another name for remat.
         """
-        dtype, remat = self.conv_in.kernel.dtype, remat_named(remat)
+        dtype, wrap = self.conv_in.kernel.dtype, remat_named(remat)
         context = encoder_hidden_states.astype(dtype)
         temb = self._embed_time(timesteps, timestep_cond, added_cond, dtype)
         x = self.conv_in(sample.astype(dtype))
         skips = [x]
         for block in self.down_blocks:
-            x, new_skips = block(x, temb, context, remat)
+            x, new_skips = block(x, temb, context, wrap)
             skips += new_skips
-        x = self.mid_block(x, temb, context, remat)
+        x = self.mid_block(x, temb, context, wrap)
         for block in self.up_blocks:
-            x = block(x, skips, temb, context, remat)
+            x = block(x, skips, temb, context, wrap)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x))).astype(jnp.float32)
 
     def _embed_time(self, timesteps, timestep_cond, added_cond, dtype):

@@ -29,10 +29,11 @@ def configure(alone: bool) -> None:
     # cuDNN's attention is a "custom partitioning" whose address in memory would be in the key, so
     # that no program with it is ever found. What it stands for comes with JAX's version.
     jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
-    chosen = jax.config.jax_compilation_cache_dir
+    chosen = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     if chosen == "":  # half on to JAX: XLA would write into the current folder
         jax.config.update("jax_compilation_cache_dir", None)
-    if not alone or chosen is not None or not jax.config.jax_enable_compilation_cache:
+    enabled = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+    if not alone or chosen is not None or not enabled:
         return
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()

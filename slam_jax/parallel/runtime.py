@@ -52,7 +52,7 @@ def configure(alone: bool = True) -> None:
     compile_cache.configure(alone)
 
 
-def devices() -> list[jax.Device]:
+def devices() -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
     """The devices of all processes.
 
     Raises:
@@ -61,7 +61,7 @@ def devices() -> list[jax.Device]:
     try:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:  # AssertionError: cuda, and no plugin for it
-        asked = jax.config.jax_platforms or "not set"
+        asked = jax.config.jax_platforms or "not set"  # pyright: ignore[reportAttributeAccessIssue]
         why = " ".join(str(error).split(" (set JAX_PLATFORMS")[0].split()).rstrip(".")
         raise BackendError(
             f"JAX finds no devices (JAX_PLATFORMS: {asked}): {why or 'no package for them'}; "
@@ -109,7 +109,7 @@ def probe(run: Callable = jax.jit) -> None:
         # and there the known defect is as small as 8e-3 on some.
         if not error < (1e-4 if platform == "cpu" else 2e-2):
             raise BackendError(
-                f"the {platform} backend of jaxlib {jax.lib.__version__} computes "
+                f"the {platform} backend of jaxlib {metadata.version('jaxlib')} computes "
                 f"a {name} wrongly (relative error {error:.1e}); install another jaxlib, or on "
                 f"a CPU set JAX_PLATFORMS=cpu and XLA_FLAGS=--{CPU_FLAG}="
             )
@@ -135,11 +135,11 @@ def _platform() -> str:
 
 
 def jaxlib_knows(flag: str) -> bool:
-    """Whether a shared library of jaxlib has the flag; nothing is imported.
+    """Whether a shared library of jaxlib has the flag.
 
     Its name is then a string of its own; that of a flag that was retired is part of a longer one.
     """
-    folder = Path(importlib.util.find_spec("jaxlib").origin).parent
+    folder = Path(str(metadata.distribution("jaxlib").locate_file("jaxlib")))
     for library in sorted(folder.glob("*.so*"), key=lambda p: -p.stat().st_size)[:2]:
         with (
             library.open("rb") as file,

@@ -14,12 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from slam_jax.base.options import check
 
 AXES = ("data", "fsdp")
+AnyMesh = Mesh | AbstractMesh  # of devices, or of so many that are not here
 
 # (pattern that is searched in an array's dotted path, what to do with it). The first that fits
 # decides: "split" is along the longest axis that fsdp divides, the last of equal ones; an array
@@ -30,7 +31,7 @@ RULES = (
 )
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh with axes "data" and "fsdp" over all devices, in the order of their processes; so the
     rows of a batch that a process holds are one behind the other.
 
@@ -63,7 +64,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
-def specs_of(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, str]] = RULES) -> Any:
+def specs_of(tree: Any, mesh: Mesh | AbstractMesh, rules: Sequence[tuple[str, str]] = RULES) -> Any:
     """How each array of a tree is split.
 
     Args:
@@ -93,7 +94,7 @@ def specs_of(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, str]] = RULES) ->
     return jax.tree_util.tree_map_with_path(spec, tree)
 
 
-def shardings_of(tree: Any, mesh: Mesh) -> Any:
+def shardings_of(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Where each array of a tree lives, by RULES: NamedShardings in the places of the arrays."""
     return jax.tree.map(partial(NamedSharding, mesh), specs_of(tree, mesh))
 

@@ -21,7 +21,7 @@ EMBEDDINGS = ("encoder_hidden_states", "text_embeds")
 
 
 class Encoded(NamedTuple):
-    """Examples on their way.
+    """Examples given to the devices, whose results are not fetched yet.
 
     Attributes:
       fields: what needed no device.
@@ -81,7 +81,8 @@ class Encoder:
         if self._embeds:
             computed |= self._embed(self._frozen, self._put(fields["tokens"]))
         results = {name: result for name, (result, *_) in computed.items()}
-        return Encoded(fields, results, {name: flags for name, (_, *flags) in computed.items()})
+        flags = {name: (is_finite, is_held) for name, (_, is_finite, is_held) in computed.items()}
+        return Encoded(fields, results, flags)
 
     def finish(self, encoded: Encoded) -> dict[str, np.ndarray]:
         """Waits for the devices; the fields of the examples' records, stacked.

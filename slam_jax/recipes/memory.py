@@ -20,7 +20,14 @@ from slam_jax.config.options import Config
 from slam_jax.families.family import DENOISER, Family, Frozen, Params, Pipeline, student_params
 from slam_jax.models.execution import Execution
 from slam_jax.parallel import runtime
-from slam_jax.parallel.sharding import AXES, batch_sharding, make_mesh, shardings_of, specs_of
+from slam_jax.parallel.sharding import (
+    AXES,
+    AnyMesh,
+    batch_sharding,
+    make_mesh,
+    shardings_of,
+    specs_of,
+)
 from slam_jax.recipes.distil import distillation_loss, student_step
 from slam_jax.training.step import TrainState, check_batch_size
 
@@ -75,14 +82,19 @@ def batch_of(config: Config, family: Family, size: int) -> dict[str, jax.ShapeDt
     return family.batch_shapes(None if config.data.source == PREPARED else config.data, size)
 
 
-def bytes_of(tree: Any, mesh: Mesh | AbstractMesh) -> tuple[int, int]:
+def bytes_of(tree: Any, mesh: AnyMesh) -> tuple[int, int]:
     """Bytes of arrays: all of them, and what one device holds of them."""
     leaves, places = jax.tree.leaves(tree), jax.tree.leaves(shardings_of(tree, mesh))
     here = sum(
         math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf, place in zip(leaves, places, strict=True)
     )
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves), here
+    return sum(map(_size, leaves)), here
+
+
+def _size(array: Any) -> int:
+    """Bytes of an array, or of what describes one."""
+    return array.size * array.dtype.itemsize
 
 
 def parts_of(config: Config, family: Family) -> dict[str, tuple[int, int]]:
@@ -93,7 +105,7 @@ def parts_of(config: Config, family: Family) -> dict[str, tuple[int, int]]:
     _, init = student_step(replace(config, mesh=options.Mesh(1, 1)), family.pipeline, one_device)
     state: TrainState = jax.eval_shape(init, params)
     batch = batch_of(config, family, config.training.batch_size)
-    total = sum(leaf.size * leaf.dtype.itemsize for leaf in batch.values())
+    total = sum(map(_size, batch.values()))
     names = {DENOISER: f"teacher ({config.precision.teacher})"}
     return {
         **{names.get(name, name): bytes_of(tree, mesh) for name, tree in frozen.items()},
@@ -131,7 +143,9 @@ def flops_per_sample(config: Config, family: Family) -> float:
     plain.pipeline = replace(family.pipeline, execution=Execution("xla"))
     training = replace(config.training, batch_size=1, accumulation=1)
     config = replace(config, training=training, mesh=options.Mesh(1, 1))
-    return lower(config, plain, make_mesh(1, 1, jax.local_devices()[:1])).cost_analysis()["flops"]
+    lowered = lower(config, plain, make_mesh(1, 1, jax.local_devices()[:1]))
+    costs: Any = lowered.cost_analysis()
+    return costs["flops"]
 
 
 def rows_of(config: Config) -> int:
@@ -163,11 +177,12 @@ def compiled_bytes(config: Config, family: Family) -> tuple[int, str]:
     training = replace(config.training, batch_size=rows_of(config) * accumulation * data * fsdp)
     config = replace(config, training=training, mesh=options.Mesh(data, fsdp))
     lowered = lower(config, family, make_mesh(data, fsdp, devices[: data * fsdp]))
-    compiled = lowered.compile(compiler_options=ON_CPU if platform == "cpu" else None)
+    compiled: Any = lowered.compile(compiler_options=ON_CPU if platform == "cpu" else None)
     source = (
         "of XLA on cpu, an estimate for others" if platform == "cpu" else f"of XLA on {platform}"
     )
-    return compiled.memory_analysis().temp_size_in_bytes, source
+    analysis: Any = compiled.memory_analysis()
+    return analysis.temp_size_in_bytes, source
 
 
 def counted_bytes(config: Config, family: Family) -> int:
@@ -195,14 +210,15 @@ def counted_bytes(config: Config, family: Family) -> int:
     def copies(tree, stored):
         pairs = zip(*map(jax.tree.leaves, (tree, stored, specs_of(tree, mesh))), strict=True)
         return sum(
-            leaf.size * leaf.dtype.itemsize
+            _size(leaf)
             for leaf, original, spec in pairs
             if "fsdp" in spec or leaf.dtype != original.dtype
         )
 
     mesh = _mesh_of(config)
     weights = copies(student, params) + copies(target, params) + copies(frozen, frozen)
-    return weights + sum(v.aval.size * v.aval.dtype.itemsize for v in kept)
+    avals: list[Any] = [v.aval for v in kept]
+    return weights + sum(aval.size * aval.dtype.itemsize for aval in avals)
 
 
 def _mesh_of(config: Config) -> AbstractMesh:

@@ -1,7 +1,7 @@
 """Makes the shards of prepared latents, and the plan that says what is in them."""
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import groupby
 from typing import Any, TypeVar
@@ -77,7 +77,7 @@ def one_behind(items: Iterable[T]) -> Iterator[T]:
 
 def encode(
     store: Store, shards: list[int], encoder: Encoder, cutter: Cutter, data: Data, bar: tqdm
-) -> Iterator[tuple[int, Rejects]]:
+) -> Generator[tuple[int, Rejects]]:
     """Makes shards.
 
     Args:

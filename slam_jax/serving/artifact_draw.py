@@ -27,7 +27,7 @@ from jax import export
 DTYPES = {"F32": np.dtype("float32"), "BF16": jax.numpy.dtype("bfloat16")}
 ZSTANDARD = b"\x28\xb5\x2f\xfd"  # how its data begin
 # XLA's "ynn" fusions compute some reductions wrongly on CPU; an empty list of them is none.
-CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+CPU_OPTIONS: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
 def load(folder):
@@ -71,7 +71,8 @@ def read_about(folder):
         here = export.default_export_platform()
     except (RuntimeError, AssertionError) as error:  # what JAX_PLATFORMS asks for is not there
         reason = (str(error).splitlines() or ["no device"])[0]
-        raise ValueError(f"JAX_PLATFORMS={jax.config.jax_platforms}: {reason}") from error
+        asked = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+        raise ValueError(f"JAX_PLATFORMS={asked}: {reason}") from error
     if here not in platforms:
         raise ValueError(
             f"{folder}: exported for {', '.join(platforms)}, but jax computes on {here} here; "
@@ -115,7 +116,8 @@ def compile_program(folder, about, count):
     content = checked(folder, about, name).read_bytes()
     if hashlib.sha256(content).hexdigest() != about["files"][name]["sha256"]:
         raise ValueError(f"{folder}/{name}: damaged; copy it or export it again")
-    if jax.config.jax_compilation_cache_dir is None:  # a service may have one of its own
+    cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if cache is None:  # a service may have one of its own
         remove_torn(folder / "compiled")
         jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -12,12 +12,17 @@ import numpy as np
 from slam_jax.base.errors import InputError
 from slam_jax.families.family import Params
 from slam_jax.families.stable_diffusion_pipeline import TIME_IDS
-from slam_jax.families.unet_pipeline import GAMMA_EMBEDDING_DIM
+from slam_jax.families.unet_pipeline import (
+    GAMMA_EMBEDDING_DIM,
+    abstract_params,
+    gamma_norm,
+    unet_function,
+)
 from slam_jax.formats import convert, weight_files
 from slam_jax.formats.diffusers_folder import STEMS, Folder, read_config
 from slam_jax.method.schedule import gamma_embedding
 from slam_jax.models import functional
-from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
+from slam_jax.models.unet import UNetConfig
 from slam_jax.serving import stock_pipeline
 
 OK, FAIL, SKIPPED = "ok", "FAIL", "skipped"
@@ -86,7 +91,7 @@ def inspect_unet(
     """
     try:
         config = UNetConfig.from_dict(read_config(Folder(where.parent, str(where)), where.name))
-        abstract = functional.abstract_params(UNet2DConditionModel, config)
+        abstract = abstract_params(config)
     # Whatever numbers that make no sense lead to is a finding.
     except Exception as error:
         file = "" if isinstance(error, InputError) else f"{where / 'config.json'}: "
@@ -158,8 +163,8 @@ def _check_finite(arrays: Inspected) -> Result:
 
 
 def _check_projection(params: Params) -> Result:
-    norm = float(np.linalg.norm(params["time_embedding"]["cond_proj"]["kernel"]))
-    facts = f"norm of time_embedding.cond_proj.weight = {norm:.4g}"
+    norm = gamma_norm(params)
+    facts = f"norm of gamma's projection = {norm:.4g}"
     if norm == 0:
         return Result(FAIL, "gamma weights", f"{facts}: they were never trained")
     return Result(OK, "gamma weights", facts)
@@ -181,7 +186,7 @@ def compare_with_torch(where: Path, variant: str, config: UNetConfig, params: Pa
         return Result(FAIL, name, f"diffusers: keys missing or not expected, first {wrong[0]}")
     # Accelerators multiply float32 in lower precision unless told otherwise.
     with jax.default_matmul_precision("highest"):
-        apply = jax.jit(functional.apply_fn(UNet2DConditionModel, config))
+        apply = jax.jit(unet_function(config))
         output = np.asarray(apply(params, **inputs))
     error = float(np.abs(output - expected).max() / np.abs(expected).max())
     status = OK if error <= TOLERANCE else FAIL  # and NaN fails
@@ -197,13 +202,13 @@ def _random_inputs(config: UNetConfig) -> dict[str, Any]:
 
     added, dim = None, config.addition_time_embed_dim
     if dim is not None:
-        pooled = config.projection_class_embeddings_input_dim - TIME_IDS * dim
-        ids = np.tile(np.float32([8 * edge, 8 * edge, 0, 0, 8 * edge, 8 * edge]), (2, 1))
+        pooled = (config.projection_class_embeddings_input_dim or 0) - TIME_IDS * dim
+        ids = np.tile(np.array([8 * edge, 8 * edge, 0, 0, 8 * edge, 8 * edge], np.float32), (2, 1))
         added = {"text_embeds": normal(2, pooled), "time_ids": ids}
-    gamma, features = np.float32([0.35, 1]), config.time_cond_proj_dim
+    gamma, features = np.array([0.35, 1], np.float32), config.time_cond_proj_dim
     return {
         "sample": normal(2, edge, edge, config.in_channels),
-        "timesteps": np.float32([499, 999]),
+        "timesteps": np.array([499, 999], np.float32),
         "encoder_hidden_states": normal(2, CONTEXT, config.cross_attention_dim),
         "timestep_cond": features and np.asarray(gamma_embedding(jnp.asarray(gamma), features)),
         "added_cond": added,

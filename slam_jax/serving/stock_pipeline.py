@@ -65,13 +65,14 @@ def stock_sampler(folder: Path) -> Callable[..., Float[np.ndarray, "B H W 3"]]:
       InputError: diffusers cannot load the folder.
     """
     import torch
-    from diffusers import DiffusionPipeline
-    from diffusers.schedulers import scheduling_lcm
+    from diffusers import DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
+
+    scheduling_lcm = importlib.import_module("diffusers.schedulers.scheduling_lcm")
 
     with _quiet():
         try:
             # Cast afterwards: the option's name differs between versions of diffusers.
-            pipeline = DiffusionPipeline.from_pretrained(folder).to(torch.float32)
+            pipeline: Any = DiffusionPipeline.from_pretrained(folder).to(torch.float32)
         # It raises whatever its parts do.
         except Exception as error:
             why = " ".join(str(error).split())
@@ -86,7 +87,7 @@ def stock_sampler(folder: Path) -> Callable[..., Float[np.ndarray, "B H W 3"]]:
         noise = iter(zs)
         height, width = (side * pipeline.vae_scale_factor for side in x.shape[1:3])
         original = scheduling_lcm.randn_tensor
-        scheduling_lcm.randn_tensor = lambda *_, **__: as_torch(next(noise))
+        vars(scheduling_lcm)["randn_tensor"] = lambda *_, **__: as_torch(next(noise))
         try:
             with _quiet():
                 images = pipeline(
@@ -99,7 +100,7 @@ def stock_sampler(folder: Path) -> Callable[..., Float[np.ndarray, "B H W 3"]]:
                     output_type="np",
                 ).images
         finally:
-            scheduling_lcm.randn_tensor = original
+            vars(scheduling_lcm)["randn_tensor"] = original
         return 2 * images - 1
 
     return draw
@@ -120,6 +121,7 @@ def compare(
     Raises:
       InputError: diffusers cannot load the folder.
     """
+    assert model.method is not None  # it is a student
     pipeline = model.pipeline
     draw = student_sampler(pipeline, pipeline.network, model.method)
     draw_stock, keys = stock_sampler(folder), keys_of(seed)
@@ -167,12 +169,12 @@ def verify(model: Model, folder: Path) -> None:
 def load_unet(folder: Path, variant: str) -> tuple[Any, list[str]]:
     """diffusers' UNet from a folder with its config.json and weights, in float32; and the keys
     that its file lacks or has too many."""
-    from diffusers import UNet2DConditionModel
+    from diffusers import UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage]
 
     with _quiet():
-        unet, found = UNet2DConditionModel.from_pretrained(
-            folder, variant=variant or None, use_safetensors=True, output_loading_info=True
-        )
+        options = dict(variant=variant or None, use_safetensors=True, output_loading_info=True)
+        loaded: Any = UNet2DConditionModel.from_pretrained(folder, **options)
+    unet, found = loaded
     return unet.float().eval(), [*found["missing_keys"], *found["unexpected_keys"]]
 
 

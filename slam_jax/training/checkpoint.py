@@ -218,7 +218,8 @@ class Checkpoints:
                 f"{folder}: made with another teacher ({f'its {name}' if name else 'it'} is not "
                 "this run's); go on with that teacher, or choose another workdir"
             )
-        handler, path = ocp.StandardCheckpointHandler(), folder / STATE
+        handler: Any = ocp.StandardCheckpointHandler()  # says that it takes paths of etils alone
+        path = folder / STATE
         try:
             compare(folder, wanted, handler.metadata(path).tree, "the model that made it")
             state = handler.restore(path, args=ocp.args.StandardRestore(wanted))

@@ -65,7 +65,7 @@ def read_part(folder: Path, step: int, part: str, like: Any) -> Any:
     path = folder.absolute() / str(step)
     wanted = {part: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), like)}
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    handler = ocp.PyTreeCheckpointHandler()
+    handler: Any = ocp.PyTreeCheckpointHandler()  # says that it takes paths of etils alone
     try:
         checksums.check(path)
         compare(path, like, handler.metadata(path / STATE).tree[part], "its own config")
@@ -87,7 +87,8 @@ def read_about(folder: Path) -> dict[str, Any]:
     Raises:
       OSError, ValueError: it is damaged.
     """
-    about = ocp.JsonCheckpointHandler().restore(folder / ABOUT)
+    handler: Any = ocp.JsonCheckpointHandler()
+    about = handler.restore(folder / ABOUT)
     if not isinstance(about, dict) or not isinstance(about.get("format"), int):
         raise ValueError(f"{ABOUT}: not what a checkpoint says about itself")
     return about

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jaxtyping import Array, Int
 
 from slam_jax.base.options import check
@@ -61,7 +61,7 @@ Step = Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Array]]]
 Init = Callable[[Params], TrainState]
 
 
-def check_batch_size(training: Training, mesh: Mesh) -> None:
+def check_batch_size(training: Training, mesh: Mesh | AbstractMesh) -> None:
     """Makes sure that a batch can be split over the devices, and each one's rows into parts.
 
     Raises:

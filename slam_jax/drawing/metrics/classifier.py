@@ -23,6 +23,7 @@ class LabelAccuracy(Metric):
         return drawn.reference is not None
 
     def compute(self, drawn: Drawn) -> float:
+        assert drawn.reference is not None  # as `applies` says
         return classifier_of(drawn.reference).label_accuracy(drawn.images, drawn.prompts)
 
 
