@@ -9,5 +9,4 @@ tar_shards (shards, tar_index, tar_scan), image_folder, tfds_examples
 images        contents of image files -> RGB
 image_text    an image with captions -> crop and token ids
 prepared      latents that were encoded before; prepared_write, views: how they are made
-__main__      slam-jax inspect: what a source holds
 """

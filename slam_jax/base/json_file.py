@@ -1,0 +1,37 @@
+"""JSON files: read with every refusal in one line, written whole or not at all."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from slam_jax.base.errors import InputError
+from slam_jax.base.files import write_whole
+
+
+def read_json(path: Path, hint: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Args:
+      path: the file.
+      hint: what to do where it cannot be read.
+
+    Raises:
+      InputError: it cannot be read, or holds something else; names the file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {hint}") from error
+    except (ValueError, RecursionError) as error:
+        why = " ".join(str(error).split())
+        raise InputError(f"{path}: damaged ({why}); {hint}") from error
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise InputError(f"{path}: damaged (expected a JSON object, found a {kind}); {hint}")
+    return content
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file, and its folder where that is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(content, indent=2))
