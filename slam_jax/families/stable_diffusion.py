@@ -89,12 +89,13 @@ class StableDiffusion(Family):
         folder = resolve(name, options.revision, options.variant)
         pipeline = read_pipeline(folder, options.height, options.width)
         path, method, note = folder.path / RECORD_FILE, None, ""
-        record = read_json(path, "export the model again") if path.is_file() else {}
-        if is_student(pipeline) and record:
+        recorded = path.is_file()
+        record = read_json(path, "export the model again") if recorded else {}
+        if is_student(pipeline) and recorded:
             method = method_of(record, path)
         elif is_student(pipeline):
             method = Slam(num_ddim_timesteps=_grid(folder, pipeline))
-        if "LatentConsistency" in read_model_index(folder)["_class_name"] and not record:
+        if "LatentConsistency" in read_model_index(folder)["_class_name"] and not recorded:
             note = "to an LCM whose guidance is an input, a student's gamma = 1 means none"
         return Model(
             pipeline=pipeline,

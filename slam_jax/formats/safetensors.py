@@ -109,7 +109,7 @@ class LazyArrays(Mapping[str, np.ndarray]):
 
     Nothing is kept and nothing is memory-mapped. The library maps a file as long as it is open:
     read whole it counts twice as memory (2.2 GB for 1 GB of weights, here 1.2 GB), and opened
-    anew for each array it takes five times as long (10 s for the 1,680 of SDXL's UNet, here 2 s).
+    anew for each array it takes five times as long (10 s for 1,680 arrays of 1 GB, here 2 s).
     """
 
     def __init__(self, entries: Mapping[str, _Entry]):
