@@ -7,7 +7,6 @@ what it was made of. What only reading the images tells is told of a random samp
 """
 
 import argparse
-import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,8 @@ from jaxtyping import Int
 from PIL import Image, ImageDraw, ImageFont
 
 from slam_jax.base.errors import InputError
-from slam_jax.config.options import SEEDS, Data
+from slam_jax.commands.command import check_counts, check_png, check_seed, parser_of, refusals
+from slam_jax.config.options import Data
 from slam_jax.data import images
 from slam_jax.data.examples import Examples
 from slam_jax.data.metadata import printable
@@ -208,12 +208,9 @@ def check_options(arguments: argparse.Namespace) -> None:
     Raises:
       InputError: names the option.
     """
-    if arguments.sample < 1:
-        raise InputError(f"--sample {arguments.sample}: expected 1 or more")
-    if not 0 <= arguments.seed < SEEDS:
-        raise InputError(f"--seed {arguments.seed}: expected 0 to {SEEDS - 1}")
-    if arguments.out is not None and arguments.out.suffix != ".png":
-        raise InputError(f"--out {arguments.out}: expected a file that ends in .png")
+    check_counts(arguments, "sample")
+    check_seed(arguments.seed)
+    check_png(arguments.out)
 
 
 def show(facts: Iterator[Fact]) -> None:
@@ -233,7 +230,7 @@ def show_prepared(arguments: argparse.Namespace, data: Data) -> None:
         print(f"no {arguments.out}: latents are no pictures; make it of {data.source}'s own source")
 
 
-def run(arguments: argparse.Namespace) -> None:
+def work(arguments: argparse.Namespace) -> None:
     """Prints what the command line asks for, and draws the contact sheet.
 
     Raises:
@@ -260,23 +257,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="slam-jax inspect", description="What a source of images with captions holds."
-    )
+    parser = parser_of("inspect", "What a source of images with captions holds.")
     parser.add_argument(
         "source", help="shards, folder, tfds:NAME, photographs, or prepared latents"
     )
-    parser.add_argument("--out", type=Path, help=f"contact sheet; default: {SHEET_FILE}")
+    parser.add_argument("--out", type=Path, help=f"contact sheet; None: {SHEET_FILE}")
     parser.add_argument("--sample", type=int, default=SAMPLE, help="examples to read")
     parser.add_argument("--seed", type=int, default=0, help="decides which")
     add_source_options(parser)
-    try:
-        run(parser.parse_args(argv))
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()
+    with refusals():  # and not `run`, as no device is needed
+        work(parser.parse_args(argv))
