@@ -99,6 +99,15 @@ def shardings_of(tree: Any, mesh: AnyMesh) -> Any:
     return jax.tree.map(partial(NamedSharding, mesh), specs_of(tree, mesh))
 
 
+def placed(tree: Any, shardings: Any) -> Any:
+    """Shapes of arrays that live where the shardings say, from arrays or shapes."""
+
+    def shape(leaf, where):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    return jax.tree.map(shape, tree, shardings)
+
+
 def shard(tree: Any, mesh: Mesh) -> Any:
     """Arrays of the host, the same in every process, as global arrays split by RULES; a device is
     sent nothing but its part."""
