@@ -85,7 +85,7 @@ def escaped(found: re.Match) -> str:
 def properties_as_they_stand(
     app: typing.Any, what: str, name: str, obj: typing.Any, options: typing.Any, lines: list[str]
 ) -> None:
-    """Takes back what napoleon does to a property: words before a colon are no type."""
+    """Undoes napoleon on a property, where it takes the words before a colon for a type."""
     if what == "property" and isinstance(obj, property):
         lines[:] = inspect.getdoc(obj).splitlines()
 

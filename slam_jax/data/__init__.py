@@ -1,13 +1,3 @@
-"""Training data: sources, and the pipeline of batches drawn from them.
-
-batches       the order of the examples, batches from any position on; workers: who reads them
-examples      what sources of images with captions have in common; filters
-rejects       what is passed over, counted by reason
-digits, photographs                    bundled
-tar_shards (shards, tar_index, tar_scan), image_folder, tfds_examples
-              images with captions; metadata: the captions beside them
-images        contents of image files -> RGB
-image_text    an image with captions -> crop and token ids
-prepared      latents that were encoded before; prepared_write, views: how they are made
-__main__      slam-jax inspect: what a source holds
+"""Training data: sources of pictures with captions, what is made of them, batches in a fixed
+order.
 """

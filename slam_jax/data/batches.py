@@ -44,6 +44,7 @@ class Source(Protocol):
         Raises:
           InputError: the source cannot be read any more, or nothing usable is found in it.
         """
+        ...
 
 
 class Batches:

@@ -5,6 +5,8 @@ An image becomes a 4x4x4 "latent" by space-to-depth, and its label becomes two o
 have no weights.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +26,7 @@ def load() -> tuple[np.ndarray, np.ndarray]:
     """Images in [-1, 1], float32 [1797, 8, 8, 1], and labels, int32 [1797]."""
     from sklearn import datasets  # takes a while
 
-    digits = datasets.load_digits()
+    digits: Any = datasets.load_digits()
     return (digits.images[..., None] / 8.0 - 1.0).astype(np.float32), digits.target.astype(np.int32)
 
 

@@ -83,7 +83,8 @@ class Transform:
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the whole picture, of which a crop is cut."""
         scale = self.resolution / min(height, width)
-        return tuple(max(round(side * scale), self.resolution) for side in (height, width))
+        fits = [max(round(side * scale), self.resolution) for side in (height, width)]
+        return fits[0], fits[1]
 
     def draw(self, example: Example, rng: np.random.Generator) -> tuple[Crop, str]:
         """A crop and a caption, as `rng` decides.

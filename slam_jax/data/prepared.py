@@ -68,7 +68,7 @@ def _dtype(name: str) -> np.dtype:
 
 def empty_dtype(row: np.dtype) -> np.dtype:
     """The same for one caption alone, as the empty prompt's file has it."""
-    fields = ((name, row[name]) for name in OF_A_CAPTION if name in row.names)
+    fields = ((name, row[name]) for name in OF_A_CAPTION if name in (row.names or ()))
     return np.dtype([(name, field.base, field.shape[1:]) for name, field in fields])
 
 
@@ -214,7 +214,9 @@ class Prepared:
         return batch, rejects
 
     def _allocate(self, count: int) -> Batch:
-        stored = {name: self._dtype[name] for name in (*OF_A_VIEW, *self._empty.dtype.names)}
+        stored = {
+            name: self._dtype[name] for name in (*OF_A_VIEW, *(self._empty.dtype.names or ()))
+        }
         return {
             name: np.empty((count, *field.shape[1:]), field.base) for name, field in stored.items()
         }
@@ -230,7 +232,7 @@ class Prepared:
             batch[name][place] = row[name][twin]
         which = int(choice * row["caption_count"]) if self._captions == "random" else 0
         is_empty = emptied < self._empty_prompts
-        for name in self._empty.dtype.names:
+        for name in self._empty.dtype.names or ():
             batch[name][place] = self._empty[name] if is_empty else row[name][which]
 
     def _row(self, index: int) -> np.void:

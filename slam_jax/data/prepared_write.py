@@ -185,8 +185,9 @@ class Store:
         Raises:
           InputError: it cannot be written, too much is damaged, or there is no usable example.
         """
-        records = [self._record(shard) for shard in range(self.shards)]
-        if None in records:
+        looked = (self._record(shard) for shard in range(self.shards))
+        records = [record for record in looked if record is not None]
+        if len(records) < self.shards:
             return None
         rejects = Rejects()
         for part in (opening, *(Rejects.from_dict(record["rejects"]) for record in records)):
@@ -244,7 +245,7 @@ class ShardWriter:
           InputError: they cannot be written.
         """
         rows = np.empty(len(fields["moments"]), self._dtype)
-        for name in self._dtype.names:
+        for name in self._dtype.names or ():
             rows[name] = fields[name]
         with _one_line(self._path):
             for row in rows:

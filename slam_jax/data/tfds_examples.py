@@ -101,7 +101,8 @@ class TfdsExamples:
             record = self._records[index]
             if not record:  # so a record behind the end of a shard that was cut is read
                 raise EOFError
-            features = tf_example_pb2.Example.FromString(record).features.feature
+            example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]
+            features = example.FromString(record).features.feature
         # The reader's errors are of several kinds.
         except Exception as error:
             raise Rejected("damaged record", name) from error
@@ -128,8 +129,7 @@ def _import(source: str) -> ModuleType:
         import tensorflow_datasets  # takes a while
     except ImportError as error:
         raise InputError(
-            f"{source}: needs tensorflow-datasets ({error}); "
-            "pip install tensorflow-datasets importlib_resources"
+            f"{source}: needs tensorflow-datasets ({error}); pip install 'slam_jax[tfds]'"
         ) from error
     return tensorflow_datasets
 

@@ -125,13 +125,16 @@ def groups(
 
 
 def read_ahead(
-    read: Callable[[int], Any], indices: Indices, workers: int, ahead: int
+    read: Callable[[int], Any],
+    indices: Any,
+    workers: int,
+    ahead: int,
 ) -> Generator[Any]:
     """What `read` gives for each index, in order; to be closed.
 
     Args:
       read: to be called; pickled for worker processes.
-      indices: for which.
+      indices: for which; a sequence of integers, or what has a length and can be indexed.
       workers: processes that read; 0: threads of this one do.
       ahead: how many results may wait to be used, about.
 

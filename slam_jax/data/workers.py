@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -44,13 +44,15 @@ def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def follow():
-        multiprocessing.parent_process().join()
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
 
 
-def elements(dataset: grain.IterDataset, name: str) -> Iterator[Any]:
+def elements(dataset: grain.IterDataset, name: str) -> Generator[Any]:
     """The elements; to be closed, which ends the processes.
 
     Args:

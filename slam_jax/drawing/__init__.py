@@ -1,0 +1,1 @@
+"""Samplers as one program each, step ladders, reports, picture files."""

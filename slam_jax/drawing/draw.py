@@ -51,7 +51,7 @@ def choose_guidance(model: Model, asked: float | None) -> float:
         return guidance
     if asked not in (None, 1.0):
         told = f"told another gamma, {1 - (asked - 1) / 10:g} in place of 1"
-        told = told if model.method.tells_gamma else "guided twice"
+        told = told if model.method and model.method.tells_gamma else "guided twice"
         raise InputError(
             f"--guidance {asked:g}: a student has its guidance built in; it would be {told}; leave "
             "the option out"
@@ -97,7 +97,7 @@ def batches_of(
 
 
 def draw_all(
-    model: Model, draw: Draw, batch: Mapping[str, np.ndarray], seed: int, size: int
+    model: Model, draw: Draw, batch: Mapping[str, Any], seed: int, size: int
 ) -> Iterator[UInt8[np.ndarray, "H W C"]]:
     """The pictures one by one; row i has the noise of (seed, i).
 

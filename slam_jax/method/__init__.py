@@ -1,0 +1,3 @@
+"""The method as mathematics: schedule, solver, consistency function, SLAM, samplers. Arrays and
+functions only.
+"""

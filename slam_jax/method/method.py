@@ -154,7 +154,7 @@ class Method(Options, ABC):
         schedule: Schedule,
         x: Float[Array, "B H W C"],
         context: Context,
-        timesteps: Int[np.ndarray, " n"],
+        timesteps: Int[Array | np.ndarray, " n"],
         rows: RowKeys,
     ) -> Float[Array, "B H W C"]:
         """Clean latents.

@@ -86,7 +86,7 @@ def sample_consistency(
     schedule: Schedule,
     x: Float[Array, "B H W C"],
     context: Context,
-    timesteps: Int[np.ndarray, " n"],
+    timesteps: Int[Array | np.ndarray, " n"],
     rows: RowKeys,
 ) -> Float[Array, "B H W C"]:
     """Draws latents with the student at gamma = 1, equation (2).
@@ -123,7 +123,7 @@ def sample_ddim(
     predict: Predictor,
     schedule: Schedule,
     x: Float[Array, "B H W C"],
-    timesteps: Int[np.ndarray, " n"],
+    timesteps: Int[Array | np.ndarray, " n"],
 ) -> Float[Array, "B H W C"]:
     """Draws latents with the teacher by deterministic DDIM; the last step goes to alpha = 1.
 
@@ -147,7 +147,9 @@ def sample_ddim(
     return jax.lax.scan(step, x, (jnp.asarray(timesteps), *_scales_after(schedule, timesteps)))[0]
 
 
-def _scales_after(schedule: Schedule, timesteps: Int[np.ndarray, " n"]) -> tuple[Array, Array]:
+def _scales_after(
+    schedule: Schedule, timesteps: Int[Array | np.ndarray, " n"]
+) -> tuple[Array, Array]:
     """alpha and sigma that each step goes to; the last one goes to the clean latents, (1, 0)."""
     alphas, sigmas = schedule.at(jnp.asarray(timesteps[1:]))
     one = jnp.ones(1, alphas.dtype)

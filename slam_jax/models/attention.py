@@ -17,6 +17,7 @@ import math
 import sys
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,7 @@ def _per_platform(implementation, arrays, is_causal):
     """Platform -> who computes there; "default" is any other, and alone where all do the same."""
     if implementation in ("xla", "chunked"):
         return {"default": implementation}
-    reason = why_not_cudnn(*arrays, is_causal)
+    reason = why_not_cudnn(*arrays, is_causal=is_causal)
     if implementation == "cudnn":
         if reason:
             _say(f"{_described(arrays[0])} cannot use cudnn ({reason}); xla computes it")
@@ -107,7 +108,8 @@ def _xla(q, k, v, is_causal):
 
 
 def _cudnn(q, k, v, is_causal):
-    length, lengths = q.shape[1], {}
+    length = q.shape[1]
+    lengths: dict[str, Any] = {}
     if any(x.shape[1] % CUDNN_MULTIPLE for x in (q, k)):
         names = {"query_seq_lengths": q, "key_value_seq_lengths": k}
         lengths = {name: jnp.full(x.shape[0], x.shape[1], jnp.int32) for name, x in names.items()}

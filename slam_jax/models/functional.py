@@ -28,7 +28,7 @@ Params = dict[str, Any]
 
 @functools.cache
 def _abstract(
-    module_class: type[nnx.Module], config: Any, execution: Execution
+    module_class: Callable[..., nnx.Module], config: Any, execution: Execution
 ) -> tuple[nnx.GraphDef, Params]:
     """Structure and abstract parameters of `module_class(config, rngs=...)`."""
     # Values do not matter here, and tracing the counters of nnx.Rngs takes 10 s for SD 1.5.

@@ -66,6 +66,7 @@ class Conv(nnx.Conv):
 
     def _as_matrix(self, x):
         """On maps of up to 2x2 every output sees every input: ten times faster as one matrix."""
+        assert isinstance(self.strides, int) and self.bias is not None
         batch, height, width, _ = x.shape
         rows, columns = range(0, height, self.strides), range(0, width, self.strides)
         kernel = self.kernel[...]
@@ -121,6 +122,7 @@ class ResnetBlock2D(nnx.Module):
     def __call__(self, x, temb=None):
         h = self.conv1(jax.nn.silu(self.norm1(x)))
         if self.time_emb_proj is not None:
+            assert temb is not None
             h = h + self.time_emb_proj(jax.nn.silu(temb))[:, None, None, :]
         h = self.conv2(jax.nn.silu(self.norm2(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
@@ -174,7 +176,7 @@ class FeedForward(nnx.Module):
         )
 
     def __call__(self, x):
-        return self.net[2](self.net[0](x))
+        return self.net[2](self.net[0](x))  # pyright: ignore[reportOptionalCall]
 
 
 class BasicTransformerBlock(nnx.Module):
@@ -196,24 +198,29 @@ class BasicTransformerBlock(nnx.Module):
 
 
 class Transformer2DModel(nnx.Module):
-    """Transformer blocks over the pixels of a map [B, H, W, C], with a skip around them."""
+    """Transformer blocks over the pixels of a map [B, H, W, C], with a skip around them.
 
-    def __init__(
-        self, channels, context_features, heads, depth, groups, linear_projection, *, rngs
-    ):
+    `config` is a `UNetConfig`, `level` the index of its entries.
+    """
+
+    def __init__(self, config, level, *, rngs):
+        channels = config.block_out_channels[level]
+        heads, depth = config.attention_head_dim, config.transformer_layers_per_block
+        heads = heads if isinstance(heads, int) else heads[level]
+        depth = depth if isinstance(depth, int) else depth[level]
+
         def projection():
-            if linear_projection:
+            if config.use_linear_projection:
                 return nnx.Linear(channels, channels, rngs=rngs)
             return Conv(channels, channels, kernel_size=1, rngs=rngs)
 
-        self.norm = GroupNorm(channels, groups, eps=1e-6, rngs=rngs)
+        def block():
+            features = config.cross_attention_dim
+            return BasicTransformerBlock(channels, features, heads, rngs=rngs)
+
+        self.norm = GroupNorm(channels, config.norm_num_groups, eps=1e-6, rngs=rngs)
         self.proj_in = projection()
-        self.transformer_blocks = nnx.List(
-            [
-                BasicTransformerBlock(channels, context_features, heads, rngs=rngs)
-                for _ in range(depth)
-            ]
-        )
+        self.transformer_blocks = nnx.List([block() for _ in range(depth)])
         self.proj_out = projection()
 
     def __call__(self, x, context, remat):

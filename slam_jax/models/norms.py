@@ -20,6 +20,7 @@ class GroupNorm(nnx.GroupNorm):
 
     def __call__(self, x):
         """[B, H, W, C] -> [B, H, W, C]."""
+        assert self.scale is not None and self.bias is not None
         batch, height, width, channels = x.shape
         wide = x.astype(jnp.float32)
         # Of each channel: the mean of a row in the middle, where padding has not been.

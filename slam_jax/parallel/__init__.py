@@ -1,0 +1,1 @@
+"""Devices and processes: the mesh and what is split over it, random keys, start-up."""

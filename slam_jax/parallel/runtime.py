@@ -16,7 +16,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 
 from slam_jax import __version__
@@ -140,7 +139,7 @@ def jaxlib_knows(flag: str) -> bool:
 
     Its name is then a string of its own; that of a flag that was retired is part of a longer one.
     """
-    folder = Path(jaxlib.__file__).parent
+    folder = Path(str(metadata.distribution("jaxlib").locate_file("jaxlib")))
     for library in sorted(folder.glob("*.so*"), key=lambda p: -p.stat().st_size)[:2]:
         with (
             library.open("rb") as file,

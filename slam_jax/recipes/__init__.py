@@ -1,0 +1,1 @@
+"""What a run does: train a teacher, distil a student, prepare data, plan, look again."""

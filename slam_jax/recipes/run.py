@@ -69,6 +69,23 @@ def open_run(config: Config, workdir: Path) -> Run:
     with options_of("config.training"):
         check_batch_size(config.training, mesh)
     family = open_teacher(config, workdir)
+    _check_evaluation(config, family)
+    if family.trains:
+        with options_of("config.teacher.training"):
+            check_batch_size(config.teacher.training, mesh)
+        check_teacher(config.teacher, teacher_folder(config, workdir))
+        if config.method.w > 0 and config.teacher.dropout == 0:
+            raise InputError(
+                "config.teacher.dropout = 0.0, expected more than 0, which guidance "
+                "(config.method.w) needs"
+            )
+    else:
+        check_same_teacher(config, workdir, family)
+    return Run(config, workdir, mesh, family, family.source(config.data))
+
+
+def _check_evaluation(config: Config, family: Family) -> None:
+    """Refuses step counts and prompts that the models cannot draw; says what of a prompt is cut."""
     schedule, evaluation = family.pipeline.schedule, config.evaluation
     for name, check in (
         ("student_steps", lambda steps: config.method.timesteps(steps, schedule)),
@@ -84,18 +101,6 @@ def open_run(config: Config, workdir: Path) -> Run:
     for prompt in prompts:
         if cut := family.pipeline.cut(prompt):
             print(f"note: config.evaluation.prompts: cut off: {cut!r}", file=sys.stderr)
-    if family.trains:
-        with options_of("config.teacher.training"):
-            check_batch_size(config.teacher.training, mesh)
-        check_teacher(config.teacher, teacher_folder(config, workdir))
-        if config.method.w > 0 and config.teacher.dropout == 0:
-            raise InputError(
-                "config.teacher.dropout = 0.0, expected more than 0, which guidance "
-                "(config.method.w) needs"
-            )
-    else:
-        check_same_teacher(config, workdir, family)
-    return Run(config, workdir, mesh, family, family.source(config.data))
 
 
 def run(config: Config, workdir: Path, resume: bool = False) -> list[dict[str, Any]]:

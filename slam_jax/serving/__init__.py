@@ -1,0 +1,1 @@
+"""Students for others: the sampler that needs jax alone, the check of published students."""

@@ -121,9 +121,9 @@ def compare(
     Raises:
       InputError: diffusers cannot load the folder.
     """
-    pipeline, method = model.pipeline, model.method
-    assert method is not None  # a student's
-    draw = student_sampler(pipeline, pipeline.network, method)
+    assert model.method is not None  # it is a student
+    pipeline = model.pipeline
+    draw = student_sampler(pipeline, pipeline.network, model.method)
     draw_stock, keys = stock_sampler(folder), keys_of(seed)
     batch, examples = pipeline.prompts(prompts), jnp.arange(len(prompts))
     x = np.asarray(gaussian(keys.noise, examples, pipeline.latent_shape))
@@ -172,9 +172,8 @@ def load_unet(folder: Path, variant: str) -> tuple[Any, list[str]]:
     from diffusers import UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage]
 
     with _quiet():
-        loaded: Any = UNet2DConditionModel.from_pretrained(
-            folder, variant=variant or None, use_safetensors=True, output_loading_info=True
-        )
+        options = dict(variant=variant or None, use_safetensors=True, output_loading_info=True)
+        loaded: Any = UNet2DConditionModel.from_pretrained(folder, **options)
     unet, found = loaded
     return unet.float().eval(), [*found["missing_keys"], *found["unexpected_keys"]]
 

@@ -217,7 +217,7 @@ class Checkpoints:
                 f"{folder}: made with another teacher ({f'its {name}' if name else 'it'} is not "
                 "this run's); go on with that teacher, or choose another workdir"
             )
-        handler: Any = ocp.StandardCheckpointHandler()  # whose types ask for a Path of etils
+        handler: Any = ocp.StandardCheckpointHandler()  # says that it takes paths of etils alone
         path = folder / STATE
         try:
             compare(folder, wanted, handler.metadata(path).tree, "the model that made it")

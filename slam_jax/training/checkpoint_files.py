@@ -65,7 +65,7 @@ def read_part(folder: Path, step: int, part: str, like: Any) -> Any:
     path = folder.absolute() / str(step)
     wanted = {part: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), like)}
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    handler: Any = ocp.PyTreeCheckpointHandler()  # whose types ask for a Path of etils
+    handler: Any = ocp.PyTreeCheckpointHandler()  # says that it takes paths of etils alone
     try:
         checksums.check(path)
         compare(path, like, handler.metadata(path / STATE).tree[part], "its own config")

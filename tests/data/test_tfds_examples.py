@@ -234,7 +234,7 @@ def test_sets_that_cannot_be_read(tmp_path):
 
 def test_a_missing_package_is_named(monkeypatch, data_dir):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(InputError, match="pip install tensorflow-datasets importlib_resources"):
+    with pytest.raises(InputError, match=r"pip install 'slam_jax\[tfds\]'"):
         examples_of(data_dir)
 
 

@@ -1,0 +1,1 @@
+"""Metrics of drawn pictures, one file each."""

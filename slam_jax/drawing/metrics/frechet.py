@@ -31,7 +31,7 @@ class FdFeatures(Metric):
         return drawn.reference is not None and _enough(drawn)
 
     def compute(self, drawn: Drawn) -> float:
-        assert drawn.reference is not None  # as `applies` says
+        assert drawn.reference is not None
         classifier, real = classifier_of(drawn.reference), drawn.reference.images
         return frechet_distance(classifier.features(drawn.images), classifier.features(real))
 
