@@ -11,8 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from slam_jax.base.errors import InputError
-from slam_jax.commands.command import parser_of, run
+from slam_jax.commands.command import add_version_options, check_png, parser_of, run
 from slam_jax.formats.diffusers_folder import resolve
 from slam_jax.parallel import runtime
 from slam_jax.serving.published import check
@@ -26,8 +25,7 @@ def work(arguments: argparse.Namespace) -> None:
       InputError: there is no such folder, or no picture can be written to `--out`.
       SystemExit: a check failed.
     """
-    if arguments.out is not None and arguments.out.suffix != ".png":
-        raise InputError(f"--out {arguments.out}: expected a file that ends in .png")
+    check_png(arguments.out)
     runtime.probe()
     folder, failed = resolve(arguments.folder, arguments.revision, arguments.variant), 0
     for result in check(folder, arguments.out):
@@ -41,7 +39,6 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = parser_of("check", "Check a published few-step student.")
     parser.add_argument("folder", help="diffusers folder, folder of a UNet, or hub repository")
-    parser.add_argument("--revision", default="", help="commit, tag or branch of a repository")
-    parser.add_argument("--variant", default="", help='such as "fp16", of the weight files')
+    add_version_options(parser)
     parser.add_argument("--out", type=Path, help="PNG for pictures in 1, 2 and 4 steps")
     run(work, parser, argv)

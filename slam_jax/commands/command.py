@@ -1,11 +1,14 @@
-"""What all sub-commands have in common."""
+"""What the sub-commands have in common."""
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from slam_jax.base.errors import BackendError, InputError
+from slam_jax.config.options import SEEDS
 from slam_jax.parallel import runtime
 
 
@@ -14,6 +17,12 @@ def parser_of(name: str, description: str, **more: Any) -> argparse.ArgumentPars
     formatter = argparse.ArgumentDefaultsHelpFormatter
     prog = f"slam-jax {name}"
     return argparse.ArgumentParser(prog, None, description, formatter_class=formatter, **more)
+
+
+def add_version_options(parser: argparse.ArgumentParser) -> None:
+    """Flags that say which files of a model are meant."""
+    parser.add_argument("--revision", default="", help="commit, tag or branch of a repository")
+    parser.add_argument("--variant", default="", help='such as "fp16", of the weight files')
 
 
 def run(work: Callable[[Any], None], parser: argparse.ArgumentParser, argv: Sequence[str] | None):
@@ -29,10 +38,48 @@ def run(work: Callable[[Any], None], parser: argparse.ArgumentParser, argv: Sequ
     """
     arguments = parser.parse_args(argv)
     runtime.configure()
-    try:
+    with refusals():
         runtime.devices()
         work(arguments)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What is refused inside ends the process with one line; Ctrl-C ends it without any."""
+    try:
+        yield
     except (InputError, BackendError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def check_counts(arguments: argparse.Namespace, *names: str) -> None:
+    """Refuses options that are less than 1.
+
+    Raises:
+      InputError: names the option.
+    """
+    for name in names:
+        if (value := getattr(arguments, name)) < 1:
+            raise InputError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
+
+
+def check_seed(seed: int) -> None:
+    """Refuses a --seed that no key is made of.
+
+    Raises:
+      InputError: it is one.
+    """
+    if not 0 <= seed < SEEDS:
+        raise InputError(f"--seed {seed}: expected 0 to {SEEDS - 1}")
+
+
+def check_png(out: Path | None) -> None:
+    """Refuses an --out that is no name of a PNG.
+
+    Raises:
+      InputError: it is one.
+    """
+    if out is not None and out.suffix != ".png":
+        raise InputError(f"--out {out}: expected a file that ends in .png")

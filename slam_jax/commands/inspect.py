@@ -7,7 +7,6 @@ what it was made of. What only reading the images tells is told of a random samp
 """
 
 import argparse
-import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from slam_jax.base.errors import InputError
-from slam_jax.config.options import SEEDS
+from slam_jax.commands.command import check_counts, check_png, check_seed, parser_of, refusals
 from slam_jax.data import images
 from slam_jax.data.examples import Examples
 from slam_jax.data.metadata import printable
@@ -165,18 +164,15 @@ def show(facts: Iterator[Fact]) -> None:
         print(f"{name:{WIDTH}}  {fact}".rstrip())
 
 
-def run(arguments: argparse.Namespace) -> None:
+def work(arguments: argparse.Namespace) -> None:
     """Prints what the command line asks for, and draws the contact sheet.
 
     Raises:
       InputError: an impossible option, no such source, or nothing of it can be used.
     """
-    if arguments.sample < 1:
-        raise InputError(f"--sample {arguments.sample}: expected 1 or more")
-    if not 0 <= arguments.seed < SEEDS:
-        raise InputError(f"--seed {arguments.seed}: expected 0 to {SEEDS - 1}")
-    if arguments.out.suffix != ".png":
-        raise InputError(f"--out {arguments.out}: expected a file that ends in .png")
+    check_counts(arguments, "sample")
+    check_seed(arguments.seed)
+    check_png(arguments.out)
     data = data_of(arguments, arguments.source)
     if kind_of(data.source) == "prepared":
         check_used(data, "prepared")
@@ -201,25 +197,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="slam-jax inspect", description="What a source of images with captions holds."
-    )
-    parser.add_argument(
-        "source", help="shards, folder, tfds:NAME, photographs, or prepared latents"
-    )
+    parser = parser_of("inspect", "What a source of images with captions holds.")
     add = parser.add_argument
-    add("--out", type=Path, help="file for the contact sheet; default: %(default)s")
-    add("--sample", type=int, help="examples to read; default: %(default)s")
+    add("source", help="shards, folder, tfds:NAME, photographs, or prepared latents")
+    add("--out", type=Path, help="file for the contact sheet")
+    add("--sample", type=int, help="examples to read")
     add("--seed", type=int, help="decides which")
     parser.set_defaults(**OF_PICTURES)
     add_source_options(parser)
-    try:
-        run(parser.parse_args(argv))
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()
+    with refusals():  # and not `run`, as no device is needed
+        work(parser.parse_args(argv))

@@ -21,18 +21,13 @@ from dataclasses import replace
 
 import jax
 
-from slam_jax.base.errors import BackendError, InputError
-from slam_jax.commands.command import parser_of
+from slam_jax.base.errors import InputError
+from slam_jax.commands.command import parser_of, refusals
 from slam_jax.config import options
 from slam_jax.config.command_line import Command, parse
 from slam_jax.config.options import Config
 from slam_jax.parallel import runtime
-from slam_jax.recipes.memory import (
-    PREPARED,
-    check_batch,
-    flops_per_sample,
-    need_of,
-)
+from slam_jax.recipes.memory import PREPARED, check_batch, flops_per_sample, need_of
 from slam_jax.recipes.open_teacher import open_teacher
 from slam_jax.recipes.plan import GIB, find_fitting, flags_between, size, table
 
@@ -150,10 +145,5 @@ def main(argv: list[str] | None = None) -> None:
     add("--memory", default="", help="of a device, in GiB; empty: what this machine's have")
     add("--no-compile", action="store_true", help="count activations instead: quick, and less sure")
     runtime.configure()
-    try:
-        fits = work(*parser.parse_known_args(argv))
-    except (InputError, BackendError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    sys.exit(0 if fits else 1)
+    with refusals():
+        sys.exit(0 if work(*parser.parse_known_args(argv)) else 1)

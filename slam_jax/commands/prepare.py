@@ -18,8 +18,14 @@ import jax
 from tqdm import tqdm
 
 from slam_jax.base.errors import InputError
-from slam_jax.commands.command import parser_of, run
-from slam_jax.config.options import DTYPES, SEEDS
+from slam_jax.commands.command import (
+    add_version_options,
+    check_counts,
+    check_seed,
+    parser_of,
+    run,
+)
+from slam_jax.config.options import DTYPES
 from slam_jax.data.image_text import CROPS, Transform
 from slam_jax.data.prepared_write import Store, check_folder
 from slam_jax.data.rejects import FEW, Rejects
@@ -54,12 +60,8 @@ def check_options(arguments: argparse.Namespace) -> None:
     Raises:
       InputError: names the option.
     """
-    for name in ("captions", "batch", "shard_size"):
-        if getattr(arguments, name) < 1:
-            option = name.replace("_", "-")
-            raise InputError(f"--{option} {getattr(arguments, name)}: expected 1 or more")
-    if arguments.seed is not None and not 0 <= arguments.seed < SEEDS:
-        raise InputError(f"--seed {arguments.seed}: expected 0 to {SEEDS - 1}")
+    check_counts(arguments, "captions", "batch", "shard_size")
+    check_seed(arguments.seed or 0)
     if arguments.seed is not None and arguments.crop != "random":
         raise InputError("--seed: decides random crops only; leave it out, or add --crop random")
     arguments.seed = arguments.seed or 0
@@ -137,8 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--source", required=True, help="shards, folder, tfds:NAME or photographs")
     add("--model", required=True, help="diffusers folder or hub repository: the teacher")
-    add("--revision", default="", help="commit, tag or branch of a repository")
-    add("--variant", default="", help='such as "fp16", of the weight files')
+    add_version_options(parser)
     add("--out", type=Path, required=True, help="folder to make, or to go on with")
     add("--resolution", type=int, default=512, help="of the pictures, in pixels")
     add("--crop", choices=CROPS, default="center", help="where the square is taken from")

@@ -12,8 +12,14 @@ from typing import Any
 import numpy as np
 
 from slam_jax.base.errors import InputError
-from slam_jax.commands.command import parser_of, run
-from slam_jax.config.options import DTYPES, SEEDS
+from slam_jax.commands.command import (
+    add_version_options,
+    check_counts,
+    check_seed,
+    parser_of,
+    run,
+)
+from slam_jax.config.options import DTYPES
 from slam_jax.drawing import pictures
 from slam_jax.drawing.draw import (
     TEACHER_GUIDANCE,
@@ -27,7 +33,6 @@ from slam_jax.parallel import runtime
 from slam_jax.recipes.student import load
 
 SHEET_COLUMNS = 10
-SMALLEST = 40  # pixels on a side; smaller pictures are enlarged
 
 
 def read_prompts(arguments: argparse.Namespace, model: Model) -> list[str]:
@@ -92,11 +97,8 @@ def check_options(arguments: argparse.Namespace) -> None:
     Raises:
       InputError: names the option.
     """
-    if not 0 <= arguments.seed < SEEDS:
-        raise InputError(f"--seed {arguments.seed}: expected 0 to {SEEDS - 1}")
-    for option in ("steps", "count", "batch"):
-        if getattr(arguments, option) < 1:
-            raise InputError(f"--{option} {getattr(arguments, option)}: expected 1 or more")
+    check_seed(arguments.seed)
+    check_counts(arguments, "steps", "count", "batch")
     if not 0 < arguments.strength <= 1:
         raise InputError(f"--strength {arguments.strength:g}: expected a number in (0, 1]")
     if arguments.strength < 1 and arguments.image is None:
@@ -110,14 +112,13 @@ def check_options(arguments: argparse.Namespace) -> None:
 
 def save(out: Path, drawn: list[np.ndarray], names: list[str], facts: dict[str, Any]) -> None:
     """Writes a contact sheet, and into a folder each picture too; each PNG says how it was made."""
-    scale = max(1, SMALLEST // drawn[0].shape[0])
-    sheet = pictures.sheet(drawn, SHEET_COLUMNS, scale)
+    sheet = pictures.sheet(drawn, SHEET_COLUMNS, scale=None)
     if out.suffix == ".png":
         pictures.save(sheet, out, {"prompts": names, **facts})
         return
     pictures.save(sheet, out / "sheet.png", {"prompts": names, **facts})
     for index, (image, name) in enumerate(zip(drawn, names, strict=True)):
-        picture = pictures.sheet([image], 1, scale)
+        picture = pictures.sheet([image], 1, scale=None)
         pictures.save(picture, out / f"{index:05d}.png", {"prompt": name, "index": index, **facts})
 
 
@@ -155,8 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = parser_of("sample", "Draw with a distilled student, or with its teacher.")
     add = parser.add_argument
     add("--model", required=True, help="workdir of a finished run, folder, or hub repository")
-    add("--revision", default="", help="commit, tag or branch of a repository")
-    add("--variant", default="", help='such as "fp16", of the weight files')
+    add_version_options(parser)
     add("--prompt", help="what to draw")
     add("--prompts", type=Path, help="file with a prompt in each line")
     add("--labels", help="short prompts between commas, such as 0,1,2 for digits")

@@ -18,7 +18,6 @@ from slam_jax.families.family import DENOISER, Frozen, Params, Pipeline
 from slam_jax.parallel.processes import is_main
 
 COLUMNS = 20  # pictures in a row, at most
-SMALLEST = 40  # pixels on a side; smaller pictures are enlarged
 
 
 @dataclass(frozen=True)
@@ -79,9 +78,7 @@ class Ladder:
         drawn = self.draw(student)
         rows = {f"{model}, {steps}": x[:COLUMNS] for (model, steps), x in drawn.items()}
         if is_main():
-            height = next(iter(drawn.values())).shape[1]
-            scale = max(1, SMALLEST // height)
-            pictures.save(pictures.grid(rows, scale), path)
+            pictures.save(pictures.grid(rows), path)
         (_, reference), *others = drawn.items()
         measured = {}
         for (_, steps), images in others:

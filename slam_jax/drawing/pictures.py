@@ -13,6 +13,8 @@ from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 from slam_jax.base.errors import InputError
 from slam_jax.base.files import unfinished
 
+SMALLEST = 40  # pixels on a side; smaller pictures are enlarged
+
 
 def to_uint8(images: Float[np.ndarray, "... H W C"]) -> np.ndarray:
     """Images in [-1, 1] as uint8."""
@@ -20,55 +22,60 @@ def to_uint8(images: Float[np.ndarray, "... H W C"]) -> np.ndarray:
 
 
 def grid(
-    rows: Mapping[str, Float[np.ndarray, "N H W C"]], scale: int = 5, gap: int = 4
+    rows: Mapping[str, Float[np.ndarray, "N H W C"]], scale: int | None = None, gap: int = 4
 ) -> Image.Image:
     """One row of pictures per entry, its name on the left.
 
     Args:
       rows: name -> images in [-1, 1]; the same H, W and C (1 or 3) everywhere.
-      scale: each pixel becomes a square of this many.
+      scale: each pixel becomes a square of this many; None: of so many that small ones are seen.
       gap: pixels between pictures.
     """
-    first = next(iter(rows.values()))
-    height, width = (size * scale for size in first.shape[1:3])
-    margin = 8 + max(int(ImageDraw.Draw(Image.new("L", (1, 1))).textlength(name)) for name in rows)
-    columns = max(len(images) for images in rows.values())
-    size = (margin + columns * (width + gap), gap + len(rows) * (height + gap))
-    canvas = Image.new("RGB", size, "white")
-    pen = ImageDraw.Draw(canvas)
-    for r, (name, images) in enumerate(rows.items()):
-        top = gap + r * (height + gap)
-        pen.text((4, top + height // 2), name, fill="black", anchor="lm")
-        for c, image in enumerate(to_uint8(images)):
-            canvas.paste(_enlarged(image, scale), (margin + c * (width + gap), top))
+    pen = ImageDraw.Draw(Image.new("L", (1, 1)))
+    margin = 8 + max(int(pen.textlength(name)) for name in rows)
+    canvas = _in_rows([list(to_uint8(images)) for images in rows.values()], scale, gap, margin)
+    pen, height = ImageDraw.Draw(canvas), (canvas.height - gap) // len(rows)
+    for r, name in enumerate(rows):
+        middle = gap + r * height + (height - gap) // 2
+        pen.text((4, middle), name, fill="black", anchor="lm")
     return canvas
 
 
 def sheet(
-    images: Sequence[UInt8[np.ndarray, "H W C"]], columns: int, scale: int = 1, gap: int = 4
+    images: Sequence[UInt8[np.ndarray, "H W C"]],
+    columns: int,
+    scale: int | None = 1,
+    gap: int = 4,
 ) -> Image.Image:
     """Pictures in rows of `columns`; one picture alone is itself.
 
     Args:
       images: one or more, all of one shape, C is 1 or 3.
       columns: pictures in a row.
-      scale: each pixel becomes a square of this many.
-      gap: pixels between pictures.
+      scale, gap: as for `grid`.
     """
     if len(images) == 1:
         return _enlarged(images[0], scale)
-    height, width = (size * scale + gap for size in images[0].shape[:2])
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    canvas = Image.new("RGB", (gap + columns * width, gap + rows * height), "white")
-    for i, image in enumerate(images):
-        corner = (gap + i % columns * width, gap + i // columns * height)
-        canvas.paste(_enlarged(image, scale), corner)
+    rows = [images[i : i + columns] for i in range(0, len(images), columns)]
+    return _in_rows(rows, scale, gap, gap)
+
+
+def _in_rows(
+    rows: Sequence[Sequence[UInt8[np.ndarray, "H W C"]]], scale: int | None, gap: int, left: int
+) -> Image.Image:
+    pictures = [[_enlarged(image, scale) for image in row] for row in rows]
+    width, height = (side + gap for side in pictures[0][0].size)
+    size = (left + max(map(len, rows)) * width, gap + len(rows) * height)
+    canvas = Image.new("RGB", size, "white")
+    for r, row in enumerate(pictures):
+        for c, picture in enumerate(row):
+            canvas.paste(picture, (left + c * width, gap + r * height))
     return canvas
 
 
-def _enlarged(image: UInt8[np.ndarray, "H W C"], scale: int) -> Image.Image:
+def _enlarged(image: UInt8[np.ndarray, "H W C"], scale: int | None) -> Image.Image:
     picture = Image.fromarray(np.broadcast_to(image, (*image.shape[:2], 3)))
+    scale = scale or max(1, SMALLEST // picture.height)
     size = (picture.width * scale, picture.height * scale)
     return picture.resize(size, Image.Resampling.NEAREST)
 

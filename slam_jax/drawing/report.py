@@ -1,10 +1,10 @@
 """The report of a run: rows of metrics as Markdown and JSON."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from slam_jax.base.files import write_whole
+from slam_jax.base.json_file import write_json
 from slam_jax.drawing.metrics.registry import METRICS
 
 
@@ -21,6 +21,5 @@ def to_markdown(rows: list[dict[str, Any]]) -> str:
 
 def write_report(workdir: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
     """Writes the table as summary.md, then facts and rows as summary.json, each whole or not."""
-    content = json.dumps({**facts, "results": rows}, indent=2)
-    for name, text in (("summary.md", to_markdown(rows)), ("summary.json", content)):
-        write_whole(workdir / name, text)
+    write_whole(workdir / "summary.md", to_markdown(rows))
+    write_json(workdir / "summary.json", {**facts, "results": rows})

@@ -64,7 +64,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
-def specs_of(tree: Any, mesh: Mesh | AbstractMesh, rules: Sequence[tuple[str, str]] = RULES) -> Any:
+def specs_of(tree: Any, mesh: AnyMesh, rules: Sequence[tuple[str, str]] = RULES) -> Any:
     """How each array of a tree is split.
 
     Args:
@@ -94,9 +94,18 @@ def specs_of(tree: Any, mesh: Mesh | AbstractMesh, rules: Sequence[tuple[str, st
     return jax.tree_util.tree_map_with_path(spec, tree)
 
 
-def shardings_of(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
+def shardings_of(tree: Any, mesh: AnyMesh) -> Any:
     """Where each array of a tree lives, by RULES: NamedShardings in the places of the arrays."""
     return jax.tree.map(partial(NamedSharding, mesh), specs_of(tree, mesh))
+
+
+def placed(tree: Any, shardings: Any) -> Any:
+    """Shapes of arrays that live where the shardings say, from arrays or shapes."""
+
+    def shape(leaf, where):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    return jax.tree.map(shape, tree, shardings)
 
 
 def shard(tree: Any, mesh: Mesh) -> Any:

@@ -18,6 +18,7 @@ from slam_jax.families.family import (
     Pipeline,
     student_config,
     student_network,
+    student_params,
     teacher_network,
 )
 from slam_jax.method.method import Examples, Method, Networks
@@ -54,6 +55,14 @@ def distillation_loss(pipeline: Pipeline, method: Method, remat: str = "none") -
         return method.loss(params, ema, networks, Examples(latents, *contexts, index), key)
 
     return loss
+
+
+def trained_shapes(pipeline: Pipeline, method: Method) -> Params:
+    """Shapes of all trained weights."""
+    return jax.eval_shape(
+        lambda teacher: method.init(student_params(pipeline, method, teacher)),
+        pipeline.abstract_params(pipeline.network),
+    )
 
 
 def student_step(config: Config, pipeline: Pipeline, mesh: Mesh) -> tuple[Step, Init]:

@@ -5,8 +5,10 @@ needs besides is asked of XLA, or counted.
 """
 
 import math
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,18 +19,20 @@ from jax.sharding import AbstractMesh, Mesh
 from slam_jax.base.errors import InputError, options_of
 from slam_jax.config import options
 from slam_jax.config.options import Config
-from slam_jax.families.family import DENOISER, Family, Frozen, Params, Pipeline, student_params
+from slam_jax.families.family import DENOISER, Family, Frozen, Params, Pipeline
 from slam_jax.models.execution import Execution
+from slam_jax.models.functional import cast
 from slam_jax.parallel import runtime
 from slam_jax.parallel.sharding import (
     AXES,
     AnyMesh,
     batch_sharding,
     make_mesh,
+    placed,
     shardings_of,
     specs_of,
 )
-from slam_jax.recipes.distil import distillation_loss, student_step
+from slam_jax.recipes.distil import distillation_loss, student_step, trained_shapes
 from slam_jax.training.step import TrainState, check_batch_size
 
 PREPARED = "latents that slam-jax prepare makes"  # for a config that leaves the data to the user
@@ -64,13 +68,13 @@ class Need:
 
 def networks_of(config: Config, pipeline: Pipeline) -> tuple[Params, Frozen]:
     """Shapes of all trained weights and of the frozen networks'."""
-    method, abstract = config.method, pipeline.abstract_params(pipeline.network)
-    params = jax.eval_shape(
-        lambda teacher: method.init(student_params(pipeline, method, teacher)), abstract
-    )
-    dtype = jnp.dtype(config.precision.teacher)
-    teacher = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), abstract)
-    return params, {DENOISER: teacher, **pipeline.shapes_around(config.precision)}
+    teacher = _cast(pipeline.abstract_params(pipeline.network), config.precision.teacher)
+    around = pipeline.shapes_around(config.precision)
+    return trained_shapes(pipeline, config.method), {DENOISER: teacher, **around}
+
+
+def _cast(shapes: Params, dtype: str) -> Params:
+    return jax.eval_shape(partial(cast, dtype=dtype), shapes)
 
 
 def batch_of(config: Config, family: Family, size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -122,18 +126,10 @@ def lower(config: Config, family: Family, mesh: Mesh) -> jax.stages.Lowered:
     step, init = student_step(config, family.pipeline, mesh)
     params, frozen = networks_of(config, family.pipeline)
 
-    def placed(tree, shardings):
-        return jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            tree,
-            shardings,
-        )
-
     state = jax.eval_shape(init, params)
     state, frozen = (placed(tree, shardings_of(tree, mesh)) for tree in (state, frozen))
     batch = batch_of(config, family, config.training.batch_size)
-    batch = placed(batch, dict.fromkeys(batch, batch_sharding(mesh)))
-    return step.lower(state, frozen, batch)
+    return step.lower(state, frozen, placed(batch, dict.fromkeys(batch, batch_sharding(mesh))))
 
 
 def flops_per_sample(config: Config, family: Family) -> float:
@@ -143,9 +139,8 @@ def flops_per_sample(config: Config, family: Family) -> float:
     plain.pipeline = replace(family.pipeline, execution=Execution("xla"))
     training = replace(config.training, batch_size=1, accumulation=1)
     config = replace(config, training=training, mesh=options.Mesh(1, 1))
-    lowered = lower(config, plain, make_mesh(1, 1, jax.local_devices()[:1]))
-    costs: Any = lowered.cost_analysis()
-    return costs["flops"]
+    lowered: Any = lower(config, plain, make_mesh(1, 1, jax.local_devices()[:1]))
+    return lowered.cost_analysis()["flops"]
 
 
 def rows_of(config: Config) -> int:
@@ -161,28 +156,22 @@ def compiled_bytes(config: Config, family: Family) -> tuple[int, str]:
       InputError: there are not enough devices, and none can be made up.
     """
     data, fsdp = min(config.mesh.data, 2), config.mesh.fsdp
-    devices = runtime.devices()
-    if len(devices) < data * fsdp:
-        try:
+    devices, count = runtime.devices(), data * fsdp
+    if len(devices) < count:
+        with suppress(RuntimeError):  # JAX_PLATFORMS leaves the CPU out
             devices = jax.devices("cpu")
-        except RuntimeError:
-            devices = []
-    if len(devices) < data * fsdp:
+    if len(devices) < count:
         raise InputError(
-            f"--mesh: {data * fsdp} devices are needed to compile for it; set JAX_PLATFORMS=cpu, "
+            f"--mesh: {count} devices are needed to compile for it; set JAX_PLATFORMS=cpu, "
             "where they are made up, or give --no-compile"
         )
-    platform = devices[0].platform
-    accumulation = config.training.accumulation
-    training = replace(config.training, batch_size=rows_of(config) * accumulation * data * fsdp)
+    platform, rows = devices[0].platform, rows_of(config) * config.training.accumulation
+    training = replace(config.training, batch_size=rows * count)
     config = replace(config, training=training, mesh=options.Mesh(data, fsdp))
-    lowered = lower(config, family, make_mesh(data, fsdp, devices[: data * fsdp]))
+    lowered = lower(config, family, make_mesh(data, fsdp, devices[:count]))
     compiled: Any = lowered.compile(compiler_options=ON_CPU if platform == "cpu" else None)
-    source = (
-        "of XLA on cpu, an estimate for others" if platform == "cpu" else f"of XLA on {platform}"
-    )
-    analysis: Any = compiled.memory_analysis()
-    return analysis.temp_size_in_bytes, source
+    for_others = ", an estimate for others" if platform == "cpu" else ""
+    return compiled.memory_analysis().temp_size_in_bytes, f"of XLA on {platform}{for_others}"
 
 
 def counted_bytes(config: Config, family: Family) -> int:
@@ -192,16 +181,13 @@ def counted_bytes(config: Config, family: Family) -> int:
     precision, rows = config.precision, rows_of(config)
     loss = distillation_loss(family.pipeline, config.method, config.training.remat)
 
-    def cast(dtype):
-        return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.dtype(dtype)), params)
-
     def pullback(params, ema, frozen, batch, key):
         def total(params):
             return loss(params, ema, frozen, batch, jnp.arange(rows), key)[0].sum()
 
         return jax.vjp(total, params)[1]
 
-    student, target = cast(precision.student), cast(precision.target)
+    student, target = _cast(params, precision.student), _cast(params, precision.target)
     batch = batch_of(config, family, rows)
     arguments = (student, target, frozen, batch, jax.eval_shape(lambda: jax.random.key(0)))
     jaxpr = jax.make_jaxpr(pullback)(*arguments).jaxpr
@@ -217,8 +203,7 @@ def counted_bytes(config: Config, family: Family) -> int:
 
     mesh = _mesh_of(config)
     weights = copies(student, params) + copies(target, params) + copies(frozen, frozen)
-    avals: list[Any] = [v.aval for v in kept]
-    return weights + sum(aval.size * aval.dtype.itemsize for aval in avals)
+    return weights + sum(_size(variable.aval) for variable in kept)
 
 
 def _mesh_of(config: Config) -> AbstractMesh:

@@ -8,13 +8,7 @@ from slam_jax.config import options
 from slam_jax.config.options import Config
 from slam_jax.families.family import Family
 from slam_jax.models.remat import REMAT
-from slam_jax.recipes.memory import (
-    PREPARED,
-    Need,
-    held_bytes,
-    need_of,
-    rows_of,
-)
+from slam_jax.recipes.memory import PREPARED, Need, held_bytes, need_of, rows_of
 
 GIB = 2**30
 
@@ -54,17 +48,11 @@ def easier(config: Config, held: dict[int, int], memory: float) -> Iterator[Conf
 
 def flags_between(before: Config, after: Config) -> str:
     """What to add to a command line of the one for the other."""
-    values = {
-        "config.mesh.data": after.mesh.data,
-        "config.mesh.fsdp": after.mesh.fsdp,
-        "config.training.remat": after.training.remat,
-        "config.training.accumulation": after.training.accumulation,
-    }
-    same = {
-        "config.training.remat": before.training.remat,
-        "config.training.accumulation": before.training.accumulation,
-    }
-    return " ".join(f"--{name}={v}" for name, v in values.items() if same.get(name) != v)
+    flags = [f"--config.mesh.{name}={getattr(after.mesh, name)}" for name in ("data", "fsdp")]
+    for name in ("remat", "accumulation"):
+        if (value := getattr(after.training, name)) != getattr(before.training, name):
+            flags.append(f"--config.training.{name}={value}")
+    return " ".join(flags)
 
 
 def size(count: float) -> str:

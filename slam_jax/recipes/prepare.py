@@ -19,8 +19,11 @@ from slam_jax.formats.diffusers_folder import Folder, fingerprints
 from slam_jax.recipes.encode import Encoder
 
 AHEAD = 4  # batches of pictures that wait for the devices
-
-
+# Of the command line, that decide what is stored.
+OPTIONS = (
+    *("resolution", "crop", "flip", "captions", "text_embeddings"),
+    *("dtype", "precision", "shard_size"),
+)
 T = TypeVar("T")
 
 
@@ -47,15 +50,8 @@ def plan_of(
             "variant": model.variant,
             "fingerprints": {name: prints[name] for name in prints if name.startswith(parts)},
         },
-        "resolution": arguments.resolution,
-        "crop": arguments.crop,
-        "flip": arguments.flip,
-        "captions": arguments.captions,
-        "text_embeddings": arguments.text_embeddings,
+        **{name: getattr(arguments, name) for name in OPTIONS},
         "seed": arguments.seed if arguments.crop == "random" else None,
-        "dtype": arguments.dtype,
-        "precision": arguments.precision,
-        "shard_size": arguments.shard_size,
         "fields": pipeline.prepared_fields(
             1 + arguments.flip,
             arguments.captions,

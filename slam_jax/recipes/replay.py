@@ -5,7 +5,7 @@ On one device, with the same random draws; the weights are those of the nearest 
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +19,7 @@ from slam_jax.families.family import DENOISER, Frozen, Params, Pipeline
 from slam_jax.formats.safetensors import load_arrays
 from slam_jax.models.functional import cast, flatten
 from slam_jax.parallel.keys import keys_of
-from slam_jax.recipes.distil import distillation_loss
-from slam_jax.recipes.memory import networks_of
+from slam_jax.recipes.distil import distillation_loss, trained_shapes
 from slam_jax.recipes.student import find_teacher, read_run
 from slam_jax.training.checkpoint_files import read_part, steps_in
 from slam_jax.training.loop import REPLAY
@@ -123,7 +122,7 @@ def read_networks(
       InputError: the teacher is not there or not the run's, or the checkpoint is damaged.
     """
     family = find_teacher(workdir, config)
-    like, _ = networks_of(config, family.pipeline)
+    like = trained_shapes(family.pipeline, config.method)
     params, ema = (
         read_part(workdir / "checkpoints", checkpoint, part, like) for part in ("params", "ema")
     )
@@ -157,14 +156,9 @@ def make_look(config: Config, pipeline: Pipeline) -> Look:
 
 
 def replay(
-    config: Config,
-    workdir: Path,
-    step: int,
-    checkpoint: int,
-    batches: dict[int, Batch],
-    show: Callable[[Example], None],
-) -> list[Example]:
-    """Looks at every example of a step.
+    config: Config, workdir: Path, step: int, checkpoint: int, batches: dict[int, Batch]
+) -> Iterator[Example]:
+    """Looks at every example of a step; each comes as soon as it is known.
 
     Args:
       config: the run's.
@@ -172,14 +166,13 @@ def replay(
       step: which.
       checkpoint: where the weights are.
       batches: of `read_kept`.
-      show: called with each example as soon as it is known.
 
     Raises:
       InputError: teacher or checkpoint cannot be read, or the batch does not fit the run.
     """
     pipeline, params, ema, frozen = read_networks(config, workdir, checkpoint)
     key = jax.random.fold_in(keys_of(config.seed).student, step - 1)  # steps taken before it
-    weights, look, examples = jax.device_put((params, ema, frozen)), make_look(config, pipeline), []
+    weights, look = jax.device_put((params, ema, frozen)), make_look(config, pipeline)
     for first, batch in batches.items():
         for row in range(len(next(iter(batch.values())))):
             one = {name: array[row : row + 1] for name, array in batch.items()}
@@ -193,10 +186,7 @@ def replay(
                 ) from error
             value, norm, drawn, finite = jax.device_get(found)
             not_finite = [name for name, is_finite in finite.items() if not is_finite]
-            example = Example(first + row, float(value), float(norm), drawn, not_finite)
-            show(example)
-            examples.append(example)
-    return examples
+            yield Example(first + row, float(value), float(norm), drawn, not_finite)
 
 
 def summary(examples: list[Example]) -> str:
@@ -228,9 +218,10 @@ def run(workdir: Path, step: int | None) -> None:
     if checkpoint is None:
         raise InputError(f"{workdir / 'checkpoints'}: no checkpoint in it, so no weights to try")
     print(f"step {step} of {workdir}, {which_weights(step, checkpoint)}", flush=True)
-    examples = replay(
-        config, workdir, step, checkpoint, batches, lambda example: print(example.line())
-    )
+    examples = []
+    for example in replay(config, workdir, step, checkpoint, batches):
+        print(example.line())
+        examples.append(example)
     if missing := config.training.batch_size - len(examples):
         print(f"{missing} more examples are in files of other processes that are not there")
     print(summary(examples))

@@ -4,8 +4,6 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import jax
-
 from slam_jax.base.errors import InputError
 from slam_jax.base.json_file import read_json
 from slam_jax.config.options import Config, Precision
@@ -16,16 +14,14 @@ from slam_jax.families.family import (
     LoadOptions,
     Model,
     student_config,
-    student_params,
 )
 from slam_jax.families.registry import FAMILIES
 from slam_jax.formats.flax_folder import SavedModel
 from slam_jax.models.functional import cast
-from slam_jax.recipes.distil import info_of
+from slam_jax.recipes.distil import info_of, trained_shapes
 from slam_jax.recipes.open_teacher import TEACHER_FILE, open_teacher, other_part
 from slam_jax.training.checkpoint_files import best_step, read_part, steps_in
-
-RUN_FILE = "config.json"  # of a workdir: the run's config
+from slam_jax.training.workdir import CONFIG_FILE
 
 
 def read_run(workdir: Path) -> Config:
@@ -34,7 +30,7 @@ def read_run(workdir: Path) -> Config:
     Raises:
       InputError: there is none.
     """
-    return freeze(read_json(workdir / RUN_FILE, "give the --workdir of a run"))
+    return freeze(read_json(workdir / CONFIG_FILE, "give the --workdir of a run"))
 
 
 def from_checkpoint(
@@ -59,10 +55,7 @@ def from_checkpoint(
     family = find_teacher(workdir, config, teacher_path)
     pipeline, method = family.pipeline, config.method
     network = student_config(pipeline, method)
-    like = jax.eval_shape(
-        lambda teacher: method.init(student_params(pipeline, method, teacher)),
-        pipeline.abstract_params(pipeline.network),
-    )
+    like = trained_shapes(pipeline, method)
     params = method.student_of(read_part(workdir / "checkpoints", step, "ema", like))
     info = {"teacher": family.identity(), **info_of(config), "checkpoint": step}
     return SavedModel(family.name, network.to_dict(), params, pipeline.scheduler, info), family

@@ -17,7 +17,6 @@ attention for several at once. Without the weights a program is small.
 
 import hashlib
 import itertools
-import json
 import shutil
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from jaxtyping import Int
 
 from slam_jax.base.errors import InputError
 from slam_jax.base.files import write_whole
+from slam_jax.base.json_file import write_json
 from slam_jax.base.out_folder import whole_folder
 from slam_jax.drawing.draw import Settings, choose_guidance, make_sampler
 from slam_jax.families.family import DENOISER, Model
@@ -41,7 +41,7 @@ from slam_jax.formats import safetensors
 from slam_jax.formats.diffusers_write import TOKENIZERS
 from slam_jax.models import functional
 from slam_jax.parallel.runtime import versions
-from slam_jax.serving import artifact_draw as artifact_draw
+from slam_jax.serving import artifact_draw
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 MANIFEST, WEIGHTS, LOADER, COMPILED = "artifact.json", "weights.safetensors", "draw.py", "compiled"
@@ -153,7 +153,7 @@ def write_artifact(
         _write_surroundings(model, folder, about)
         files = filter(Path.is_file, sorted(folder.iterdir()))
         about["files"] = {path.name: _fingerprint(path) for path in files}
-        write_whole(folder / MANIFEST, json.dumps(about, indent=2))
+        write_json(folder / MANIFEST, about)
         _compile(folder, environment)
 
 
@@ -173,7 +173,6 @@ def _program(model: Model, sampler: Callable, shapes: Arrays) -> Callable:
       shapes: all arrays of the networks; those that the program is not given must not matter.
     """
     missing = {key: (a.shape, a.dtype) for key, a in shapes.items()}
-
     prompt, _ = example_of(model)
 
     def sample(arrays, tokens, seed, first):

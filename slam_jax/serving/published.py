@@ -1,6 +1,5 @@
 """Checks a published student: are its files whole, do they fit together, does it draw?"""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from slam_jax.base.errors import InputError
+from slam_jax.base.json_file import read_json
 from slam_jax.drawing import pictures
 from slam_jax.drawing.samplers import student_sampler
 from slam_jax.families.family import Frozen, Params
@@ -30,11 +30,7 @@ from slam_jax.serving.published_unet import (
 )
 
 STEPS = (1, 2, 4)
-
-
 SMALLEST_SPREAD = 0.01  # standard deviation of a picture that is not one colour
-
-
 BETAS = {
     "num_train_timesteps": 1000,
     "beta_schedule": "scaled_linear",
@@ -42,6 +38,7 @@ BETAS = {
     "beta_end": 0.012,
     "trained_betas": None,
 }
+LCM = {"timestep_scaling": TIMESTEP_SCALING, "clip_sample": False, "thresholding": False}
 
 
 def check(folder: Folder, out: Path | None = None) -> Iterator[Result]:
@@ -97,10 +94,9 @@ def _check_unet(
 def _read_record(path: Path) -> Mapping[str, Any]:
     """How a student of ours was made; empty for others."""
     try:
-        record = json.loads((path / RECORD_FILE).read_text())
-    except (OSError, ValueError):
+        return read_json(path / RECORD_FILE, "")
+    except InputError:
         return {}
-    return record if isinstance(record, Mapping) else {}
 
 
 def check_scheduler(folder: Folder, is_ours: bool) -> Result:
@@ -111,44 +107,34 @@ def check_scheduler(folder: Folder, is_ours: bool) -> Result:
       is_ours: exported here, hence with an LCMScheduler.
     """
     try:
-        config = read_config(folder, "scheduler")
+        config = {**LCM, **read_config(folder, "scheduler")}  # it may leave out what is usual
         count = config.get("num_train_timesteps", 1000)
-        wrong = [
-            f"{key} = {config.get(key)!r}, expected {value!r}"
-            for key, value in BETAS.items()
-            if config.get(key) != value
-        ]
         kind, prediction = config.get("_class_name"), config.get("prediction_type", "epsilon")
+        wanted, wrong, facts = BETAS, [], f"{kind}, {prediction}"
         if prediction not in PREDICTION_TYPES:
             wrong.append(f"prediction_type = {prediction!r}")
-        facts = f"{kind}, {prediction}"
         if kind == "LCMScheduler":
             steps = config.get("original_inference_steps", 50)
-            facts += f", original_inference_steps {steps} of {count}"
-            wrong += _wrong_lcm_settings(config, steps, count)
+            wanted, facts = (
+                {**BETAS, **LCM},
+                f"{facts}, original_inference_steps {steps} of {count}",
+            )
+            try:
+                distillation_grid(count, steps)
+            except (ValueError, TypeError):
+                wrong.append(f"original_inference_steps = {steps!r}, expected a divisor of {count}")
         elif is_ours:
             wrong.append(f"_class_name = {kind!r}, expected 'LCMScheduler'")
         else:
             facts += ", the teacher's: give the pipeline an LCMScheduler before drawing"
-    except (InputError, TypeError) as error:
+    except InputError as error:
         return Result(FAIL, "scheduler", f"{error}")
+    wrong += [
+        f"{key} = {config.get(key)!r}, expected {value!r}"
+        for key, value in wanted.items()
+        if config.get(key) != value
+    ]
     return Result(FAIL if wrong else OK, "scheduler", "; ".join(wrong) or facts)
-
-
-def _wrong_lcm_settings(config: Mapping[str, Any], steps: int, count: int) -> list[str]:
-    wrong = []
-    try:
-        distillation_grid(count, steps)
-    except (ValueError, TypeError):
-        wrong.append(f"original_inference_steps = {steps!r}, expected a divisor of {count}")
-    for key, value in (
-        ("timestep_scaling", TIMESTEP_SCALING),
-        ("clip_sample", False),
-        ("thresholding", False),
-    ):
-        if config.get(key, value) != value:
-            wrong.append(f"{key} = {config[key]!r}, expected {value!r}")
-    return wrong
 
 
 def read_around_unet(folder: Folder) -> tuple[StableDiffusionPipeline, Frozen]:

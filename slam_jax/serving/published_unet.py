@@ -46,40 +46,10 @@ def reason(error: Exception) -> str:
     return kind + " ".join(str(error).split())[:LONGEST_REASON]
 
 
-class Inspected(Mapping[str, np.ndarray]):
-    """A state dict that notes, as each array is read, its dtype and whether it is finite.
-
-    Attributes:
-      dtypes: how many arrays have which.
-      not_finite: keys of arrays with NaN or infinity.
-    """
-
-    def __init__(self, arrays: Mapping[str, np.ndarray]):
-        self._arrays = arrays
-        self.dtypes: Counter[str] = Counter()
-        self.not_finite: list[str] = []
-
-    def __getitem__(self, key: str) -> np.ndarray:
-        array = self._arrays[key]
-        self.dtypes[str(array.dtype)] += 1
-        if not np.isfinite(array.astype(np.float32, copy=False)).all():
-            self.not_finite.append(key)
-        return array
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._arrays
-
-    def __len__(self) -> int:
-        return len(self._arrays)
-
-
 def inspect_unet(
     where: Path, variant: str, record: Mapping[str, Any]
 ) -> tuple[list[Result], UNetConfig | None, Params | None]:
-    """Configuration and weights of the UNet; each array is read once.
+    """Configuration and weights of the UNet.
 
     Args:
       where: folder with its config.json and weights.
@@ -101,7 +71,7 @@ def inspect_unet(
     results = [check_gamma_input(config, conditioning)]
     try:
         path = weight_files.find(where, STEMS["unet"], variant)
-        arrays = Inspected(safetensors.open_arrays(path))
+        arrays = safetensors.open_arrays(path)
     except InputError as error:
         return [*results, Result(FAIL, "unet weights", str(error))], config, None
     try:
@@ -116,14 +86,11 @@ def inspect_unet(
             Result(FAIL, "unet shapes", f"{error}"),
         ]
         return results, config, None
-    for key in extra:
-        arrays[key]  # so that it is inspected too
     count = functional.count_params(params)
     results += [
         _check_keys(len(arrays), missing, extra),
         Result(OK, "unet shapes", f"{count / 1e6:,.1f} million numbers, as config.json says"),
-        Result(OK, "unet dtypes", ", ".join(f"{n} of {d}" for d, n in arrays.dtypes.items())),
-        _check_finite(arrays),
+        *_check_numbers(arrays),
     ]
     if config.time_cond_proj_dim is not None and not missing:
         results.append(_check_projection(params))
@@ -155,11 +122,19 @@ def _check_keys(count: int, missing: list[str], extra: list[str]) -> Result:
     return Result(OK, "unet keys", f"{count}, as config.json says")
 
 
-def _check_finite(arrays: Inspected) -> Result:
-    if arrays.not_finite:
-        facts = f"{len(arrays.not_finite)} arrays have NaN or infinity, first"
-        return Result(FAIL, "unet finite", f"{facts} {arrays.not_finite[0]}")
-    return Result(OK, "unet finite", f"all {len(arrays)} arrays")
+def _check_numbers(arrays: Mapping[str, np.ndarray]) -> Iterator[Result]:
+    """Dtypes, and whether all is finite."""
+    dtypes, not_finite = Counter(), []
+    for key, array in arrays.items():
+        dtypes[str(array.dtype)] += 1
+        if not np.isfinite(array.astype(np.float32, copy=False)).all():
+            not_finite.append(key)
+    yield Result(OK, "unet dtypes", ", ".join(f"{n} of {dtype}" for dtype, n in dtypes.items()))
+    if not_finite:
+        facts = f"{len(not_finite)} arrays have NaN or infinity, first {not_finite[0]}"
+        yield Result(FAIL, "unet finite", facts)
+    else:
+        yield Result(OK, "unet finite", f"all {len(arrays)} arrays")
 
 
 def _check_projection(params: Params) -> Result:

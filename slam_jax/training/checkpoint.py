@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from slam_jax.base.errors import InputError
 from slam_jax.base.tree import differences
 from slam_jax.parallel.processes import exchange
+from slam_jax.parallel.sharding import placed
 from slam_jax.training import checksums
 from slam_jax.training.checkpoint_files import (
     ABOUT,
@@ -172,9 +173,7 @@ class Checkpoints:
           InputError: the checkpoint is of another model or teacher or of a newer format, or none
             can be read; nothing has changed on disk.
         """
-        wanted = jax.tree.map(
-            lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), like, shardings
-        )
+        wanted = placed(like, shardings)
         with self._saving():
             self._manager.wait_until_finished()
         damaged: dict[int, str] = {}

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int
 
 from slam_jax.base.options import check
@@ -23,6 +23,7 @@ from slam_jax.config.options import Optimizer, Training
 from slam_jax.method.method import Sums
 from slam_jax.parallel.sharding import (
     AXES,
+    AnyMesh,
     gather,
     replicated,
     rows_of_device,
@@ -61,7 +62,7 @@ Step = Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Array]]]
 Init = Callable[[Params], TrainState]
 
 
-def check_batch_size(training: Training, mesh: Mesh | AbstractMesh) -> None:
+def check_batch_size(training: Training, mesh: AnyMesh) -> None:
     """Makes sure that a batch can be split over the devices, and each one's rows into parts.
 
     Raises:

@@ -1,18 +1,18 @@
 """The folder of a run: one run at a time, always with the same config."""
 
 import errno
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from slam_jax.base.errors import InputError
 from slam_jax.base.files import is_empty, locked, write_whole
+from slam_jax.base.json_file import read_json
 from slam_jax.config.options import Config
 from slam_jax.config.validate import first_change, to_json
 from slam_jax.parallel.processes import is_main, wait
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE = "config.json"  # the run's config
 # The disk, the quota, a file's size; or a file system that became read-only after an error.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -64,11 +64,7 @@ def _claim(workdir: Path, config: Config, resume: bool) -> Iterator[None]:
 def _record(record: Path, config: Config, resume: bool) -> None:
     workdir, text = record.parent, to_json(config)
     if record.exists():
-        try:
-            recorded = json.loads(record.read_text())
-        except json.JSONDecodeError as error:
-            raise InputError(f"{record}: damaged ({error}); choose another --workdir") from error
-        if change := first_change(recorded, config):
+        if change := first_change(read_json(record, "choose another --workdir"), config):
             raise InputError(
                 f"{workdir}: holds another config's run: {change}; choose another --workdir"
             )

@@ -167,7 +167,7 @@ def batches_of(workers, processes, start, count):
     source = ImageText(Files(12, damaged=[4]), Transform(48, flip=True), numbers_of)
     parts = []
     for process in range(processes):
-        batches = Batches(source, 4, 3, workers, process, processes)
+        batches = Batches(source, 4, 3, workers, share=(process, processes))
         with closing(batches.iterate(start)) as iterator:
             parts.append([{k: v.copy() for k, v in next(iterator).items()} for _ in range(count)])
     return [
