@@ -1,10 +1,11 @@
 """What the sources of images with captions have in common."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from slam_jax.data.rejects import Rejected, Rejects
 
@@ -60,21 +61,34 @@ class Filters:
     min_size: int = 0
     max_watermark: float = 1.0
 
-    def check(self, name: str, height: int, width: int, watermark: float | None = None) -> None:
+    def unwanted(
+        self, shapes: Int[np.ndarray, "N 2"], watermarks: Float[np.ndarray, " N"]
+    ) -> dict[str, Bool[np.ndarray, " N"]]:
+        """Reason -> which examples are not wanted for it; each has one reason at most.
+
+        Args:
+          shapes: heights and widths of images, in pixels.
+          watermarks: their probabilities; NaN: not known.
+        """
+        small = shapes.min(axis=1) < self.min_size
+        reasons = {f"smaller than min_size = {self.min_size}": small}
+        if self.max_watermark < 1:
+            unknown, marked = np.isnan(watermarks), watermarks > self.max_watermark
+            reasons["pwatermark not known"] = ~small & unknown
+            reasons[f"pwatermark above {self.max_watermark:g}"] = ~small & marked
+        return reasons
+
+    def check(self, name: str, shape: tuple[int, int], watermark: float = math.nan) -> None:
         """Lets an example pass.
 
         Args:
           name: the example's.
-          height, width: of the image, in pixels.
-          watermark: its probability; None or NaN: not known.
+          shape: height and width of the image, in pixels.
+          watermark: its probability; NaN: not known.
 
         Raises:
           Rejected: it is not wanted.
         """
-        if min(height, width) < self.min_size:
-            raise Rejected(f"smaller than min_size = {self.min_size}", name, asked_for=True)
-        if self.max_watermark < 1:
-            if watermark is None or np.isnan(watermark):
-                raise Rejected("pwatermark not known", name, asked_for=True)
-            if watermark > self.max_watermark:
-                raise Rejected(f"pwatermark above {self.max_watermark:g}", name, asked_for=True)
+        for reason, unwanted in self.unwanted(np.array([shape]), np.array([watermark])).items():
+            if unwanted[0]:
+                raise Rejected(reason, name, asked_for=True)

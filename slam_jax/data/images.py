@@ -1,15 +1,12 @@
 """Contents of image files become RGB pictures, or a reason why not."""
 
-import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 
-from PIL import Image
+from PIL import ExifTags, Image
 from PIL.ImageFile import ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 from slam_jax.data.rejects import Rejected
 
@@ -18,12 +15,12 @@ EXTENSIONS = (
     *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "heic", "heif"),
     *("avif", "jp2", "jxl", "ico", "svg"),
 )
+FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 2**28 // 3  # 256 MiB as RGB; Pillow's own limit
 # Kinds of pixels that become RGB without a guess; CMYK would need a colour profile, and 16-bit
 # greys a choice of what is white.
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
-ORIENTATION = 0x0112  # EXIF's tag
-SIDEWAYS = (5, 6, 7, 8)  # its values that swap height and width
+SIDEWAYS = (5, 6, 7, 8)  # EXIF's orientations that swap height and width
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -33,6 +30,8 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Of what is passed over and counted here, and of damaged EXIF, which web images are full of.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def read_size(content: bytes, name: str) -> tuple[int, int]:
@@ -62,34 +61,25 @@ def decode(content: bytes, name: str, shorter: int | None = None) -> Image.Image
         turn = TURNS.get(_orientation(image))
         if shorter:
             image.draft("RGB", (2 * shorter, 2 * shorter))
-        image.load()
-        picture = _on_white(image, content)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        picture = image.convert("RGB")
         return picture.transpose(turn) if turn is not None else picture
 
 
 @contextmanager
 def _opened(content: bytes, name: str) -> Iterator[ImageFile]:
     """Turns whatever a damaged file leads to into a reason."""
-    if not content:
-        raise Rejected("empty image file", name)
-    reader = _find_reader(content)
-    if reader is None:
-        raise Rejected("not a JPEG, PNG or WebP image", name)
-    # Pillow would warn of an animation without frames. Chunks of pixels come after this one.
-    animated = reader is PngImageFile and content.find(b"acTL", 0, content.find(b"IDAT")) > 0
     try:
-        if animated:
-            raise Rejected("animated image", name)
-        # Not with Image.open, which warns of large pictures before they can be refused, and takes
-        # a JPEG that has a preview for an animation.
-        with reader(BytesIO(content)) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise Rejected("image with too many pixels", name)
-            if getattr(image, "is_animated", False):
+        with Image.open(BytesIO(content), formats=FORMATS) as image:
+            # A JPEG that has a preview is no animation.
+            if image.format != "MPO" and getattr(image, "is_animated", False):
                 raise Rejected("animated image", name)
             if image.mode not in MODES:
                 raise Rejected(f"image with {image.mode} pixels", name)
+            if image.width * image.height > MAX_PIXELS:
+                raise Rejected("image with too many pixels", name)
             yield image
     except Rejected:
         raise
@@ -97,60 +87,27 @@ def _opened(content: bytes, name: str) -> Iterator[ImageFile]:
         raise Rejected("image with too many pixels", name) from error
     # Pillow's decoders raise whatever a damaged file leads them to.
     except Exception as error:
-        raise Rejected("damaged image", name) from error
+        raise Rejected(_reason(content), name) from error
 
 
-class _Jpeg(JpegImageFile):
-    def getexif(self) -> Image.Exif:
-        """None: Pillow looks there for the resolution in print, and warns of any damage."""
-        return Image.Exif()
-
-
-def _find_reader(content: bytes) -> type[ImageFile] | None:
-    if content.startswith(b"\xff\xd8\xff"):
-        return _Jpeg
-    if content.startswith(b"\x89PNG\r\n\x1a\n"):
-        return PngImageFile
-    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
-        return WebPImageFile
-    return None
+def _reason(content: bytes) -> str:
+    if not content:
+        return "empty image file"
+    is_webp = content.startswith(b"RIFF") and content[8:12] == b"WEBP"
+    if is_webp or content.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
+        return "damaged image"
+    return "not a JPEG, PNG or WebP image"
 
 
 def _orientation(image: ImageFile) -> int:
     """EXIF's, as far as it comes ahead of the pixels; 1, upright, where it is missing or damaged.
 
-    Pillow's own reading parses all other tags too, and warns of those that are damaged.
+    A PNG's `getexif` would decode the pixels.
     """
-    exif = image.info.get("exif")
-    if not isinstance(exif, bytes):  # a PNG may have a text of that name
-        return 1
-    exif = exif.removeprefix(b"Exif\0\0")
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
-    if order is None:
-        return 1
+    exif = Image.Exif()
     try:
-        (start,) = struct.unpack_from(f"{order}I", exif, 4)
-        (count,) = struct.unpack_from(f"{order}H", exif, start)
-        for entry in range(count):
-            tag, value = struct.unpack_from(f"{order}H6xH", exif, start + 2 + 12 * entry)
-            if tag == ORIENTATION:
-                return value
-    except struct.error:  # it ends before
-        pass
-    return 1
-
-
-def _on_white(image: ImageFile, content: bytes) -> Image.Image:
-    """RGB; what is transparent becomes white."""
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    transparent = image.info.get("transparency")
-    if image.format == "PNG" and image.mode != "P" and transparent is not None:
-        # One colour, in the file's bits; Pillow compares it with 8-bit pixels.
-        white = 2 ** content[24] - 1
-        if isinstance(transparent, tuple):
-            image.info["transparency"] = tuple(level * 255 // white for level in transparent)
-        else:
-            image.info["transparency"] = transparent * 255 // white
-    picture = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+        exif.load(image.info.get("exif", b""))
+        return exif.get(ExifTags.Base.Orientation, 1)
+    # Pillow's parser raises whatever damage leads it to.
+    except Exception:
+        return 1

@@ -1,16 +1,20 @@
 """Examples that cannot be used are passed over, and counted by reason with the first one named."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
 from slam_jax.base.errors import InputError
 
 FEW = 100  # examples; while fewer are read, a share says little
 ATTEMPTS = 100  # damaged examples in a row
-T = TypeVar("T")
+THREADS = 16
+AHEAD = 4096  # looks that may wait for a thread
+S, T = TypeVar("S"), TypeVar("T")
 
 
 class Rejected(Exception):
@@ -94,6 +98,36 @@ class Rejects:
     def from_dict(cls, content: Mapping[str, Any]) -> "Rejects":
         """What `to_dict` gave."""
         return cls(dict(content["counts"]), dict(content["first"]), set(content["asked_for"]))
+
+
+def all_usable(look: Callable[[S], T], items: Sequence[S], rejects: Rejects) -> list[T]:
+    """What a look at each of many examples gives, in their order.
+
+    Args:
+      look: called by threads, which mostly wait for a disk or a net; may raise Rejected.
+      items: what it is called with.
+      rejects: what is passed over is added to them.
+    """
+
+    def attempt(item: S) -> T | Rejected:
+        try:
+            return look(item)
+        except Rejected as rejected:
+            return rejected
+
+    usable = []
+    with (
+        ThreadPoolExecutor(THREADS) as pool,
+        tqdm(desc="looking at images", total=len(items), unit="image", delay=2) as bar,
+    ):
+        for begin in range(0, len(items), AHEAD):
+            for found in pool.map(attempt, items[begin : begin + AHEAD]):
+                bar.update()
+                if isinstance(found, Rejected):
+                    rejects.add(found)
+                else:
+                    usable.append(found)
+    return usable
 
 
 def first_usable(

@@ -1,21 +1,22 @@
-"""Which tar shards a pattern means, on this machine or in a store that fsspec knows."""
+"""Which tar shards a pattern means, and how they are read: on this machine or in a store that
+fsspec knows."""
 
-import glob
-import os
 import re
-import stat
-from collections.abc import Iterator
+import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
+from functools import partial
+from typing import Any
 
 import fsspec
 from braceexpand import braceexpand
+from fsspec.implementations.local import LocalFileSystem
 
 from slam_jax.base.errors import InputError
 
 CONNECTIONS = 32  # shards of a store that are asked about at once
+PAUSES = (1, 2)  # seconds before what failed is read again
 COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$")
 # What stores call the time or the version of a file's content.
 VERSIONS = (
@@ -29,25 +30,59 @@ class Shard:
     """A tar file.
 
     Attributes:
-      location: absolute path, or URL.
+      path: as its file system calls it.
       size: bytes.
       version: changes with the content, as far as can be known: time of change or the like.
-      system: where the URL is; None: a local file.
+      system: the file system.
     """
 
-    location: str
+    path: str
     size: int
     version: str
-    system: fsspec.AbstractFileSystem | None = None
+    system: fsspec.AbstractFileSystem
 
     @property
     def name(self) -> str:
-        return self.location.partition("?")[0].rpartition("/")[2]
+        """Without folders."""
+        return self.path.partition("?")[0].rpartition("/")[2]
 
-    def open(self) -> BinaryIO:
-        if self.system is None:
-            return Path(self.location).open("rb")
-        return self.system.open(self.location, "rb")
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.system, LocalFileSystem)
+
+    @property
+    def location(self) -> str:
+        """Absolute path, or URL."""
+        return self.path if self.is_local else self.system.unstrip_protocol(self.path)
+
+    def read(self, begin: int, end: int) -> bytes:
+        """The bytes from one offset to another.
+
+        Raises:
+          InputError: it cannot be read, or is not what it was when it was found.
+        """
+        for pause in (*PAUSES, None):
+            try:
+                # To ask a store each time would double the requests.
+                same = not self.is_local or _version(self.system.info(self.path)) == self.version
+                content = self.system.cat_file(self.path, begin, end) if same else b""
+                break
+            except FileNotFoundError:
+                content = b""
+                break
+            # Libraries of stores have errors of their own; most pass.
+            except Exception as error:
+                if pause is None:
+                    raise InputError(
+                        f"{self.location}: cannot be read: {first_line(error)}"
+                    ) from error
+                time.sleep(pause)
+        if len(content) != end - begin:
+            raise InputError(
+                f"{self.location}: is gone or has changed since it was opened; put it back, or "
+                "start again"
+            )
+        return content
 
 
 def find(pattern: str) -> list[Shard]:
@@ -63,12 +98,9 @@ def find(pattern: str) -> list[Shard]:
         are compressed.
     """
     shards = [shard for part in pattern.split("::") for shard in _find(part)]
-    seen = set()
-    for shard in shards:
-        where = shard.location if shard.system else os.path.realpath(shard.location)
-        if where in seen:
-            raise InputError(f"{pattern}: {shard.location} is in it twice; name each shard once")
-        seen.add(where)
+    (location, count), *_ = Counter(shard.location for shard in shards).most_common(1)
+    if count > 1:
+        raise InputError(f"{pattern}: {location} is in it twice; name each shard once")
     return shards
 
 
@@ -85,97 +117,67 @@ def _find(pattern: str) -> list[Shard]:
         raise InputError(
             f"{pattern}::...: chained URLs are not read, as :: joins patterns here; give plain ones"
         )
-    pattern = pattern.removeprefix("file://")
-    if "://" not in pattern:
-        pattern = os.path.expanduser(pattern)  # noqa: PTH111 - Path would lose what * means
-        return [_local(path) for path in _expand(pattern, _local_paths)]
     try:
-        system, _ = fsspec.core.url_to_fs(pattern)
-        urls = list(_expand(pattern, lambda url: _remote_urls(system, url)))
+        system, path = fsspec.core.url_to_fs(pattern)
+        paths = [match for one in braceexpand(path) for match in _matches(system, one)]
         with ThreadPoolExecutor(CONNECTIONS) as pool:
-            return list(pool.map(lambda url: _remote(system, url), urls))
+            return list(pool.map(partial(_shard, system), paths))
     except InputError:
         raise
     except ImportError as error:
         raise InputError(f"{pattern}: needs a package that is not installed: {error}") from error
     # Whatever the store's library says.
     except Exception as error:
-        raise InputError(f"{pattern}: cannot be read: {describe(error)}") from error
+        raise InputError(f"{pattern}: cannot be read: {first_line(error)}") from error
 
 
-def _expand(pattern: str, matches) -> Iterator[str]:
-    """Locations of all shards; `matches` gives those of a pattern without braces, or raises."""
-    try:
-        # A file may well have braces in its name.
-        expanded = [pattern] if _exists(pattern) else list(braceexpand(pattern))
-    except ValueError as error:
-        raise InputError(f"{pattern}: a brace is not closed") from error
-    for one in expanded:
-        found = matches(one)
-        if not found:
-            raise InputError(f"{one}: no tar shard is there; give the path of a .tar or a pattern")
-        for location in found:
-            if COMPRESSED.search(location.partition("?")[0]):
-                raise InputError(
-                    f"{location}: a compressed tar has no random access; decompress it (such as "
-                    "with `gunzip`) and give the .tar"
-                )
-            yield location
+def _matches(system: fsspec.AbstractFileSystem, path: str) -> list[str]:
+    """The paths of shards, for a path without braces."""
 
+    def glob(path: str) -> list[str]:
+        found = system.glob(path, detail=True).items()
+        files = (match for match, info in found if info["type"] != "directory")
+        return sorted(match for match in files if not match.rpartition("/")[2].startswith("."))
 
-def _exists(path: str) -> bool:
-    return os.path.exists(path)  # noqa: PTH110 - a long pattern is no path, which Path would say
-
-
-def _local_paths(pattern: str) -> list[str]:
-    if _exists(pattern):
-        found = [pattern]
-        if Path(pattern).is_dir():
-            inside = os.path.join(glob.escape(pattern), "*.tar")  # noqa: PTH118
-            # Nothing but compressed ones: let them be refused for that.
-            found = glob.glob(inside) or glob.glob(inside + ".*")  # noqa: PTH207
-    elif glob.has_magic(pattern):
-        found = glob.glob(pattern, recursive=True)  # noqa: PTH207 - Path.glob finds hidden files
-        found = [path for path in found if not Path(path).is_dir()]
-    else:
-        raise InputError(f"{pattern}: no such tar shard")
-    return sorted(os.path.abspath(path) for path in found)  # noqa: PTH100
-
-
-def _local(path: str) -> Shard:
-    status = Path(path).stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path}: not a file; give the path of a .tar or of a folder of them")
-    return Shard(path, status.st_size, str(status.st_mtime_ns))
-
-
-def _remote_urls(system: fsspec.AbstractFileSystem, url: str) -> list[str]:
     # "?" begins the query of an https URL.
-    magic = "*[" if url.startswith("http") else "*?["
-    if not any(character in url for character in magic):
-        if url.partition("?")[0].endswith(".tar") or not system.isdir(url):
-            return [url]
-        url = url.rstrip("/") + "/*.tar"
-    paths = (path for path in system.glob(url) if not Path(path).name.startswith("."))
-    return sorted(system.unstrip_protocol(path) for path in paths)
+    if any(character in path for character in ("*[" if "http" in system.protocol else "*?[")):
+        found = glob(path)
+    elif path.partition("?")[0].endswith(".tar") or not system.isdir(path):
+        found = [path]
+    else:
+        inside = f"{path.rstrip('/')}/*.tar"
+        # Nothing but compressed ones: let them be refused for that.
+        found = glob(inside) or glob(f"{inside}.*")
+    if not found:
+        raise InputError(f"{path}: no tar shard is there; give the path of a .tar or a pattern")
+    for match in found:
+        if COMPRESSED.search(match.partition("?")[0]):
+            raise InputError(
+                f"{match}: a compressed tar has no random access; decompress it (such as with "
+                "`gunzip`) and give the .tar"
+            )
+    return found
 
 
-def _remote(system: fsspec.AbstractFileSystem, url: str) -> Shard:
+def _shard(system: fsspec.AbstractFileSystem, path: str) -> Shard:
     try:
-        info = system.info(url)
+        info = system.info(path)
     except FileNotFoundError as error:
-        raise InputError(f"{url}: no such tar shard") from error
+        raise InputError(f"{path}: no such tar shard") from error
+    if info["type"] != "file":
+        raise InputError(f"{path}: not a file; give the path of a .tar or of a folder of them")
     if info.get("size") is None:
         raise InputError(
-            f"{url}: the server does not tell its size, without which there is no random access; "
+            f"{path}: the server does not tell its size, without which there is no random access; "
             "download it and give the path"
         )
-    version = next((str(info[name]) for name in VERSIONS if info.get(name)), "")
-    # A store may have several ways to write one URL.
-    location = system.unstrip_protocol(system._strip_protocol(url))
-    return Shard(location, info["size"], version, system)
+    return Shard(path, info["size"], _version(info), system)
 
 
-def describe(error: Exception) -> str:
-    """The first line of what an error says, with its kind."""
+def _version(info: dict[str, Any]) -> str:
+    return next((str(info[name]) for name in VERSIONS if info.get(name)), "")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, with its kind."""
     return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -8,20 +8,17 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from slam_jax.base.errors import InputError
 from slam_jax.data import images, metadata
 from slam_jax.data.examples import Example, Filters
-from slam_jax.data.rejects import Rejected, Rejects
+from slam_jax.data.rejects import Rejected, Rejects, all_usable
 
 FORMAT = "array_record"
-THREADS = 16  # that wait for the disk
 LISTED = 10  # sets that a message names
 
 
@@ -54,11 +51,25 @@ class TfdsExamples:
         self._split, self._filters = split, filters
         tfds = _import(self.name)
         builder = _find(tfds, name, data_dir)
-        features = dict(_features(tfds, builder.info.features))
-        self._image_key = _choose_image(tfds, self.name, features, image_key)
-        self._caption_key = _choose_caption(tfds, self.name, features, caption_key)
-        caption = features[self._caption_key]
-        self._classes = caption.names if isinstance(caption, tfds.features.ClassLabel) else None
+        features = dict(sorted(_features(tfds, builder.info.features)))
+
+        def choose(what: str, key: str, there: list[str]) -> str:
+            if key not in there:
+                names = ", ".join(there) or "(none)"
+                raise InputError(
+                    f"{self.name}: no {what} {key!r}; set {what}_key to one of {names}"
+                )
+            return key
+
+        def of_kind(*kinds: type) -> list[str]:
+            return [path for path, feature in features.items() if isinstance(feature, kinds)]
+
+        classes = of_kind(tfds.features.ClassLabel)
+        texts = [p for p, f in features.items() if f.shape == () and f.np_dtype == np.object_]
+        key = caption_key or (texts[0] if len(texts) == 1 else "caption")
+        self._image_key = choose("image", image_key, of_kind(tfds.features.Image))
+        self._caption_key = choose("caption", key, texts + classes)
+        self._classes = features[key].names if key in classes else None
         self._records, files = _open(tfds, self.name, builder, split)
         self._kept = self._look_at_all() if filters != Filters() else range(len(self._records))
         which = zlib.crc32(np.asarray(self._kept, np.int64).tobytes())
@@ -71,24 +82,15 @@ class TfdsExamples:
     def __getitem__(self, index: int) -> Example:
         return self._read(int(self._kept[index]))
 
-    def _look_at_all(self) -> np.ndarray:
+    def _look_at_all(self) -> list[int]:
         """Which records are usable and wanted; the others are counted."""
 
-        def look(index: int) -> Rejected | None:
-            try:
-                example = self._read(index)
-                self._filters.check(example.name, *images.read_size(example.image, example.name))
-            except Rejected as rejected:
-                return rejected
-            return None
+        def look(index: int) -> int:
+            example = self._read(index)
+            self._filters.check(example.name, images.read_size(example.image, example.name))
+            return index
 
-        indices = range(len(self._records))
-        with ThreadPoolExecutor(THREADS) as pool:
-            looked = tqdm(pool.map(look, indices), "looking at images", len(indices), delay=2)
-            found = list(looked)
-        for rejected in filter(None, found):
-            self.rejects.add(rejected)
-        if not (kept := np.flatnonzero([rejected is None for rejected in found])).size:
+        if not (kept := all_usable(look, range(len(self._records)), self.rejects)):
             why = "; ".join(self.rejects.lines())
             raise InputError(f"{self.name}: no example can be used: {why}")
         return kept
@@ -98,30 +100,20 @@ class TfdsExamples:
 
         name = f"{self._split}/{index}"
         try:
-            record = self._records[index]
-            if not record:  # so a record behind the end of a shard that was cut is read
-                raise EOFError
             example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]
-            features = example.FromString(record).features.feature
+            # A record behind the end of a shard that was cut is read as nothing.
+            record = example.FromString(self._records[index] or b"cut")
         # The reader's errors are of several kinds.
         except Exception as error:
             raise Rejected("damaged record", name) from error
-        # A proto makes what is asked for and not there.
-        found = features[self._image_key].bytes_list.value
-        if not found:
+        features = record.features.feature  # which makes what is asked for and not there
+        if not (found := features[self._image_key].bytes_list.value):
             raise Rejected("no image", name)
-        return Example(name, found[0], self._captions(features[self._caption_key], name))
-
-    def _captions(self, feature: Any, name: str) -> tuple[str, ...]:
+        caption = features[self._caption_key]
+        texts = list(caption.bytes_list.value)
         if self._classes is not None:
-            classes = [c for c in feature.int64_list.value if 0 <= c < len(self._classes)]
-            texts = [self._classes[c] for c in classes]
-        else:
-            try:
-                texts = [text.decode() for text in feature.bytes_list.value]
-            except UnicodeDecodeError as error:
-                raise Rejected("caption not UTF-8", name) from error
-        return metadata.captions(texts or None, name)
+            texts = [self._classes[number] for number in caption.int64_list.value if number >= 0]
+        return Example(name, found[0], metadata.captions(texts or None, name))
 
 
 def _import(source: str) -> ModuleType:
@@ -156,47 +148,15 @@ def _find(tfds: ModuleType, name: str, data_dir: str) -> Any:
         raise InputError(f"tfds:{name}: cannot be read in {where} ({reason})") from error
 
 
-def _features(
-    tfds: ModuleType, feature: Any, path: str = "", rank: int = 0
-) -> Iterator[tuple[str, Any]]:
-    """Name -> feature, for all that are one thing or, but for images, a sequence of things."""
+def _features(tfds: ModuleType, feature: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Name -> feature, for all that are one thing or a sequence of things."""
     if isinstance(feature, tfds.features.FeaturesDict):
         for key, inner in feature.items():
-            yield from _features(tfds, inner, f"{path}/{key}" if path else key, rank)
-    elif isinstance(feature, tfds.features.Dataset):  # a sequence, but a record within the record
-        return
+            yield from _features(tfds, inner, f"{path}/{key}" if path else key)
     elif isinstance(feature, tfds.features.Sequence):
-        yield from _features(tfds, feature.feature, path, rank + 1)
-    elif rank == 0 or (rank == 1 and not isinstance(feature, tfds.features.Image)):
+        yield from _features(tfds, feature.feature, path)
+    else:
         yield path, feature
-
-
-def _choose_image(tfds: ModuleType, source: str, features: dict[str, Any], key: str) -> str:
-    there = [
-        path
-        for path, feature in sorted(features.items())
-        if isinstance(feature, tfds.features.Image) and feature.np_dtype == np.uint8
-    ]
-    if key not in there:
-        raise InputError(
-            f"{source}: no image {key!r}; set image_key to one of {', '.join(there) or '(none)'}"
-        )
-    return key
-
-
-def _choose_caption(tfds: ModuleType, source: str, features: dict[str, Any], key: str) -> str:
-    texts = [
-        path
-        for path, feature in sorted(features.items())
-        if feature.shape == () and np.dtype(feature.np_dtype).kind in "OSU"
-    ]
-    classes = [p for p, f in sorted(features.items()) if isinstance(f, tfds.features.ClassLabel)]
-    if not key:
-        key = texts[0] if len(texts) == 1 else "caption"
-    if key not in (*texts, *classes):
-        there = ", ".join((*texts, *classes)) or "(none)"
-        raise InputError(f"{source}: no caption {key!r}; set caption_key to one of {there}")
-    return key
 
 
 def _open(tfds: ModuleType, source: str, builder: Any, split: str) -> tuple[Any, list[Any]]:

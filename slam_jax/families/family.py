@@ -1,13 +1,10 @@
 """A family of models: its networks, its files, its prompts and data. The interface that training,
 drawing and export know; `registry` lists the families.
-
-`Pipeline` is a model without its weights, as pure functions. `Family` is a model that was opened:
-a pipeline, and where its weights are.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +20,6 @@ from slam_jax.data.reference import Reference
 from slam_jax.formats.flax_folder import SavedModel
 from slam_jax.method.consistency import Student
 from slam_jax.method.method import Method
-from slam_jax.method.registry import METHODS
 from slam_jax.method.schedule import Schedule
 from slam_jax.method.solver import Context, Denoiser
 from slam_jax.models.execution import Execution
@@ -37,8 +33,8 @@ DENOISER = "denoiser"
 
 @dataclass(frozen=True)
 class Pipeline(ABC):
-    """A model without its weights: the denoiser and what is frozen around it. What takes `frozen`
-    can be compiled.
+    """A model without its weights: the denoiser, of which a student's configuration may be another
+    one than the teacher's, and what is frozen around it. What takes `frozen` can be compiled.
 
     Attributes:
       network: the denoiser's configuration; hashable, with a method `to_dict`.
@@ -60,8 +56,6 @@ class Pipeline(ABC):
     def image_size(self) -> tuple[int, int] | None:
         """Height and width of pictures, in pixels, that a sampler can go on from; None: of none."""
         return None
-
-    # The denoiser. A student's configuration may be another one than the teacher's.
 
     @abstractmethod
     def abstract_params(self, network: Any) -> Params:
@@ -88,10 +82,7 @@ class Pipeline(ABC):
 
     @abstractmethod
     def gamma_params(self, params: Params) -> Params:
-        """The weights of `gamma_network` with which it computes what `params` do, at any gamma;
-        traceable, as `params` may be shapes."""
-
-    # What is around it.
+        """Weights of `gamma_network` that compute what `params` do, at any gamma; traceable."""
 
     @abstractmethod
     def latents(
@@ -107,11 +98,10 @@ class Pipeline(ABC):
     def decode(self, frozen: Frozen, latents: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         """Images in [-1, 1]."""
 
-    # Prompts, in the host's memory.
-
     @abstractmethod
     def prompts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """A batch of prompts, to draw with; one of its arrays is "tokens" [B, ...], token ids.
+        """A batch of prompts to draw with, in the host's memory; one of its arrays is "tokens"
+        [B, ...], token ids.
 
         Raises:
           InputError: a text is no prompt of this family.
@@ -119,7 +109,6 @@ class Pipeline(ABC):
 
     def cut(self, text: str) -> str:
         """The end of a prompt that is too long to be seen; "" where all is."""
-        del text
         return ""
 
     @property
@@ -129,12 +118,10 @@ class Pipeline(ABC):
 
     def save_tokenizers(self, folder: Path) -> list[str]:
         """Writes into a folder what turns texts into token ids; the names of its parts."""
-        del folder
         return []
 
     def shapes_around(self, precision: Precision) -> Frozen:
         """Weights around the denoiser, as ShapeDtypeStructs."""
-        del precision
         return {}
 
 
@@ -173,8 +160,7 @@ class Family(ABC):
     @classmethod
     @abstractmethod
     def reads(cls, folder: Path) -> bool:
-        """Whether a folder holds a student or teacher of this family, for `load`; of a repository
-        on the hub only the name is known."""
+        """Whether `load` reads a folder; of a repository on the hub only the name is known."""
 
     @classmethod
     @abstractmethod
@@ -187,8 +173,7 @@ class Family(ABC):
 
     @abstractmethod
     def weights(self, precision: Precision) -> Frozen:
-        """The teacher (DENOISER, float32) and what surrounds it; numpy arrays, in the host's
-        memory.
+        """The teacher (DENOISER, float32) and what surrounds it, as numpy arrays.
 
         Raises:
           InputError: a file is missing, damaged or of another model.
@@ -196,8 +181,7 @@ class Family(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Which model it is, for records: JSON-serialisable; "fingerprints" has one of each of its
-        parts.
+        """Which model it is, in JSON, for records; "fingerprints" has one of each of its parts.
 
         Raises:
           InputError: a file is missing or cannot be read.
@@ -217,7 +201,6 @@ class Family(ABC):
 
         Args:
           data: which; None: what slam-jax prepare makes, where the family has such.
-          size: examples.
         """
 
     @classmethod
@@ -300,7 +283,6 @@ def student_network(
     """params -> a student as a function of (x, t, context, gamma).
 
     Args:
-      pipeline: of its family.
       network: its configuration.
       remat: what its backward pass computes again, a name in `models.remat`.
     """
@@ -309,30 +291,10 @@ def student_network(
 
 
 def student_config(pipeline: Pipeline, method: Method) -> Any:
-    """The configuration of a student: the teacher's, with an input for gamma where the method
-    asks for one."""
+    """The configuration of a student: that of the teacher, and gamma where the method tells it."""
     return pipeline.gamma_network() if method.tells_gamma else pipeline.network
 
 
 def student_params(pipeline: Pipeline, method: Method, teacher: Params) -> Params:
     """A student at step 0, which computes what its teacher does; of the very same arrays."""
     return pipeline.gamma_params(teacher) if method.tells_gamma else teacher
-
-
-def with_network(pipeline: Pipeline, network: Any, execution: Execution) -> Pipeline:
-    """The pipeline of a student."""
-    return replace(pipeline, network=network, execution=execution)
-
-
-def method_of(info: Mapping[str, Any], path: Path) -> Method:
-    """The method in a student's record.
-
-    Raises:
-      InputError: it has none that is known; names the file.
-    """
-    values: Any = info.get("method")
-    try:
-        return METHODS[values["name"]](**values)
-    except (KeyError, TypeError, ValueError) as error:
-        why = f"method is {values!r}, which is none of {', '.join(METHODS)} with its options"
-        raise InputError(f"{path}: {why}; export the model again") from error

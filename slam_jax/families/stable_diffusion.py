@@ -17,7 +17,7 @@ from slam_jax.data.batches import Source
 from slam_jax.data.options import Data
 from slam_jax.data.prepared import Prepared, check_fits, read_info
 from slam_jax.data.sources import kind_of, open_source
-from slam_jax.families.family import DENOISER, Family, Frozen, LoadOptions, Model, method_of
+from slam_jax.families.family import DENOISER, Family, Frozen, LoadOptions, Model
 from slam_jax.families.stable_diffusion_folder import (
     is_student,
     read_pipeline,
@@ -42,6 +42,7 @@ from slam_jax.formats.diffusers_write import (
 )
 from slam_jax.formats.flax_folder import SavedModel, save_model
 from slam_jax.formats.tokenizer import tokenize
+from slam_jax.method.registry import method_of
 from slam_jax.method.slam import Slam
 from slam_jax.models.unet import UNetConfig
 
@@ -86,18 +87,15 @@ class StableDiffusion(Family):
     @classmethod
     def load(cls, name: str, options: LoadOptions) -> Model:
         folder = resolve(name, options.revision, options.variant)
-        pipeline, record = read_pipeline(folder, options.height, options.width), {}
-        path, note = folder.path / RECORD_FILE, ""
-        if path.is_file():
-            record = read_json(path, "export the model again")
-        method = None
-        if is_student(pipeline):
-            method = (
-                method_of(record, path)
-                if record
-                else Slam(num_ddim_timesteps=_grid(folder, pipeline))
-            )
-        if "LatentConsistency" in read_model_index(folder)["_class_name"] and not record:
+        pipeline = read_pipeline(folder, options.height, options.width)
+        path, method, note = folder.path / RECORD_FILE, None, ""
+        recorded = path.is_file()
+        record = read_json(path, "export the model again") if recorded else {}
+        if is_student(pipeline) and recorded:
+            method = method_of(record, path)
+        elif is_student(pipeline):
+            method = Slam(num_ddim_timesteps=_grid(folder, pipeline))
+        if "LatentConsistency" in read_model_index(folder)["_class_name"] and not recorded:
             note = "to an LCM whose guidance is an input, a student's gamma = 1 means none"
         return Model(
             pipeline=pipeline,

@@ -167,24 +167,17 @@ def read_unet(folder: Folder, pipeline: StableDiffusionPipeline, dtype: str) -> 
     return read_params(folder, "unet", UNet2DConditionModel, pipeline.network, dtype)
 
 
-def read_vae(folder: Folder, pipeline: StableDiffusionPipeline, dtype: str) -> Params:
-    """The VAE's weights, numpy arrays.
-
-    Raises:
-      InputError: a missing, damaged or foreign file.
-    """
-    return read_params(folder, "vae", AutoencoderKL, pipeline.vae, dtype)
-
-
 def read_surroundings(
-    folder: Folder, pipeline: StableDiffusionPipeline, text_dtype: str, vae_dtype: str
+    folder: Folder, pipeline: StableDiffusionPipeline, text_dtype: str | None, vae_dtype: str
 ) -> Frozen:
-    """The weights of the VAE and of the text encoders, numpy arrays.
+    """The weights of the VAE and, unless their dtype is None, of the text encoders, numpy arrays.
 
     Raises:
       InputError: a missing, damaged or foreign file.
     """
-    frozen = {"vae": read_vae(folder, pipeline, vae_dtype)}
-    for name, config in zip(TEXT_ENCODERS, pipeline.text_encoders, strict=False):
-        frozen[name] = read_params(folder, name, CLIPTextModel, config, text_dtype)
-    return frozen
+    dtypes = dict.fromkeys(pipeline.around, text_dtype) | {"vae": vae_dtype}
+    return {
+        name: read_params(folder, name, *pipeline.around[name], dtype)
+        for name, dtype in dtypes.items()
+        if dtype is not None
+    }

@@ -91,15 +91,20 @@ class StableDiffusionPipeline(UNetPipeline):
             tokenizer.backend.save_pretrained(folder / name)
         return names
 
-    def shapes_around(self, precision: Precision) -> Frozen:
-        def shapes(module_class, config, dtype):
-            params = functional.abstract_params(module_class, config)
-            return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.dtype(dtype)), params)
+    @property
+    def around(self) -> dict[str, tuple[type, Any]]:
+        """Module and configuration of each network around the UNet, by its folder's name."""
+        encoders = zip(TEXT_ENCODERS, self.text_encoders, strict=False)
+        texts = {name: (CLIPTextModel, config) for name, config in encoders}
+        return {"vae": (AutoencoderKL, self.vae), **texts}
 
-        around = {"vae": shapes(AutoencoderKL, self.vae, precision.vae)}
-        for name, encoder in zip(TEXT_ENCODERS, self.text_encoders, strict=False):
-            around[name] = shapes(CLIPTextModel, encoder, precision.text_encoder)
-        return around
+    def shapes_around(self, precision: Precision) -> Frozen:
+        def shapes(name, network):
+            dtype = jnp.dtype(precision.vae if name == "vae" else precision.text_encoder)
+            params = functional.abstract_params(*network)
+            return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype), params)
+
+        return {name: shapes(name, network) for name, network in self.around.items()}
 
     def prepared_fields(
         self, views: int, captions: int, embeddings: bool, dtype: str

@@ -17,9 +17,8 @@ from slam_jax.families.family import (
     Model,
     Params,
     Pipeline,
-    method_of,
 )
-from slam_jax.formats import weight_files
+from slam_jax.formats import safetensors
 from slam_jax.formats.flax_folder import (
     CONFIG_FILE,
     PARAMS_FILE,
@@ -28,6 +27,7 @@ from slam_jax.formats.flax_folder import (
     load_model,
     save_model,
 )
+from slam_jax.method.registry import method_of
 from slam_jax.models.functional import first_difference
 
 
@@ -83,7 +83,7 @@ class TrainedHere(Family):
         return {DENOISER: _checked(self.pipeline, self.folder, load_model(self.folder))}
 
     def identity(self) -> dict[str, Any]:
-        prints = {"denoiser": weight_files.fingerprint(self.folder / PARAMS_FILE)}
+        prints = {"denoiser": safetensors.open_arrays(self.folder / PARAMS_FILE).fingerprint()}
         return {**load_model(self.folder).info, "fingerprints": prints}
 
     def export(

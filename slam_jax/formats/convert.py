@@ -12,11 +12,9 @@ in its last word and its layout only:
 
 Published files come with other spellings, which are read and never written: the VAE of SD 1.x has
 older names in its attention, at times with 1x1 convolutions [out, in, 1, 1] where linear layers are
-now; a CLIP text encoder may lack the prefix "text_model."; and the Flax classes of older diffusers
-wrote `resnets_1` for `resnets.1`.
+now; and a CLIP text encoder may lack the prefix "text_model.".
 """
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,10 +29,6 @@ OLD_ATTENTION_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.
 CLIP_PREFIX = "text_model."
 # Not weights: 0, 1, 2, ... as an array, in files of older transformers.
 NOT_WEIGHTS = {"text_model.embeddings.position_ids", "embeddings.position_ids"}
-OLD_FLAX_LISTS = re.compile(
-    r"\b(down_blocks|up_blocks|resnets|attentions|transformer_blocks|downsamplers|upsamplers"
-    r"|to_out|net)_(\d+)(?=\.)"
-)
 
 
 def _torch_key(path: str) -> str:
@@ -126,10 +120,3 @@ def to_torch(params: Params) -> dict[str, np.ndarray]:
         axes = _transposition(path, array.ndim, to_torch=True)
         state_dict[_torch_key(path)] = np.ascontiguousarray(array.transpose(axes))
     return state_dict
-
-
-def from_old_flax(params: Params) -> Params:
-    """The params that the Flax classes of older diffusers and transformers saved, by our names."""
-    return unflatten(
-        {OLD_FLAX_LISTS.sub(r"\1.\2", path): leaf for path, leaf in flatten(params).items()}
-    )

@@ -8,8 +8,7 @@
     tokenizer/tokenizer_config.json   with vocab.json and merges.txt, or with tokenizer.json
 
 Weights may come as a variant ("fp16": diffusion_pytorch_model.fp16.safetensors) and in shards
-(diffusion_pytorch_model.safetensors.index.json lists them). Folders that the Flax classes of older
-diffusers wrote (diffusion_flax_model.msgpack) are read too, if they are local.
+(diffusion_pytorch_model.safetensors.index.json lists them).
 """
 
 import hashlib
@@ -26,7 +25,7 @@ from flax import nnx
 
 from slam_jax.base.errors import InputError
 from slam_jax.base.json_file import read_json
-from slam_jax.formats import convert, hub, weight_files
+from slam_jax.formats import convert, hub, safetensors, weight_files
 from slam_jax.formats.hub import first_line
 from slam_jax.formats.tokenizer import Tokenizer, load_tokenizer
 from slam_jax.models import functional
@@ -40,7 +39,7 @@ PIPELINES = (
     "StableDiffusionXLPipeline",
     "StableDiffusionXLImg2ImgPipeline",
 )
-# The classes that a component may have. A "Flax" before the name changes the file, not the model.
+# The classes that a component may have.
 CLASSES = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
@@ -137,14 +136,14 @@ def read_model_index(folder: Folder) -> dict[str, Any]:
     """
     path = folder.path / "model_index.json"
     index = read_json(path, HINT)
-    pipeline = str(index.get("_class_name")).removeprefix("Flax")
+    pipeline = index.get("_class_name")
     if pipeline not in PIPELINES:
-        name, supported = index.get("_class_name"), ", ".join(PIPELINES)
-        raise InputError(f"{path}: _class_name is {name!r}, supported: {supported}")
+        supported = ", ".join(PIPELINES)
+        raise InputError(f"{path}: _class_name is {pipeline!r}, supported: {supported}")
     classes = CLASSES_XL if "XL" in pipeline else CLASSES
     for component, supported in classes.items():
         name = _class_of(index.get(component))
-        if name is None or name.removeprefix("Flax") not in supported:
+        if name not in supported:
             raise InputError(f"{path}: {component} is {name}, supported: {' and '.join(supported)}")
     known = classes.keys() | NOT_USED | {"scheduler"}
     for component, value in index.items():
@@ -191,7 +190,7 @@ def read_params(
         InputError: no weights of the folder's variant, or they are not those of the module.
     """
     path = _find_weights(folder, component)
-    arrays = weight_files.open_weights(path)
+    arrays = safetensors.open_arrays(path)
     not_those = f"the weights are not those of {component}/config.json"
     abstract = functional.abstract_params(module_class, config)
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), abstract)
@@ -243,7 +242,8 @@ def fingerprints(folder: Folder) -> dict[str, str]:
         for file in sorted(path for path in where.iterdir() if path.name.endswith(endings)):
             digest.update(f"{file.name}\n".encode() + file.read_bytes())
         if name in STEMS:
-            digest.update(weight_files.fingerprint(_find_weights(folder, name)).encode())
+            arrays = safetensors.open_arrays(_find_weights(folder, name))
+            digest.update(arrays.fingerprint().encode())
         parts[name] = digest.hexdigest()
     return parts
 

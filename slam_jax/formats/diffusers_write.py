@@ -1,10 +1,9 @@
 """Writes students into folders in the layout of diffusers, with a teacher's frozen parts copied.
 
-Reading is in `folder`. Whatever the teacher's files are (a variant, shards, Flax's msgpack), the
-copies have the names that diffusers looks for first, and are float32.
+Reading is in `diffusers_folder`. Whatever the teacher's files are (a variant, shards), the copies
+are one float32 file each, with the name that diffusers looks for first.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,19 +22,12 @@ from slam_jax.formats.diffusers_folder import (
     STEMS,
     Folder,
     read_config,
-    read_params,
 )
 from slam_jax.method.schedule import TIMESTEP_SCALING
-from slam_jax.models.clip import CLIPTextConfig, CLIPTextModel
 from slam_jax.models.functional import Params
 from slam_jax.models.unet import UNetConfig
-from slam_jax.models.vae import AutoencoderKL, VAEConfig
 
-COPIED = {  # from the teacher, and what reads them where the file has to be converted
-    "vae": (AutoencoderKL, VAEConfig.from_dict),
-    "text_encoder": (CLIPTextModel, CLIPTextConfig.from_dict),
-    "text_encoder_2": (CLIPTextModel, CLIPTextConfig.from_dict),
-}
+COPIED = ("vae", "text_encoder", "text_encoder_2")  # networks, from the teacher
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 TOKENIZER_FILES = (
     "tokenizer_config.json",
@@ -93,8 +85,7 @@ def model_index(teacher: dict[str, Any]) -> dict[str, Any]:
         "scheduler": ["diffusers", "LCMScheduler"],
     }
     for component in CLASSES_XL if is_xl else CLASSES:
-        library, name = teacher[component]
-        index[component] = [library, name.removeprefix("Flax")]
+        index[component] = teacher[component]
     for component in sorted(NOT_USED - ({"safety_checker"} if is_xl else set())):
         index[component] = [None, None]
     if is_xl:
@@ -166,43 +157,12 @@ def copy_surroundings(teacher: Folder, index: dict[str, Any], to: Path) -> None:
 def _copy_network(teacher: Folder, component: str, to: Path) -> None:
     """Copies config and weights, as float32: the UNet is, and a pipeline wants one dtype."""
     config, stem = read_config(teacher, component), STEMS[component]
-    if "_class_name" in config:
-        config["_class_name"] = config["_class_name"].removeprefix("Flax")
     for key in config.keys() & {"dtype", "torch_dtype"}:  # in which transformers would load it
         config[key] = "float32"
     write_json(to / "config.json", config)
     source = weight_files.find(teacher.path / component, stem, teacher.variant)
-    if source.suffix == ".msgpack":
-        module_class, parse = COPIED[component]
-        params = read_params(teacher, component, module_class, parse(config))
-        weights.save_arrays(to / f"{stem}.safetensors", convert.to_torch(params))
-        return
-    arrays = weight_files.open_weights(source)
-    if any(_is_other_float(array.dtype) for array in arrays.values()):
-        single = {
-            key: array.astype(np.float32) if _is_other_float(array.dtype) else array
-            for key, array in arrays.items()
-        }
-        weights.save_arrays(to / f"{stem}.safetensors", single)
-    elif source.suffix == ".json":
-        _copy_shards(source, to, stem)
-    else:
-        shutil.copyfile(source, to / f"{stem}.safetensors")
-
-
-def _is_other_float(dtype: np.dtype) -> bool:
-    return dtype != np.float32 and jnp.issubdtype(dtype, jnp.floating)
-
-
-def _copy_shards(source: Path, to: Path, stem: str) -> None:
-    """Copies an index and its shards, none of them named after a variant."""
-    index = json.loads(source.read_text(encoding="utf-8"))
-    shards = sorted(set(index["weight_map"].values()))
-    names = {
-        shard: f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
-        for number, shard in enumerate(shards, 1)
+    arrays = {
+        key: array.astype(np.float32) if jnp.issubdtype(array.dtype, jnp.floating) else array
+        for key, array in weights.open_arrays(source).items()
     }
-    for shard, name in names.items():
-        shutil.copyfile(source.with_name(shard), to / name)
-    index["weight_map"] = {key: names[shard] for key, shard in index["weight_map"].items()}
-    write_json(to / f"{stem}.safetensors.index.json", index)
+    weights.save_arrays(to / f"{stem}.safetensors", arrays)

@@ -68,8 +68,5 @@ def load_model(folder: str | os.PathLike) -> SavedModel:
             raise InputError(
                 f"{path}: {key} is {content.get(key)!r}, expected a {kind.__name__}; {AGAIN}"
             )
-    try:
-        params = safetensors.load_params(folder / PARAMS_FILE)
-    except ValueError as error:
-        raise InputError(f"{error}; {AGAIN}") from error
+    params = safetensors.load_params(folder / PARAMS_FILE)
     return SavedModel(params=params, **{key: content[key] for key in kinds})

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from slam_jax.models import layers
 from slam_jax.models.attention import attention
 from slam_jax.models.execution import Execution
+from slam_jax.models.published_config import require
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -25,26 +26,6 @@ ACTIVATIONS = {
 }
 # Whether a model of the class named in "architectures" projects its pooled features.
 PROJECTION_OF = {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}
-# What transformers writes for every model, about training and generation. Dropouts are among it:
-# the encoder is frozen here.
-# fmt: off
-IGNORED = {
-    "add_cross_attention", "attention_dropout", "bad_words_ids", "begin_suppress_tokens",
-    "bos_token_id", "chunk_size_feed_forward", "cross_attention_hidden_size",
-    "decoder_start_token_id", "diversity_penalty", "do_sample", "dropout", "dtype",
-    "early_stopping", "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty",
-    "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "gradient_checkpointing",
-    "id2label", "initializer_factor", "initializer_range", "is_decoder", "is_encoder_decoder",
-    "label2id", "length_penalty", "max_length", "min_length", "model_type", "no_repeat_ngram_size",
-    "num_beam_groups", "num_beams", "num_return_sequences", "output_attentions",
-    "output_hidden_states", "output_scores", "pad_token_id", "prefix", "problem_type",
-    "pruned_heads", "remove_invalid_values", "repetition_penalty", "return_dict",
-    "return_dict_in_generate", "sep_token_id", "suppress_tokens", "task_specific_params",
-    "temperature", "tf_legacy_loss", "tie_encoder_decoder", "tie_word_embeddings",
-    "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers_version",
-    "typical_p", "use_bfloat16", "use_cache",
-}
-# fmt: on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,41 +45,30 @@ class CLIPTextConfig:
     projection: bool = False  # "architectures" in a config.json
 
     def __post_init__(self):
-        def require(name, ok, supported):
-            if not ok:
-                value = getattr(self, name)
-                raise ValueError(f"{name} = {value!r}, supported: {supported}")
-
-        require("hidden_act", self.hidden_act in ACTIVATIONS, " and ".join(map(repr, ACTIVATIONS)))
-        require("eos_token_id", isinstance(self.eos_token_id, int), "one integer")
-        heads = self.num_attention_heads
-        require("num_attention_heads", self.hidden_size % heads == 0, "divisors of hidden_size")
-        dim = self.projection_dim
-        require("projection_dim", isinstance(dim, int) or not self.projection, "an integer")
+        activations = " and ".join(map(repr, ACTIVATIONS))
+        require(self, "hidden_act", self.hidden_act in ACTIVATIONS, activations)
+        require(self, "eos_token_id", isinstance(self.eos_token_id, int), "one integer")
+        divides = self.hidden_size % self.num_attention_heads == 0
+        require(self, "num_attention_heads", divides, "divisors of hidden_size")
+        ok = isinstance(self.projection_dim, int) or not self.projection
+        require(self, "projection_dim", ok, "an integer")
 
     @classmethod
     def from_dict(cls, mapping: Mapping) -> "CLIPTextConfig":
         """The config of a transformers config.json.
 
-        Keys that transformers writes for every model (`IGNORED`, or beginning with "_") are
-        ignored.
+        Of its keys only the fields here have a meaning for a text encoder that is frozen; the
+        others, which transformers writes for every model, are left alone as transformers does.
 
         Raises:
-            ValueError: a key or value that is not supported.
+            ValueError: a class or value that is not supported.
         """
-        values = {}
-        for key, value in mapping.items():
-            if key == "architectures":
-                names = value or ["CLIPTextModel"]
-                if len(names) > 1 or names[0] not in PROJECTION_OF:
-                    supported = " or ".join(PROJECTION_OF)
-                    raise ValueError(f"CLIP config: {key} = {value!r}, supported: {supported}")
-                values["projection"] = PROJECTION_OF[names[0]]
-            elif key in cls.__dataclass_fields__ and key != "projection":
-                values[key] = value
-            elif key not in IGNORED and not key.startswith("_"):
-                raise ValueError(f"CLIP config: unknown key {key} = {value!r}, supported: none")
-        return cls(**values)
+        names = mapping.get("architectures") or ["CLIPTextModel"]
+        if len(names) > 1 or names[0] not in PROJECTION_OF:
+            supported = " or ".join(PROJECTION_OF)
+            raise ValueError(f"CLIP config: architectures = {names!r}, supported: {supported}")
+        values = {key: mapping[key] for key in cls.__dataclass_fields__ if key in mapping}
+        return cls(**{**values, "projection": PROJECTION_OF[names[0]]})
 
     def to_dict(self) -> dict:
         """A config.json for transformers; `from_dict` reads it back."""

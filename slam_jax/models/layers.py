@@ -198,24 +198,29 @@ class BasicTransformerBlock(nnx.Module):
 
 
 class Transformer2DModel(nnx.Module):
-    """Transformer blocks over the pixels of a map [B, H, W, C], with a skip around them."""
+    """Transformer blocks over the pixels of a map [B, H, W, C], with a skip around them.
 
-    def __init__(
-        self, channels, context_features, heads, depth, groups, linear_projection, *, rngs
-    ):
+    `config` is a `UNetConfig`, `level` the index of its entries.
+    """
+
+    def __init__(self, config, level, *, rngs):
+        channels = config.block_out_channels[level]
+        heads, depth = config.attention_head_dim, config.transformer_layers_per_block
+        heads = heads if isinstance(heads, int) else heads[level]
+        depth = depth if isinstance(depth, int) else depth[level]
+
         def projection():
-            if linear_projection:
+            if config.use_linear_projection:
                 return nnx.Linear(channels, channels, rngs=rngs)
             return Conv(channels, channels, kernel_size=1, rngs=rngs)
 
-        self.norm = GroupNorm(channels, groups, eps=1e-6, rngs=rngs)
+        def block():
+            features = config.cross_attention_dim
+            return BasicTransformerBlock(channels, features, heads, rngs=rngs)
+
+        self.norm = GroupNorm(channels, config.norm_num_groups, eps=1e-6, rngs=rngs)
         self.proj_in = projection()
-        self.transformer_blocks = nnx.List(
-            [
-                BasicTransformerBlock(channels, context_features, heads, rngs=rngs)
-                for _ in range(depth)
-            ]
-        )
+        self.transformer_blocks = nnx.List([block() for _ in range(depth)])
         self.proj_out = projection()
 
     def __call__(self, x, context, remat):

@@ -5,6 +5,16 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 
+def require(config: Any, name: str, ok: bool, supported: str) -> None:
+    """Refuses a config's value by name where it is not `ok`.
+
+    Raises:
+        ValueError: says what is supported.
+    """
+    if not ok:
+        raise ValueError(f"{name} = {getattr(config, name)!r}, supported: {supported}")
+
+
 @dataclasses.dataclass(frozen=True)
 class PublishedConfig:
     """A frozen dataclass whose fields are the keys of a config.json that may vary.

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from slam_jax.models import layers
-from slam_jax.models.published_config import PublishedConfig
+from slam_jax.models.published_config import PublishedConfig, require
 from slam_jax.models.remat import remat_named
 
 # Keys of diffusers' config that have one supported value, which is the default there too.
@@ -71,27 +71,21 @@ class UNetConfig(PublishedConfig):
 
     def __post_init__(self):
         levels = len(self.block_out_channels)
-
-        def require(name, ok, supported):
-            if not ok:
-                value = getattr(self, name)
-                raise ValueError(f"{name} = {value!r}, supported: {supported}")
-
         for name, types in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
             value = getattr(self, name)
             ok = len(value) == levels and set(value) <= types.keys()
-            require(name, ok, f"{levels} (as block_out_channels) of {' and '.join(types)}")
+            require(self, name, ok, f"{levels} (as block_out_channels) of {' and '.join(types)}")
         for name in ("attention_head_dim", "transformer_layers_per_block"):
             value = getattr(self, name)
             ok = isinstance(value, int) or [type(v) for v in value] == [int] * levels
-            require(name, ok, f"one integer, or {levels} (as block_out_channels)")
+            require(self, name, ok, f"one integer, or {levels} (as block_out_channels)")
         for name in ("layers_per_block", "cross_attention_dim"):
-            require(name, isinstance(getattr(self, name), int), "one integer for all levels")
+            require(self, name, isinstance(getattr(self, name), int), "one integer for all levels")
         added = self.addition_embed_type
-        require("addition_embed_type", added in (None, "text_time"), "None and 'text_time'")
+        require(self, "addition_embed_type", added in (None, "text_time"), "None and 'text_time'")
         for name in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
             ok = (getattr(self, name) is None) == (added is None)
-            require(name, ok, "an integer if addition_embed_type is set, else None")
+            require(self, name, ok, "an integer if addition_embed_type is set, else None")
 
     @property
     def temb_features(self) -> int:
@@ -102,19 +96,6 @@ class UNetConfig(PublishedConfig):
 def _resnet(config, in_channels, out_channels, rngs):
     temb, groups, eps = config.temb_features, config.norm_num_groups, config.norm_eps
     return layers.ResnetBlock2D(in_channels, out_channels, temb, groups, eps, rngs=rngs)
-
-
-def _transformer(config, level, rngs):
-    heads, depth = config.attention_head_dim, config.transformer_layers_per_block
-    return layers.Transformer2DModel(
-        config.block_out_channels[level],
-        config.cross_attention_dim,
-        heads=heads if isinstance(heads, int) else heads[level],
-        depth=depth if isinstance(depth, int) else depth[level],
-        groups=config.norm_num_groups,
-        linear_projection=config.use_linear_projection,
-        rngs=rngs,
-    )
 
 
 class DownBlock2D(nnx.Module):
@@ -128,7 +109,8 @@ class DownBlock2D(nnx.Module):
         inputs = [channels[max(level - 1, 0)]] + [out] * (n - 1)
         self.resnets = nnx.List([_resnet(config, c, out, rngs) for c in inputs])
         if self.cross_attention:
-            self.attentions = nnx.List([_transformer(config, level, rngs) for _ in range(n)])
+            transformers = [layers.Transformer2DModel(config, level, rngs=rngs) for _ in range(n)]
+            self.attentions = nnx.List(transformers)
         is_coarsest = level == len(channels) - 1
         self.downsamplers = nnx.List([] if is_coarsest else [layers.Downsample2D(out, rngs=rngs)])
 
@@ -158,7 +140,7 @@ class UNetMidBlock2DCrossAttn(nnx.Module):
     def __init__(self, config, *, rngs):
         channels = config.block_out_channels[-1]
         self.resnets = nnx.List([_resnet(config, channels, channels, rngs) for _ in range(2)])
-        self.attentions = nnx.List([_transformer(config, -1, rngs)])
+        self.attentions = nnx.List([layers.Transformer2DModel(config, -1, rngs=rngs)])
 
     def __call__(self, x, temb, context, remat):
         x = remat(self.resnets[0])(x, temb)
@@ -183,7 +165,8 @@ class UpBlock2D(nnx.Module):
         widths = [c + skip for c, skip in zip(inputs, skips, strict=True)]
         self.resnets = nnx.List([_resnet(config, c, out, rngs) for c in widths])
         if self.cross_attention:
-            self.attentions = nnx.List([_transformer(config, level, rngs) for _ in range(n)])
+            transformers = [layers.Transformer2DModel(config, level, rngs=rngs) for _ in range(n)]
+            self.attentions = nnx.List(transformers)
         self.upsamplers = nnx.List([] if level == 0 else [layers.Upsample2D(out, rngs=rngs)])
 
     def __call__(self, x, skips, temb, context, remat):

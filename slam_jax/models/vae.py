@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from slam_jax.models import layers
-from slam_jax.models.published_config import PublishedConfig
+from slam_jax.models.published_config import PublishedConfig, require
 
 # Keys of diffusers' config that have one supported value, which is the default there too.
 FIXED = {
@@ -59,10 +59,8 @@ class VAEConfig(PublishedConfig):
         levels = len(self.block_out_channels)
         types = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
         for name, block in types.items():
-            value = getattr(self, name)
-            if tuple(value) != (block,) * levels:
-                supported = f"{levels} (as block_out_channels) of {block}"
-                raise ValueError(f"{name} = {value!r}, supported: {supported}")
+            ok = tuple(getattr(self, name)) == (block,) * levels
+            require(self, name, ok, f"{levels} (as block_out_channels) of {block}")
 
     @property
     def downscale(self) -> int:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from slam_jax.base.errors import InputError
 from slam_jax.data.prepared import empty_dtype, row_dtype
 from slam_jax.data.views import Views
-from slam_jax.families.stable_diffusion_folder import read_surroundings, read_vae
+from slam_jax.families.stable_diffusion_folder import read_surroundings
 from slam_jax.families.stable_diffusion_pipeline import TIME_IDS, StableDiffusionPipeline
 from slam_jax.formats.diffusers_folder import Folder
 from slam_jax.parallel.sharding import AXES, batch_sharding, replicated
@@ -66,10 +66,8 @@ class Encoder:
         self._embeds = "encoder_hidden_states" in fields
         self._sharding = batch_sharding(mesh)
         self._dtype = self._row["moments"].base
-        if self._embeds:
-            frozen = read_surroundings(folder, pipeline, precision, precision)
-        else:
-            frozen = {"vae": read_vae(folder, pipeline, precision)}
+        of_texts = precision if self._embeds else None
+        frozen = read_surroundings(folder, pipeline, of_texts, precision)
         self._frozen = jax.device_put(frozen, replicated(mesh))
         self._moments, self._embed = jax.jit(self._trace_moments), jax.jit(self._trace_embeddings)
 

@@ -17,7 +17,6 @@ from slam_jax.families.family import (
     Model,
     student_config,
     student_params,
-    with_network,
 )
 from slam_jax.families.registry import FAMILIES
 from slam_jax.formats.flax_folder import SavedModel
@@ -129,7 +128,7 @@ def as_model(student: SavedModel, config: Config, family: Family, dtype: str = "
     frozen = family.weights(Precision(text_encoder=dtype))
     del frozen[DENOISER]
     network = student_config(family.pipeline, config.method)
-    pipeline = with_network(family.pipeline, network, config.execution)
+    pipeline = dataclasses.replace(family.pipeline, network=network, execution=config.execution)
     return Model(pipeline, frozen, student.params, config.method, student.info)
 
 

@@ -18,7 +18,7 @@ from slam_jax.families.unet_pipeline import (
     gamma_norm,
     unet_function,
 )
-from slam_jax.formats import convert, weight_files
+from slam_jax.formats import convert, safetensors, weight_files
 from slam_jax.formats.diffusers_folder import STEMS, Folder, read_config
 from slam_jax.method.schedule import gamma_embedding
 from slam_jax.models import functional
@@ -101,7 +101,7 @@ def inspect_unet(
     results = [check_gamma_input(config, conditioning)]
     try:
         path = weight_files.find(where, STEMS["unet"], variant)
-        arrays = Inspected(weight_files.open_weights(path))
+        arrays = Inspected(safetensors.open_arrays(path))
     except InputError as error:
         return [*results, Result(FAIL, "unet weights", str(error))], config, None
     try:

@@ -21,7 +21,7 @@ from slam_jax.data.image_text import ImageText, Transform
 from slam_jax.data.rejects import Rejected, Rejects
 from slam_jax.data.tar_shards import TarShards
 
-LINK = "link, device or sparse file in the shard"
+LINK = "no image for a caption"  # that the shard has no bytes of
 IMAGE = tar_files.image(1)
 UTF_16 = "in UTF-16".encode("utf-16")
 # What is wrong -> files of one example by their suffixes, and the reason it is refused for.
@@ -49,8 +49,6 @@ RECORDS = {
     "json of nulls": (bytes(99), "damaged JSON"),
     "json of HTML": (b"<html>", "damaged JSON"),
     "json not UTF-8": (b'{"caption": "\xff"}', "damaged JSON"),
-    "json without end": (b"[" * 99_999, "damaged JSON"),
-    "json with a long number": (b'{"n": ' + b"1" * 9999 + b"}", "damaged JSON"),
     "a list": (b'["caption"]', "JSON is not an object"),
     "a null": (b"null", "JSON is not an object"),
     "a word": (b'"caption"', "JSON is not an object"),
@@ -66,9 +64,6 @@ RECORDS = {
 }
 SPARSE = {"pax_headers": {"GNU.sparse.map": "0,5", "GNU.sparse.size": "99"}}
 MEMBERS = {
-    "name above": ([("../{k}.png", IMAGE), ("../{k}.txt", b"a")], "unsafe name"),
-    "name from the root": ([("/{k}.png", IMAGE), ("/{k}.txt", b"a")], "unsafe name"),
-    "name around": ([("a/../../{k}.png", IMAGE), ("a/../../{k}.txt", b"a")], "unsafe name"),
     **{
         name: ([("{k}.png", b"", options), ("{k}.txt", b"a")], LINK)
         for name, options in {
@@ -76,12 +71,14 @@ MEMBERS = {
             "hard link": {"type": tarfile.LNKTYPE, "linkname": "0000.png"},
             "pipe": {"type": tarfile.FIFOTYPE},
             "device": {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 5},
-            "old sparse file": {"type": tarfile.GNUTYPE_SPARSE},
             "sparse file": SPARSE,
             "unknown type": {"type": b"Z"},
         }.items()
     },
-    "linked text": ([("{k}.png", IMAGE), ("{k}.txt", b"", {"type": tarfile.SYMTYPE})], LINK),
+    "linked text": (
+        [("{k}.png", IMAGE), ("{k}.txt", b"", {"type": tarfile.SYMTYPE})],
+        "no caption",
+    ),
 }
 
 
@@ -100,7 +97,6 @@ def good_members(number):
     return [
         member("good", type=tarfile.DIRTYPE),
         member(f"good/._{number:04d}.jpg", b"AppleDouble"),
-        member(f"__MACOSX/good/{number:04d}.jpg", b"AppleDouble"),
         member(f"{key}.npy", b"numbers"),
         member(f"{key}.{suffix}", image),
         member(f"{key}.seg.png", b"another image"),
@@ -153,17 +149,19 @@ def broken_shards(goods):
     cases = {
         "x.cut": (cut[: end_of(cut) - 1], "truncated shard"),  # the third is not whole
         "x.damaged": (bytes(damaged), "damaged shard"),
-        "x.joined": (good_tar(goods + 4) * 2, "more data after the end of the shard"),
+        "x.joined": (good_tar(goods + 4) * 2, "damaged shard"),
         "x.other": (tar_files.tar({"a.npy": b"", "README": b""}), "empty shard"),
-        "x.page": (b"<html><body>404 Not Found</body></html>" * 99, "not a tar"),
-        "x.short": (good_tar(0)[:300], "not a tar"),
+        "x.page": (b"<html><body>404 Not Found</body></html>" * 99, "shard that is not a tar"),
+        "x.short": (good_tar(0)[:300], "shard that is not a tar"),
         "x.void": (bytes(10240), "empty shard"),
         "x.zero": (b"", "shard of zero bytes"),
-        "x.zipped": (gzip.compress(good_tar(0)), "compressed shard"),
+        "x.zipped": (gzip.compress(good_tar(0)), "shard that is not a tar"),
     }
     rejects = Rejects()
     for name, (_, reason) in cases.items():
         rejects.add(Rejected(reason, f"{name}.tar"))
+    # What the cut left of the third.
+    rejects.add(Rejected("no caption", f"x.cut.tar/good/{goods + 2:04d}"))
     return {f"{name}.tar": content for name, (content, _) in cases.items()}, goods + 5, rejects
 
 
@@ -190,10 +188,10 @@ def tokens_of(texts):
     return np.array([int(text) if text.isdigit() else -1 for text in texts], np.int32)
 
 
-def one_epoch(examples, workers):
+def one_epoch(examples):
     """The numbers that the captions of one epoch are, and what was passed over."""
     source = ImageText(examples, Transform(16), tokens_of)
-    batches = Batches(source, 8, seed=0, workers=workers)
+    batches = Batches(source, 8, seed=0)
     with closing(batches.iterate(0)) as iterator:
         read = [next(iterator) for _ in range(-(-len(examples) // 8))]
     assert all(batch["images"].shape == (8, 16, 16, 3) for batch in read)
@@ -212,10 +210,9 @@ def test_all_that_is_broken_is_counted_and_all_that_is_good_is_there(broken):
     )
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_an_epoch_of_batches_has_every_good_example(broken, workers):
+def test_an_epoch_of_batches_has_every_good_example(broken):
     examples, goods, _ = broken
-    tokens, rejects = one_epoch(examples, workers)
+    tokens, rejects = one_epoch(examples)
     assert set(tokens) == set(map(int, goods))
     # Each once, and again where what was drawn in place of one is broken too.
     assert rejects.counts.keys() == {"damaged image"} and not rejects.asked_for
@@ -244,7 +241,7 @@ def test_files_in_a_folder(tmp_path):
     examples = ImageFolder(tar_files.write(tmp_path, files))
     assert examples.rejects.counts == expected
     assert set(examples.rejects.first.values()) <= set(files)
-    tokens, rejects = one_epoch(examples, workers=0)
+    tokens, rejects = one_epoch(examples)
     assert set(tokens) == set(range(len(FILES))) and not rejects.total
     assert len(examples) == len(FILES)
 
@@ -256,10 +253,10 @@ def test_shards_without_anything_usable_are_refused_with_the_reasons(tmp_path, c
         TarShards(str(tmp_path / "data"), cache=tmp_path / "cache")
     assert str(refused.value) == (
         f"{tmp_path}/data: no example can be used: 1 shard of zero bytes (first: 0.tar); "
-        "1 not a tar (first: 1.tar); 1 no caption (first: 2.tar/a)"
+        "1 shard that is not a tar (first: 1.tar); 1 no caption (first: 2.tar/a)"
     )
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert notes == [
         f"note: {tmp_path}/data/0.tar: shard of zero bytes",
-        f"note: {tmp_path}/data/1.tar: not a tar",
+        f"note: {tmp_path}/data/1.tar: shard that is not a tar",
     ]

@@ -53,7 +53,6 @@ def test_captions_in_metadata_and_in_text_files(tmp_path):
             "sub/deep/e.png": IMAGES[4],
             "sub/notes.md": b"other files do not matter",
             "._z.png": b"nor do those",
-            "__MACOSX/z.png": b"of macOS",
             ".cache/z.png": b"or hidden ones",
         },
     )
@@ -105,14 +104,6 @@ def test_only_the_beginning_of_a_long_file_is_looked_at(tmp_path, monkeypatch):
     assert lengths == [2**16]
 
 
-def test_files_that_are_too_long_are_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_folder.metadata, "LARGEST", 3000)
-    long = {"a.png": IMAGES[0] + bytes(3001), "a.txt": b"a", "b.txt": b"b" * 3001}
-    tar_files.write(tmp_path, {**tar_files.good(1), **long, "b.png": IMAGES[1]})
-    examples = ImageFolder(tmp_path)
-    assert examples.rejects.counts == {"file above 256 MB": 2} and len(examples) == 1
-
-
 def test_filters(tmp_path):
     records = [
         {"file_name": f"{number}.png", "text": "x"} | ({} if mark is None else {"pwatermark": mark})
@@ -133,28 +124,23 @@ def test_filters(tmp_path):
         ImageFolder(tmp_path, Filters(90))
 
 
-def test_names_that_lead_out_of_the_folder_are_refused(tmp_path):
+def test_links(tmp_path):
+    """Links to files of the user's own making, as in the hub's cache, are followed; names that lead
+    out of the folder are not."""
     outside = tar_files.write(tmp_path / "outside", {"x.png": IMAGES[0], "x.txt": b"x"})
     folder = tmp_path / "folder"
     names = ["../outside/x.png", str(outside / "x.png"), "a/../../outside/x.png", "link.png"]
     records = [{"file_name": name, "text": "secret"} for name in names]
     files = {"metadata.jsonl": lines(*records), "a/good.png": IMAGES[1], "a/good.txt": b"good"}
-    tar_files.write(folder, {**files, "b.png": IMAGES[2], "in.txt": b"in"})
+    tar_files.write(folder, {**files, "b.png": IMAGES[2]})
     (folder / "link.png").symlink_to(outside / "x.png")
     (folder / "link").symlink_to(outside)
     (folder / "b.txt").symlink_to(outside / "x.txt")
-    (folder / "around").symlink_to(folder)
-    (folder / "in.png").symlink_to("a/good.png")
     (folder / "lost.png").symlink_to("nowhere.png")
-    (folder / "loop.png").symlink_to("loop.png")
-    os.mkfifo(folder / "pipe.jpg")
     examples = ImageFolder(folder)
-    # Links of the user's own making, as in the hub's cache, are followed; names are not.
-    names = [example.name for example in read_all(examples)]
-    assert names == ["a/good.png", "b.png", "in.png", "link.png"]
+    assert [example.name for example in read_all(examples)] == ["a/good.png", "b.png", "link.png"]
     assert examples.rejects.counts == {
-        "unsafe name": 3,
-        **{"link to a folder elsewhere": 1, "link to nothing": 2, "not a file": 1},
+        **{"no image for a caption": 3, "link to a folder": 1, "link to nothing": 1},
     }
 
 
@@ -163,7 +149,6 @@ def test_names_that_lead_out_of_the_folder_are_refused(tmp_path):
     [
         (b"{", "damaged JSON", "metadata.jsonl:2"),
         (b"\xff", "damaged JSON", "metadata.jsonl:2"),
-        (b"[" * 100_000, "damaged JSON", "metadata.jsonl:2"),
         (b"[1]", "JSON is not an object", "metadata.jsonl:2"),
         (b"null", "JSON is not an object", "metadata.jsonl:2"),
         ({"text": "x"}, "no file_name", "metadata.jsonl:2"),
@@ -228,18 +213,11 @@ def test_identity_is_of_the_examples_and_not_of_where_they_are(tmp_path):
     assert len(seen) == 5
 
 
-@pytest.mark.parametrize("change", ["gone", "cut", "touched"])
-def test_a_file_that_changes_is_told(tmp_path, change):
+def test_a_file_that_goes_is_told(tmp_path):
     examples = ImageFolder(tar_files.write(tmp_path, tar_files.good(2)))
     path = tmp_path / "00001.png"
-    if change == "gone":
-        path.unlink()
-    elif change == "cut":
-        os.truncate(path, 20)
-    else:
-        os.utime(path, (1, 1))
-    said = "cannot be read: No such file" if change == "gone" else "has changed"
-    with pytest.raises(InputError, match=re.escape(f"{path}: {said}")):
+    path.unlink()
+    with pytest.raises(InputError, match=re.escape(f"{path}: cannot be read: No such file")):
         examples[1]
     assert examples[0].captions == ("caption 0",)
 

@@ -12,7 +12,6 @@ from broken_images import (
     REASONS,
     WHOLE_HEADERS,
     WIDTH,
-    chunk,
     encode,
     noise,
     oriented,
@@ -53,7 +52,7 @@ def test_unusual_files_are_read_as_pillow_shows_them(name, capfd):
     picture = images.decode(content, name)
     assert picture.mode == "RGB"
     assert images.read_size(content, name) == picture.size[::-1]
-    if "EXIF" in name or "exif" in name or "4-bit" in name:  # Pillow warns, or is mistaken
+    if "EXIF" in name or "exif" in name:  # which `exif_transpose` trips over
         assert capfd.readouterr() == ("", "")
         return
     with Image.open(BytesIO(content)) as image:
@@ -110,24 +109,6 @@ def test_palette_transparency_becomes_white():
     assert some.tolist() == [[[255, 255, 255], [40, 50, 60], [70, 80, 90]]]
 
 
-@pytest.mark.parametrize("depth", [1, 2, 4, 8])
-def test_a_transparent_grey_is_compared_in_the_bits_of_the_file(depth):
-    levels = np.arange(8) % 2**depth  # each of `depth` bits
-    bits = np.unpackbits(levels.astype(np.uint8)[:, None], axis=1)[:, -depth:]
-    row = b"\0" + np.packbits(bits.reshape(-1)).tobytes()
-    for transparent in range(min(2**depth, 8)):
-        content = png(8, 1, depth, 0, row, chunk(b"tRNS", transparent.to_bytes(2, "big")))
-        expected = np.where(levels == transparent, 255, levels * 255 // (2**depth - 1))
-        assert pixels(content)[0, :, 0].tolist() == expected.tolist()
-
-
-def test_a_transparent_colour_of_16_bits():
-    colours = np.array([[0x1234, 0x5678, 0x9ABC], [0x3412, 0x7856, 0xBC9A]], ">u2")
-    row = b"\0" + colours.tobytes()
-    content = png(2, 1, 16, 2, row, chunk(b"tRNS", colours[0].tobytes()))
-    assert pixels(content).tolist() == [[[255, 255, 255], [0x34, 0x78, 0xBC]]]
-
-
 def test_16_bit_colours_keep_their_high_bytes():
     levels = noise(4, 8, 3).astype(">u2") * 256 + noise(4, 8, 3, seed=1)
     rows = b"".join(b"\0" + row.tobytes() for row in levels.astype(">u2"))
@@ -153,15 +134,13 @@ def test_only_a_jpeg_comes_smaller(kind):
     assert pixels(encode(picture, kind), shorter=4).shape == (128, 128, 3)
 
 
-def test_the_limit_of_pixels_is_that_of_256_mib(monkeypatch):
+def test_the_limit_of_pixels_is_that_of_256_mib():
     side = 9459
     assert 3 * side**2 <= 2**28 < 3 * side * (side + 1)
     row = b"\0" + bytes(side // 8 + 1)
     assert images.read_size(png(side, side, 1, 0, row), "x") == (side, side)
     with pytest.raises(Rejected, match="too many pixels"):
         images.read_size(png(side + 1, side, 1, 0, row), "x")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)  # Pillow's limit is not asked
-    assert pixels(encode(smooth())).shape == (HEIGHT, WIDTH, 3)
 
 
 def test_a_large_webp_is_refused():

@@ -7,16 +7,15 @@ import re
 import shutil
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tar_files
 
 from slam_jax.base.errors import InputError
-from slam_jax.data import tar_shards
 from slam_jax.data.examples import Filters
 from slam_jax.data.rejects import Rejected
+from slam_jax.data.shards import Shard
 from slam_jax.data.tar_shards import TarShards
 
 
@@ -118,7 +117,8 @@ RECORD = {
         ({"json": RECORD}, "none", "no caption"),
         ({"json": RECORD}, "blank", "empty caption"),
         ({"json": RECORD}, "number", "caption is not text"),
-        ({"txt": b"\xff", "json": RECORD}, "", "caption not UTF-8"),
+        ({"txt": b"\xff", "json": RECORD}, "", ("of json",)),
+        ({"txt": b" ", "json": b"{"}, "", "empty caption"),
     ],
 )
 def test_where_the_captions_are_taken_from(tmp_path, opened, files, caption_key, expected):
@@ -154,7 +154,7 @@ def test_filters_take_out_what_they_say(tmp_path, opened):
         record = {"caption": "c"} | ({} if mark == "missing" else {"pwatermark": mark})
         members[f"{number:03d}.png"] = tar_files.image(number, height, width)
         members[f"{number:03d}.json"] = json.dumps(record).encode()
-        facts[f"00000.tar/{number:03d}"] = (height, width, meant)
+        facts[f"00000.tar/{number:03d}"] = ((height, width), meant)
     path = shard(tmp_path / "data", members)
     for filters in (Filters(), Filters(25), Filters(0, 0.3), Filters(24, 0.3), Filters(17, 0.0)):
         kept, texts = [], []
@@ -171,16 +171,9 @@ def test_filters_take_out_what_they_say(tmp_path, opened):
             reason for reason, count in examples.rejects.counts.items() for _ in range(count)
         )
         assert examples.rejects.damaged == 0
-        assert examples.sizes.tolist() == [list(facts[name][:2]) for name in kept]
+        assert examples.sizes.tolist() == [list(facts[name][0]) for name in kept]
     with pytest.raises(InputError, match="can be used: 60 smaller than min_size = 99"):
         opened(path, Filters(99))
-
-
-def test_a_damaged_record_is_damage_where_a_watermark_is_asked_for(tmp_path, opened):
-    members = {**tar_files.good(2), "00000.json": b'{"pwatermark": 0.1}', "00001.json": b"{"}
-    examples = opened(shard(tmp_path / "data", members), Filters(max_watermark=0.5))
-    assert list(read_all(examples)) == ["00000.tar/00000"]
-    assert examples.rejects.counts == {"damaged JSON": 1} and examples.rejects.damaged == 1
 
 
 def test_identity_is_of_the_examples_and_not_of_where_they_are(tmp_path, opened):
@@ -221,62 +214,45 @@ def test_identity_changes_with_what_filters_and_caption_key_leave(tmp_path, open
     assert len(identities) == 3
 
 
-def open_files(folder):
-    links = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
-    return sum(link.startswith(str(folder)) for link in links)
-
-
-def test_many_threads_read_right_with_few_files_open(tmp_path, opened, monkeypatch):
-    monkeypatch.setattr(tar_shards, "OPEN_FILES", 3)
+def test_many_threads_read_right(tmp_path, opened):
     shards = {f"{n:02d}.tar": tar_files.tar(tar_files.good(2, 2 * n)) for n in range(20)}
     examples = opened(tar_files.write(tmp_path / "data", shards))
     examples = pickle.loads(pickle.dumps(examples))
-    indices = np.random.default_rng(0).integers(0, 40, 2000)
+    indices = np.random.default_rng(0).integers(0, 40, 500)
     with ThreadPoolExecutor(8) as pool:
         read = list(pool.map(examples.__getitem__, indices))
     for index, example in zip(indices, read, strict=True):
         assert example.captions == (f"caption {index}",)
         assert example.image == tar_files.image(int(index))
-    assert open_files(tmp_path) == 3
-    del examples, read
-    assert open_files(tmp_path) == 0
 
 
 @pytest.mark.parametrize(("between", "reads"), [(0, 1), (300_000, 2)])
 def test_an_image_far_from_its_caption_is_read_without_what_lies_between(
     tmp_path, opened, monkeypatch, between, reads
 ):
-    lengths, pread = [], os.pread
+    lengths, read = [], Shard.read
 
-    def counted(file, length, offset):
-        lengths.append(length)
-        return pread(file, length, offset)
+    def counted(shard, begin, end):
+        lengths.append(end - begin)
+        return read(shard, begin, end)
 
-    monkeypatch.setattr(os, "pread", counted)
+    monkeypatch.setattr(Shard, "read", counted)
     members = {"k.png": tar_files.image(3), "k.npy": bytes(between), "k.txt": b"far"}
     example = opened(shard(tmp_path / "data", members))[0]
     assert (example.image, example.captions) == (tar_files.image(3), ("far",))
     assert len(lengths) == reads and sum(lengths) < 5000
 
 
-@pytest.mark.parametrize("change", ["gone", "cut", "touched", "other"])
-@pytest.mark.parametrize("begun", [False, True])
-def test_a_shard_that_changes_is_told(tmp_path, opened, change, begun):
+@pytest.mark.parametrize("change", ["gone", "cut", "other"])
+def test_a_shard_that_changes_is_told(tmp_path, opened, change):
     path = shard(tmp_path / "data", tar_files.good(3))
     examples = opened(path)
-    if begun:
-        examples[0]
+    examples[0]
     if change == "gone":
         path.unlink()
-        if begun:  # an open file can be read on
-            assert examples[2].captions == ("caption 2",)
-            return
     elif change == "cut":
         os.truncate(path, 1000)
-    elif change == "touched":
-        os.utime(path, (1, 1))
     else:
         path.write_bytes(path.read_bytes()[::-1])
-    said = "cannot be read: .*No such file" if change == "gone" else "is gone or has changed"
-    with pytest.raises(InputError, match=rf"00000\.tar: {said}"):
+    with pytest.raises(InputError, match=r"00000\.tar: is gone or has changed"):
         examples[2]

@@ -1,7 +1,6 @@
 """Model folders: every layout of weights, against torch's own loading."""
 
 import json
-import re
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -14,13 +13,10 @@ import pytest
 import safetensors.numpy
 import tiny_stable_diffusion
 import torch
-from flax import serialization
 from tiny_folders import MODULES, VAE, assert_params_are, load_in_torch, read, rename, shard
 
-from slam_jax.formats import convert
 from slam_jax.formats import diffusers_folder as folder
 from slam_jax.formats import safetensors as weights
-from slam_jax.models import functional
 
 PARTS = [
     (family, component)
@@ -113,45 +109,6 @@ def test_an_index_comes_before_a_single_file_as_in_torch(changeable):
     assert_params_are(read(changeable, "vae"), state)
     in_torch = load_in_torch(changeable, "vae")[1]  # which reads no older names from shards
     np.testing.assert_array_equal(in_torch["quant_conv.weight"], state["quant_conv.weight"])
-
-
-def older_flax(params, component):
-    """A msgpack file as the Flax classes of diffusers and transformers named their parameters."""
-    flat = {}
-    for path, array in functional.flatten(params).items():
-        if component != "text_encoder":
-            path = re.sub(r"\.(\d+)(?=\.)", r"_\1", path)
-        if component == "vae":
-            for new, old in (("q", "query"), ("k", "key"), ("v", "value")):
-                path = path.replace(f".to_{new}.", f".{old}.")
-            path = path.replace(".to_out_0.", ".proj_attn.")
-        flat[path] = np.asarray(array)
-    return serialization.msgpack_serialize(functional.unflatten(flat))
-
-
-@pytest.mark.parametrize(
-    ("component", "sample"),
-    [
-        ("unet", "down_blocks_0.attentions_0.transformer_blocks_0.ff.net_2.kernel"),
-        ("vae", "decoder.mid_block.attentions_0.proj_attn.kernel"),
-        ("text_encoder", "text_model.encoder.layers.0.mlp.fc1.kernel"),
-    ],
-)
-def test_files_of_older_flax_classes(changeable, component, sample):
-    params = read(changeable, component)
-    content = older_flax(params, component)
-    assert sample in functional.flatten(serialization.msgpack_restore(content))
-    (file,) = (changeable / component).glob("*.safetensors")
-    file.unlink()
-    name = "flax_model" if component == "text_encoder" else "diffusion_flax_model"
-    (changeable / component / f"{name}.msgpack").write_bytes(content)
-    assert_params_are(read(changeable, component), dict_of_tensors(params))
-    model = folder.resolve(str(changeable))
-    assert len(folder.fingerprints(model)[component]) == 64
-
-
-def dict_of_tensors(params):
-    return {key: torch.tensor(array) for key, array in convert.to_torch(params).items()}
 
 
 def test_placed_one_by_one(changeable):

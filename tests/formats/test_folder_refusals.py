@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from tiny_folders import VAE, assert_params_are, load_in_torch, read, rename, shard
@@ -102,9 +100,6 @@ def test_accepted_model_indices(changeable):
     file = changeable / "model_index.json"
     edit_json(file, safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
     read_index(changeable)
-    edit_json(file, unet=["diffusers", "FlaxUNet2DConditionModel"])
-    edit_json(file, _class_name="FlaxStableDiffusionPipeline")
-    read_index(changeable)
 
 
 @pytest.mark.parametrize("name", ["model_index.json", "vae/config.json"])
@@ -143,43 +138,51 @@ REFUSED_WEIGHTS = {
         "vae",
         ["of no variant are asked for, those of variant 'fp16'", "set variant to 'fp16'"],
     ),
-    "an empty file": (lambda p: truncate(p / VAE, 0), read_vae, VAE, ["not a safetensors file"]),
+    "an empty file": (
+        lambda p: truncate(p / VAE, 0),
+        read_vae,
+        VAE,
+        ["truncated or no safetensors file"],
+    ),
     "no safetensors": (
         lambda p: (p / VAE).write_bytes(b"PK\3\4" * 1000),
         read_vae,
         VAE,
-        ["not a safetensors file"],
+        ["truncated or no safetensors file"],
     ),
     "a page of HTML": (
         lambda p: (p / VAE).write_bytes(b"\x20\0\0\0\0\0\0\0" + b"<html>" * 50),
         read_vae,
         VAE,
-        ["not a safetensors file (Expecting value"],
+        ["no safetensors file", "invalid JSON"],
     ),
-    "cut in the header": (lambda p: truncate(p / VAE, 99), read_vae, VAE, ["truncated at 99"]),
+    "cut in the header": (lambda p: truncate(p / VAE, 99), read_vae, VAE, ["truncated"]),
     "cut in an array": (
         lambda p: truncate(p / VAE, (p / VAE).stat().st_size - 1),
         read_vae,
         VAE,
-        ["truncated", "bytes", "download it again"],
+        ["truncated", "not fully covered", "get it again"],
     ),
     "too long": (
         lambda p: (p / VAE).write_bytes((p / VAE).read_bytes() + b"\0"),
         read_vae,
         VAE,
-        ["expected"],
+        ["not fully covered"],
     ),
     "an unknown dtype": (
-        lambda p: edit_header(p / VAE, lambda header: header[BIAS].update(dtype="F4")),
+        lambda p: edit_header(
+            p / VAE,
+            lambda header: header[BIAS].update(dtype="C64", shape=[header[BIAS]["shape"][0] // 2]),
+        ),
         read_vae,
         VAE,
-        ["dtype F4, supported: F64"],
+        [f"{BIAS} has dtype C64, supported: F64"],
     ),
     "impossible offsets": (
         lambda p: edit_header(p / VAE, lambda header: header[BIAS].update(shape=[2])),
         read_vae,
         VAE,
-        ["F32 [2] cannot be bytes"],
+        ["invalid shape"],
     ),
     "a missing key": (
         lambda p: edit_arrays(p / VAE, lambda arrays: arrays.pop(BIAS)),
@@ -203,20 +206,20 @@ REFUSED_WEIGHTS = {
         lambda p: shard(p)[1].unlink(),
         read_vae,
         SHARDS[1],
-        ["missing", "index.json lists it"],
+        ["cannot be read", "No such file"],
     ),
     "a truncated shard": (lambda p: truncate(shard(p)[0], 9999), read_vae, SHARDS[0], ["truncat"]),
     "a key that no shard has": (
         lambda p: edit_arrays(shard(p)[0], lambda arrays: arrays.pop(BIAS)),
         read_vae,
-        SHARDS[0],
+        VAE_INDEX,
         ["1 keys differ", f"first {BIAS} (the index only)"],
     ),
     "a key that the index lacks": (
         lambda p: edit_arrays(shard(p)[0], lambda arrays: arrays.update(a=arrays[BIAS])),
         read_vae,
-        SHARDS[0],
-        ["1 keys differ", "first a (the file only)"],
+        VAE_INDEX,
+        ["1 keys differ", "first a (a file only)"],
     ),
     "an index of nothing": (
         lambda p: shard(p)[2].write_text("{}"),
@@ -230,11 +233,11 @@ REFUSED_WEIGHTS = {
         VAE_INDEX,
         ["'../../secret'", "beside the index"],
     ),
-    "broken msgpack": (
+    "msgpack": (
         lambda p: rename(p, VAE, "vae/diffusion_flax_model.msgpack"),
         read_vae,
         "vae/diffusion_flax_model.msgpack",
-        ["not a file of Flax weights"],
+        ["weights of Flax classes", "from_flax=True"],
     ),
 }
 
@@ -254,26 +257,17 @@ def test_a_file_that_shrinks_while_it_is_read(changeable):
     assert_refused(lambda path: dict(lazy), changeable, VAE, "cannot be read", "No such file")
 
 
-def test_pickles_are_refused_with_a_command_that_converts_them(changeable):
-    """The command runs as it is printed, with tensors that share memory, and the result loads."""
+def test_pickles_are_refused_with_what_converts_them(changeable, tmp_path):
+    """What the message says runs as it is printed, and the result loads."""
     where = changeable / "text_encoder"
     _, state = load_in_torch(changeable, "text_encoder")
-    first, second = (f"text_model.encoder.layers.{i}.layer_norm1.bias" for i in (0, 1))
-    state[first] = state[second]
     torch.save(state, where / "pytorch_model.bin")
-    torch.save({"nothing": torch.ones(1)}, where / "pytorch_model.fp16.bin")
     (where / "model.safetensors").unlink()
     file = "text_encoder/pytorch_model.bin"
     message = assert_refused(read_text_encoder, changeable, file, "pickle", "any code")
-    command = message.partition("convert it with: ")[2]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    subprocess.run(command, shell=True, check=True, env={**os.environ, "PATH": path}, timeout=300)
-    assert_params_are(read(changeable, "text_encoder"), state)
-
-
-def test_a_checkpoint_of_another_kind_is_refused(changeable):
-    rename(changeable, VAE, "vae/model.ckpt")
-    assert_refused(read_vae, changeable, "vae/model.ckpt", "pickle", "python -c")
+    conversion = message.partition("author: ")[2]
+    eval(conversion, {"diffusers": diffusers, "another_folder": tmp_path / "converted"})
+    assert_params_are(read(tmp_path / "converted", "text_encoder"), state)
 
 
 @pytest.mark.parametrize(

@@ -125,12 +125,6 @@ def profile() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
-def low_bits(width: int = 8) -> bytes:
-    """Grey of 4 bits: black, white, black, ... of which the whites are transparent."""
-    row = b"\0" + b"\x0f" * (width // 2)
-    return png(width, 4, 4, 0, row * 4, chunk(b"tRNS", struct.pack(">H", 15)))
-
-
 _BLACK = b"\0" + bytes(3 * WIDTH)
 
 # Name -> maker and the reason that it is refused for.
@@ -176,10 +170,6 @@ _BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
     "PNG of 30000x30000": (lambda: png(30000, 30000, 8, 2, _BLACK), LARGE),
     "PNG of 12000x10000": (lambda: png(12000, 10000, 8, 2, _BLACK), LARGE),
     "APNG": (lambda: frames("PNG"), ANIMATED),
-    "APNG of no frames": (
-        lambda: png(WIDTH, 1, 8, 2, _BLACK, chunk(b"acTL", bytes(8))),
-        ANIMATED,
-    ),
     "WebP, cut pixels": (lambda: cut(noisy("WEBP"), 0.6), DAMAGED),
     "WebP, cut header": (lambda: noisy("WEBP")[:18], DAMAGED),
     "lossless WebP, damaged pixels": (partial(damaged_pixels, "WEBP", 30, lossless=True), DAMAGED),
@@ -213,7 +203,6 @@ GOOD: dict[str, Callable[[], bytes]] = {
     "very tall PNG": lambda: encode(smooth(width=2, height=4000)),
     "grey PNG": lambda: encode(smooth("L")),
     "1-bit PNG": lambda: encode(smooth("1")),
-    "4-bit grey PNG with transparency": low_bits,
     "palette PNG": lambda: encode(smooth("P")),
     "palette PNG with transparency": lambda: encode(smooth("P"), transparency=3),
     "palette PNG with alpha": lambda: encode(smooth("P"), transparency=bytes(range(256))),

@@ -20,13 +20,6 @@ FEATURES = {
     "mask": F.Image(shape=(None, None, 1)),
     "more": {"image": F.Image(), "text": F.Text()},
 }
-NOT_TAKEN = {  # and not stored either, for which tfds needs TensorFlow
-    "views": F.Sequence(F.Image()),
-    "words": F.Sequence(F.Sequence(F.Text())),
-    "boxes": F.Sequence(F.BBoxFeature()),
-    "depth": F.Image(shape=(None, None, 1), dtype=np.uint16),
-    "steps": F.Dataset({"note": F.Text()}),
-}
 SHARDS = (4, 3)
 COUNT = sum(SHARDS)
 
