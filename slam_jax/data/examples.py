@@ -45,6 +45,7 @@ class Examples(Protocol):
         Raises:
           Rejected: it cannot be used.
         """
+        ...
 
 
 @dataclass(frozen=True)
