@@ -61,14 +61,16 @@ class Shard:
         Raises:
           InputError: it cannot be read, or is not what it was when it was found.
         """
+        content = b""
         for pause in (*PAUSES, None):
             try:
                 # To ask a store each time would double the requests.
                 same = not self.is_local or _version(self.system.info(self.path)) == self.version
-                content = self.system.cat_file(self.path, begin, end) if same else b""
+                if same:
+                    found: Any = self.system.cat_file(self.path, begin, end)
+                    content = found
                 break
             except FileNotFoundError:
-                content = b""
                 break
             # Libraries of stores have errors of their own; most pass.
             except Exception as error:
@@ -135,7 +137,8 @@ def _matches(system: fsspec.AbstractFileSystem, path: str) -> list[str]:
     """The paths of shards, for a path without braces."""
 
     def glob(path: str) -> list[str]:
-        found = system.glob(path, detail=True).items()
+        matches: Any = system.glob(path, detail=True)  # a dict, but for fsspec's annotations
+        found = matches.items()
         files = (match for match, info in found if info["type"] != "directory")
         return sorted(match for match in files if not match.rpartition("/")[2].startswith("."))
 

@@ -7,6 +7,7 @@ import os
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -74,7 +75,7 @@ def indices_of(shards: list[Shard], folder: Path, caption_key: str) -> list[Inde
         with _pool(missing) as pool:
             made = tqdm(pool.map(make, missing), "indexing", len(missing), unit="shard")
             indices.update(zip(missing, made, strict=True))
-    return list(indices.values())
+    return [index for index in indices.values() if index is not None]
 
 
 def _pool(shards: list[Shard]) -> Executor:
@@ -87,7 +88,7 @@ def _pool(shards: list[Shard]) -> Executor:
 def _make(folder: Path, caption_key: str, shard: Shard) -> Index:
     try:
         with shard.system.open(shard.path, "rb") as file:
-            index = scan(file, shard.size, shard.name, caption_key)
+            index = scan(cast("IO[bytes]", file), shard.size, shard.name, caption_key)
     # Libraries of stores have errors of their own.
     except Exception as error:
         raise InputError(f"{shard.location}: cannot be read: {first_line(error)}") from error

@@ -8,7 +8,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -47,7 +47,7 @@ class Index(NamedTuple):
     problem: str
 
 
-def scan(file: BinaryIO, size: int, name: str, caption_key: str) -> Index:
+def scan(file: IO[bytes], size: int, name: str, caption_key: str) -> Index:
     """Indexes a shard.
 
     Args:
@@ -88,7 +88,7 @@ def scan(file: BinaryIO, size: int, name: str, caption_key: str) -> Index:
     return Index(table, rejects, problem)
 
 
-def _members(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
+def _members(file: IO[bytes], size: int) -> Iterator[tarfile.TarInfo]:
     """The members that are whole.
 
     Raises:
@@ -106,7 +106,8 @@ def _members(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
             raise Rejected("truncated shard" if cut else "damaged shard", "") from error
         if member is None:
             break
-        tar.members.clear()  # tarfile would keep them all
+        # tarfile would keep them all; typeshed does not know where.
+        tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
         if member.offset_data + member.size > size:
             raise Rejected("truncated shard", "")
         yield member
@@ -133,7 +134,7 @@ class _Example:
     crc: int = 0
     copies: int = 0  # how often the image came again
 
-    def add(self, suffix: str, member: tarfile.TarInfo, file: BinaryIO, caption_key: str) -> None:
+    def add(self, suffix: str, member: tarfile.TarInfo, file: IO[bytes], caption_key: str) -> None:
         """Looks at a member of the tar."""
 
         def read(size: int) -> bytes:

@@ -99,7 +99,8 @@ def _read(shard: Shard, image: list[int], caption: list[int]) -> tuple[bytes, by
     else:  # one request for both
         content = shard.read(first, last + more)
         contents = content[:size], content[last - first :]
-    return contents if first == image[0] else contents[::-1]
+    one, other = contents
+    return (one, other) if first == image[0] else (other, one)
 
 
 def _users_cache() -> Path:

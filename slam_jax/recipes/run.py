@@ -18,7 +18,7 @@ from slam_jax.drawing.ladder import Artists, Ladder
 from slam_jax.drawing.metrics.registry import check_metrics
 from slam_jax.drawing.report import write_report
 from slam_jax.drawing.samplers import on_whole, student_sampler, teacher_sampler
-from slam_jax.families.family import DENOISER, Family, student_config, student_params
+from slam_jax.families.family import DENOISER, Family, Params, student_config, student_params
 from slam_jax.formats.flax_folder import SavedModel
 from slam_jax.method.sampler import ddim_timesteps
 from slam_jax.models.functional import cast
@@ -147,10 +147,21 @@ def _run(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     del weights
     network = student_config(pipeline, method)
     ladder = Ladder(_artists(run, frozen, network), config.evaluation, config.seed)
+
+    def draw_samples(student: Params, step: int) -> dict[str, float]:
+        measured = ladder.save(samples / f"step_{step:06d}.png", student)
+        best = config.training.best_metric
+        if config.training.keep_best and best not in ("loss", *measured):
+            raise InputError(
+                f"config.training.best_metric = {best!r}: of these pictures are measured "
+                f"{', '.join(measured)}"
+            )
+        return measured
+
     ema = distil(
         Distillation(config, pipeline, params, frozen, identity["fingerprints"], run.source, mesh),
         run.workdir,
-        lambda student, step: ladder.save(samples / f"step_{step:06d}.png", student),
+        draw_samples,
     )
     info = {"teacher": identity, **info_of(config)}
     if is_main():

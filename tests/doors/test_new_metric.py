@@ -30,9 +30,6 @@ SMALL = {
 class Brightness(Metric):
     name, title = "brightness", "mean pixel"
 
-    def applies(self, drawn):
-        return True
-
     def compute(self, drawn):
         return float(drawn.images.mean())
 

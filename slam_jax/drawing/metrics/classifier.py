@@ -17,13 +17,10 @@ class LabelAccuracy(Metric):
     """The share of pictures that the classifier reads as the label they were drawn for; the higher
     the better."""
 
-    name, title = "label_accuracy", "label accuracy"
-
-    def applies(self, drawn: Drawn) -> bool:
-        return drawn.reference is not None
+    name, title, needs_reference = "label_accuracy", "label accuracy", True
 
     def compute(self, drawn: Drawn) -> float:
-        assert drawn.reference is not None  # as `applies` says
+        assert drawn.reference is not None  # which this metric needs
         return classifier_of(drawn.reference).label_accuracy(drawn.images, drawn.prompts)
 
 

@@ -12,23 +12,23 @@ MOST_VALUES = 1024  # of a picture, whose covariance is fitted
 class FdPixels(Metric):
     """To real pictures, in pixels; of small pictures only."""
 
-    name, title = "fd_pixels", "FD pixels"
+    name, title, needs_reference = "fd_pixels", "FD pixels", True
 
     def applies(self, drawn: Drawn) -> bool:
-        return drawn.reference is not None and _enough(drawn)
+        return _enough(drawn)
 
     def compute(self, drawn: Drawn) -> float:
-        assert drawn.reference is not None  # as `applies` says
+        assert drawn.reference is not None  # which this metric needs
         return frechet_distance(flat(drawn.images), flat(drawn.reference.images))
 
 
 class FdFeatures(Metric):
     """To real pictures with labels, in the features of a classifier that is fitted to them."""
 
-    name, title = "fd_features", "FD features"
+    name, title, needs_reference = "fd_features", "FD features", True
 
     def applies(self, drawn: Drawn) -> bool:
-        return drawn.reference is not None and _enough(drawn)
+        return _enough(drawn)
 
     def compute(self, drawn: Drawn) -> float:
         assert drawn.reference is not None

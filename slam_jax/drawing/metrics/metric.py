@@ -33,14 +33,17 @@ class Metric(ABC):
     Attributes:
       name: its key in reports and metrics; NAME_4 is that of 4 steps, which keep-best can go by.
       title: the head of its column.
+      needs_reference: whether it compares with real pictures, which there are none of in training.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
+    needs_reference: ClassVar[bool] = False
 
-    @abstractmethod
     def applies(self, drawn: Drawn) -> bool:
-        """Whether it can be computed for these pictures."""
+        """Whether it can be computed for these pictures; where it needs real ones, they are there."""
+        del drawn
+        return True
 
     @abstractmethod
     def compute(self, drawn: Drawn) -> float:

@@ -26,7 +26,9 @@ def measure(drawn: Drawn, names: Sequence[str] = ()) -> dict[str, float]:
       names: of METRICS; none: all.
     """
     chosen = [METRICS[name] for name in names or METRICS]
-    return {m.name: m.compute(drawn) for m in chosen if m.applies(drawn)}
+    if drawn.reference is None:
+        chosen = [metric for metric in chosen if not metric.needs_reference]
+    return {metric.name: metric.compute(drawn) for metric in chosen if metric.applies(drawn)}
 
 
 def check_metrics(config: Config) -> None:
@@ -40,6 +42,7 @@ def check_metrics(config: Config) -> None:
             expected = f"one of {', '.join(METRICS)}"
             raise OptionError("evaluation.metrics", name, expected)
     steps = config.evaluation.student_steps
-    names = ["loss", *(f"{name}_{count}" for name in METRICS for count in steps)]
+    drawn = [n for n in config.evaluation.metrics or METRICS if not METRICS[n].needs_reference]
+    names = ["loss", *(f"{name}_{count}" for name in drawn for count in steps)]
     if (best := config.training.best_metric) not in names:
         raise OptionError("training.best_metric", best, f"one of {', '.join(names)}")

@@ -10,9 +10,6 @@ class RmseToTeacher(Metric):
 
     name, title = "rmse_to_teacher", "RMSE to teacher"
 
-    def applies(self, drawn: Drawn) -> bool:
-        return True
-
     def compute(self, drawn: Drawn) -> float:
         return rmse(drawn.images, drawn.teacher)
 
