@@ -41,7 +41,7 @@ class Metric(ABC):
     needs_reference: ClassVar[bool] = False
 
     def applies(self, drawn: Drawn) -> bool:
-        """Whether it can be computed for these pictures; where it needs real ones, they are there."""
+        """Whether it can be computed for these pictures; real ones are there if it needs them."""
         del drawn
         return True
 
