@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from slam_jax.base.errors import BackendError, InputError
@@ -28,7 +29,7 @@ from slam_jax.data.prepared import FORMAT
 from slam_jax.data.prepared_write import Store, check_folder
 from slam_jax.data.rejects import FEW, Rejects
 from slam_jax.data.sources import add_source_options, data_of, open_examples, say_rejects
-from slam_jax.data.views import Cutter, Indices, groups, read_ahead
+from slam_jax.data.views import Cutter, groups, read_ahead
 from slam_jax.families.load import read_pipeline
 from slam_jax.families.sd_pipeline import StableDiffusionPipeline
 from slam_jax.formats.diffusers_folder import Folder, fingerprints, resolve
@@ -161,7 +162,8 @@ def encode(
       InputError: something cannot be encoded or written.
     """
     counts = {shard: store.count(shard) for shard in shards}
-    indices = Indices(shards, store.shard_size, sum(counts.values()))
+    parts = (np.arange(count) + shard * store.shard_size for shard, count in counts.items())
+    indices = np.concatenate([np.arange(0), *parts])
     with closing(read_ahead(cutter, indices, data.workers, AHEAD * encoder.batch)) as stream:
         started = (
             (group, encoder.start(group.views) if group.views else None)

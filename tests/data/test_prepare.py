@@ -95,7 +95,6 @@ def test_what_is_not_finished_is_made_and_nothing_else(finished, run, tmp_path):
         (folder / name).unlink()
     (folder / "shard-00001.arrayrecord").write_bytes(b"an older one")
     (folder / ".shard-00001.arrayrecord.tmp").write_bytes(b"half of")
-    (folder / ".plan.json.0a1b.tmp").write_bytes(b"{")
     (folder / "shard-00004.json").write_text("{")
     kept = [folder / f"shard-{shard:05d}.arrayrecord" for shard in (0, 2)]
     before = [path.stat().st_mtime_ns for path in kept]
@@ -118,7 +117,7 @@ def command(teacher, out, code="", *options):
     """The command in a process of its own, with `broken()` for its source."""
     code = f"""
 import os, prepared_files
-from slam_jax import prepare
+from slam_jax.commands import prepare
 from slam_jax.data import prepared_write
 if __name__ == "__main__":
     broken = {{3: "damaged image", 7: "damaged image"}}

@@ -1,7 +1,5 @@
 """Training on prepared latents, against torch's encoders and against encoding in every step."""
 
-import dataclasses
-
 import diffusers
 import jax
 import numpy as np
@@ -13,13 +11,9 @@ from helpers import assert_close, jit
 from slam_jax.commands import prepare
 from slam_jax.data import prepared
 from slam_jax.data.image_text import ImageText, Transform
-from slam_jax.families.family import student_config, student_params
 from slam_jax.families.load import read_pipeline, read_surroundings, read_unet
-from slam_jax.families.sd_pipeline import StableDiffusionPipeline
 from slam_jax.formats.diffusers_folder import fingerprints, resolve
 from slam_jax.method.sampler import gaussian
-from slam_jax.method.slam import Method
-from slam_jax.recipes.distill import distillation_loss
 
 SIZE, CAPTIONS = 64, 3
 DRAWN = dict(flip=True, captions="random", empty_prompts=0.3)
@@ -156,36 +150,6 @@ def test_latents_and_contexts_are_those_of_encoding_in_every_step(request, famil
         lambda actual, expected: assert_close(actual, expected, 2e-3), *(contexts, direct_contexts)
     )
     assert np.any(latents != direct)  # as float16 is what was stored
-
-
-@dataclasses.dataclass(frozen=True)
-class Given:
-    """The pipeline, but latents and contexts are the batch: the loss is compiled once for both."""
-
-    pipeline: StableDiffusionPipeline
-
-    def __getattr__(self, name):
-        return getattr(self.pipeline, name)
-
-    def latents(self, frozen, batch, key, examples):
-        return batch[0]
-
-    def contexts(self, frozen, batch, w):
-        return batch[1]
-
-
-@pytest.mark.slow  # compiles the loss
-def test_losses_are_those_of_encoding_in_every_step(sdxl):
-    method, unet = Method(w=7.0), sdxl.pipeline.unet
-    student = student_params(sdxl.unet, student_config(unet, method.conditioning))
-    loss = jit(distillation_loss(Given(sdxl.pipeline), method))
-    losses = [
-        loss(student, student, {"unet": sdxl.unet}, inputs, np.arange(4), jax.random.key(key))[0]
-        for inputs in inputs_of(sdxl)
-        for key in (3, 4)
-    ]
-    np.testing.assert_allclose(losses[:2], losses[2:], rtol=2e-3)
-    assert np.all(np.abs(losses[0] / losses[1] - 1) > 1e-2)  # another key is another loss
 
 
 def test_moments_of_a_batch_are_the_latents_distribution(sd15):
