@@ -18,10 +18,9 @@ Fields, where V is 2 with mirrored twins and else 1, and K is the number of capt
 
 import hashlib
 import json
-from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from slam_jax.base.errors import InputError
+from slam_jax.base.json_file import read_json
 from slam_jax.data.batches import Batch
 from slam_jax.data.rejects import Rejected, Rejects, first_usable
 
@@ -37,10 +37,6 @@ PLAN_FILE, INFO_FILE, EMPTY_FILE = "plan.json", "info.json", "empty.bin"
 FORMAT = 1
 OF_A_VIEW = ("moments", "time_ids")
 OF_A_CAPTION = ("tokens", "encoder_hidden_states", "text_embeds")
-KEYS = (
-    *("source", "identity", "filters", "model", "resolution", "crop", "flip", "captions"),
-    *("precision", "counts", "rejects", "fields", "shards", "empty"),
-)
 ENDS = 4096  # bytes at both ends of a shard that its digest is made of
 OPEN_SHARDS = 256
 OPENERS = 16  # threads that look at the shards
@@ -92,46 +88,19 @@ def read_info(folder: Path) -> dict[str, Any]:
       InputError: it is not finished, or damaged, or another kind of folder.
     """
     path = folder / INFO_FILE
+    if not path.exists() and (folder / PLAN_FILE).exists():
+        done, plan = len(list(folder.glob("shard-*.json"))), read_json(folder / PLAN_FILE, GO_ON)
+        raise InputError(
+            f"{folder}: not finished, {done} of {-(-plan['examples'] // plan['shard_size'])} "
+            "shards are done; run the slam-jax prepare command that began it again, without --part "
+            "or with every part"
+        )
     if not path.exists():
-        if (folder / PLAN_FILE).exists():
-            done, plan = len(list(folder.glob("shard-*.json"))), read_json(folder / PLAN_FILE)
-            wanted = -(-plan.get("examples", 0) // plan.get("shard_size", 1))
-            raise InputError(
-                f"{folder}: not finished, {done} of {wanted} shards are done; run the "
-                "slam-jax prepare command that began it again, without --part or with every part"
-            )
         raise InputError(f"{path}: no such file; slam-jax prepare makes such a folder")
-    info = read_json(path)
-    if info.get("format") != FORMAT:
-        found = info.get("format")
+    info = read_json(path, f"remove it, and {GO_ON}")
+    if (found := info.get("format")) != FORMAT:
         raise InputError(f"{path}: format {found!r}, expected {FORMAT}; prepare the data anew")
-    try:
-        if missing := [key for key in KEYS if key not in info]:
-            raise ValueError(f"{missing[0]} is missing")
-        if not row_dtype(info["fields"]).names or not info["shards"]:
-            raise ValueError("no fields or no shards")
-        for shard in info["shards"]:
-            _ = shard["count"], shard["size"], shard["digest"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: damaged ({error}); remove it, and {GO_ON}") from error
     return info
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-      InputError: the file cannot be read, or is something else.
-    """
-    try:
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict):
-            raise ValueError("no JSON object")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}); remove it, and {GO_ON}") from error
-    return content
 
 
 def check_fits(
@@ -198,67 +167,41 @@ class Prepared:
         self._ends = np.cumsum([shard["count"] for shard in info["shards"]])
         what = json.dumps([info["fields"], info["shards"], info["empty"]]).encode()
         self.identity = hashlib.sha256(what).hexdigest()
-        self._readers: OrderedDict[int, ArrayRecordReader] = OrderedDict()
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_readers": OrderedDict()}  # opened anew in a worker process
-
     def read(self, indices: np.ndarray, seeds: np.ndarray) -> tuple[Batch, Rejects]:
-        rejects, batch = Rejects(), self._allocate(len(indices))
-        for place, (index, seed) in enumerate(zip(indices, seeds, strict=True)):
-            put = partial(self._put, batch, place)
-            first_usable(put, int(index), int(seed), len(self), rejects, self.name)
+        rejects, examples = Rejects(), []
+        for index, seed in zip(indices.tolist(), seeds.tolist(), strict=True):
+            example = first_usable(self._draw, index, seed, len(self), rejects, self.name)
+            examples.append(example)
+        batch = {name: np.stack([one[name] for one in examples]) for name in examples[0]}
         return batch, rejects
 
-    def _allocate(self, count: int) -> Batch:
-        stored = {
-            name: self._dtype[name] for name in (*OF_A_VIEW, *(self._empty.dtype.names or ()))
-        }
-        return {
-            name: np.empty((count, *field.shape[1:]), field.base) for name, field in stored.items()
-        }
-
-    def _put(self, batch: Batch, place: int, index: int, rng: np.random.Generator) -> None:
-        """Puts the example into the batch."""
+    def _draw(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         # The same draws as those of pictures that are encoded in training; the first of them
         # places the crop there.
         _, mirrored, choice, emptied = rng.random(4)
         row = self._row(index)
         twin = int(self._flip and mirrored < 0.5)
-        for name in OF_A_VIEW:
-            batch[name][place] = row[name][twin]
         which = int(choice * row["caption_count"]) if self._captions == "random" else 0
         is_empty = emptied < self._empty_prompts
-        for name in self._empty.dtype.names or ():
-            batch[name][place] = self._empty[name] if is_empty else row[name][which]
+        texts = {
+            name: self._empty[name] if is_empty else row[name][which]
+            for name in self._empty.dtype.names or ()
+        }
+        return {name: row[name][twin] for name in OF_A_VIEW} | texts
 
     def _row(self, index: int) -> np.void:
         shard = int(np.searchsorted(self._ends, index, side="right"))
         row = index - int(self._ends[shard]) + self.info["shards"][shard]["count"]
-        reader = self._reader(shard)
+        reader = _reader(str(self._folder / shard_name(shard)))
         try:
             return np.frombuffer(reader.read([row])[0], self._dtype)[0]
         # RuntimeError: a checksum that is wrong; ValueError: another size.
         except (RuntimeError, ValueError, IndexError) as error:
             raise Rejected("damaged record", f"{shard_name(shard)}/{row}") from error
-
-    def _reader(self, shard: int) -> ArrayRecordReader:
-        """The shard's, opened if it was not, at the cost of the one that was not used for longest
-        where many are open."""
-        if shard in self._readers:
-            self._readers.move_to_end(shard)
-            return self._readers[shard]
-        path = self._folder / shard_name(shard)
-        reader = ArrayRecordReader(str(path), **READER)
-        if not reader.ok():
-            raise InputError(f"{path}: cannot be read any more; {GO_ON}")
-        if len(self._readers) == OPEN_SHARDS:
-            self._readers.popitem(last=False)
-        self._readers[shard] = reader
-        return reader
 
     def _check_shards(self) -> None:
         """Every shard is there, and the one that was made."""
@@ -277,11 +220,16 @@ class Prepared:
                 pass
 
     def _read_empty(self) -> np.void:
-        path, dtype = self._folder / EMPTY_FILE, empty_dtype(self._dtype)
+        path = self._folder / EMPTY_FILE
         try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror}); {GO_ON}") from error
-        if hashlib.sha256(content).hexdigest() != self.info["empty"]:
-            raise InputError(f"{path}: not the file that was made; remove it, and {GO_ON}")
-        return np.frombuffer(content, dtype)[0]
+            return np.fromfile(path, empty_dtype(self._dtype))[0]
+        except (OSError, IndexError) as error:
+            raise InputError(f"{path}: cannot be read ({error}); {GO_ON}") from error
+
+
+@lru_cache(OPEN_SHARDS)
+def _reader(path: str) -> ArrayRecordReader:
+    reader = ArrayRecordReader(path, **READER)
+    if not reader.ok():
+        raise InputError(f"{path}: cannot be read any more; {GO_ON}")
+    return reader

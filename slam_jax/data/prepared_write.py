@@ -5,8 +5,7 @@ import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from importlib import metadata
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,13 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from slam_jax.base.errors import InputError
-from slam_jax.base.files import write_whole
+from slam_jax.base.files import is_empty, write_whole
+from slam_jax.base.json_file import read_json, write_json
 from slam_jax.data.prepared import (
     EMPTY_FILE,
+    GO_ON,
     INFO_FILE,
     PLAN_FILE,
-    read_json,
     row_dtype,
     shard_name,
     state_of,
@@ -29,7 +29,6 @@ from slam_jax.data.rejects import Rejects
 # One record in a chunk, for random access. Half of the bits are noise and do not compress.
 WRITER = "group_size:1,uncompressed"
 NOTES = ("source", "model.path", "model.revision", "model.variant")  # of a plan; not its content
-PACKAGES = ("array_record", "jax", "numpy", "pillow")
 
 
 def check_folder(folder: Path) -> None:
@@ -38,12 +37,7 @@ def check_folder(folder: Path) -> None:
     Raises:
       InputError: the folder holds something else than latents.
     """
-    if not folder.exists() or (folder / PLAN_FILE).exists():
-        return
-    # What a killed process left of its plan is no reason.
-    if not folder.is_dir() or any(
-        not other.name.startswith(f".{PLAN_FILE}") for other in folder.iterdir()
-    ):
+    if folder.exists() and not ((folder / PLAN_FILE).exists() or is_empty(folder)):
         raise InputError(
             f"{folder}: not empty, and nothing that slam-jax prepare began; choose another folder"
         )
@@ -69,40 +63,35 @@ class Store:
     def __init__(self, folder: Path, plan: Mapping[str, Any]):
         self.folder, self._plan = folder, json.loads(json.dumps(plan))
         self.dtype = row_dtype(plan["fields"])
-        # Of the content: the same data found under another path goes on with the same folder.
-        content = {k: v for k, v in _flat(self._plan).items() if k not in NOTES}
-        self._plan_digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        self._content = _content(self._plan)
+        facts = json.dumps(self._content, sort_keys=True).encode()
+        self._plan_digest = hashlib.sha256(facts).hexdigest()
         self.shard_size = plan["shard_size"]
         self.shards = -(-plan["examples"] // self.shard_size)
-        self._content = content
-        with _one_line(folder):
-            check_folder(folder)
-            if (folder / PLAN_FILE).exists():
-                self._compare()
+        check_folder(folder)
+        if (folder / PLAN_FILE).exists():
+            self._compare()
 
     def _begin(self) -> None:
         """Writes the plan, before anything else; or finds that another process wrote one."""
         path = self.folder / PLAN_FILE
         with _one_line(self.folder):
             if not path.exists():
-                self.folder.mkdir(parents=True, exist_ok=True)
-                write_whole(path, json.dumps(self._plan, indent=2))
+                write_json(path, self._plan)
         self._compare()
 
     def _compare(self) -> None:
-        content, began = self._content, _flat(read_json(self.folder / PLAN_FILE))
-        for key in [*content, *began]:
-            if key in NOTES or began.get(key) == content.get(key):
+        now, began = self._content, _content(read_json(self.folder / PLAN_FILE, GO_ON))
+        for key in now | began:
+            if began.get(key) == now.get(key):
                 continue
+            was, what = f"{key} = {began.get(key)!r}, but now it is {now.get(key)!r}", "options"
             if key == "identity":
-                raise InputError(
-                    f"{self.folder}: begun with other examples or captions ("
-                    f"{began.get('examples')} then, {content.get('examples')} now); use the source "
-                    "and its options that it was begun with, or another folder"
-                )
+                counts = f"{began.get('examples')} then, {now.get('examples')} now"
+                was, what = f"other examples or captions ({counts})", "source and its options"
             raise InputError(
-                f"{self.folder}: begun with {key} = {began.get(key)!r}, but now it is "
-                f"{content.get(key)!r}; use the options it was begun with, or another folder"
+                f"{self.folder}: begun with {was}; use the {what} it was begun with, or another "
+                "folder"
             )
 
     def count(self, shard: int) -> int:
@@ -119,10 +108,10 @@ class Store:
         if not (note := path.with_suffix(".json")).exists():
             return None
         try:
-            record = read_json(note)
-            made = (record["size"], record["digest"], record["plan"])
+            record = read_json(note, GO_ON)
+            made = record.get("size"), record.get("digest"), record.get("plan")
             return record if made == (*state_of(path), self._plan_digest) else None
-        except (InputError, OSError, KeyError):
+        except (InputError, OSError):
             return None
 
     @contextmanager
@@ -134,28 +123,20 @@ class Store:
         """
         self._begin()
         path = self.folder / shard_name(shard)
-        unfinished, note = path.with_name(f".{path.name}.tmp"), path.with_suffix(".json")
-        with _locked(unfinished, path):
+        begun, note = path.with_name(f".{path.name}.tmp"), path.with_suffix(".json")
+        with _locked(begun, path):
             try:
-                writer = ShardWriter(unfinished, path, self.dtype)
-                try:
+                with closing(ShardWriter(begun, path, self.dtype)) as writer:
                     yield writer
-                finally:
-                    writer.close()
                 with _one_line(path):
-                    size, digest = state_of(unfinished)
-                    record = {
-                        "count": writer.count,
-                        "size": size,
-                        "digest": digest,
-                        "rejects": writer.rejects.to_dict(),
-                        "plan": self._plan_digest,
-                    }
+                    size, digest = state_of(begun)
+                    record = {"count": writer.count, "size": size, "digest": digest}
+                    record |= {"rejects": writer.rejects.to_dict(), "plan": self._plan_digest}
                     note.unlink(missing_ok=True)
-                    unfinished.replace(path)
+                    begun.replace(path)
                     write_whole(note, json.dumps(record))
             finally:
-                unfinished.unlink(missing_ok=True)
+                begun.unlink(missing_ok=True)
 
     @property
     def has_empty(self) -> bool:
@@ -202,20 +183,16 @@ class Store:
             raise InputError(f"{self._plan['source']}: none of its examples can be used: {why}")
         rejects.check(counts["examples"], max_rejects, self._plan["source"])
         with _one_line(self.folder):
-            for leftover in self.folder.glob(".*.tmp"):  # of processes that were killed
-                if not leftover.name.startswith(f".{INFO_FILE}"):  # that one may still be alive
-                    leftover.unlink(missing_ok=True)
             info = {
                 **self._plan,
                 "counts": counts,
                 "rejects": rejects.to_dict(),
                 "empty": hashlib.sha256((self.folder / EMPTY_FILE).read_bytes()).hexdigest(),
-                "versions": {name: metadata.version(name) for name in PACKAGES},
                 "shards": [
                     {key: record[key] for key in ("count", "size", "digest")} for record in records
                 ],
             }
-            write_whole(self.folder / INFO_FILE, json.dumps(info, indent=2))
+            write_json(self.folder / INFO_FILE, info)
         return info
 
 
@@ -233,8 +210,7 @@ class ShardWriter:
     """
 
     def __init__(self, file: Path, path: Path, dtype: np.dtype):
-        self.count, self.rejects = 0, Rejects()
-        self._path, self._dtype = path, dtype
+        self.count, self.rejects, self._path, self._dtype = 0, Rejects(), path, dtype
         with _one_line(path):
             self._records = ArrayRecordWriter(str(file), WRITER)
 
@@ -262,13 +238,16 @@ class ShardWriter:
             self._records.close()
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, keys joined by dots."""
-    flat = {}
+def _content(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Of a plan, what decides the content, groups and options joined by dots: the same data found
+    under another path goes on with the same folder."""
+    content = {}
     for key, value in tree.items():
-        is_group = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{key}.") if is_group else {f"{prefix}{key}": value}
-    return flat
+        name = f"{prefix}{key}"
+        if name not in NOTES:
+            is_group = isinstance(value, Mapping)
+            content |= _content(value, f"{name}.") if is_group else {name: value}
+    return content
 
 
 @contextmanager

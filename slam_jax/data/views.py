@@ -1,6 +1,6 @@
 """A source's examples in its order, cropped, and read ahead of whoever encodes them."""
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
@@ -61,28 +61,6 @@ class Cutter:
         )
 
 
-@dataclass(frozen=True)
-class Indices:
-    """The source's examples of some shards, one shard after the other.
-
-    Attributes:
-      shards: ascending.
-      shard_size: how many of the source's examples a shard is made of.
-      count: how many there are in all; where the source ends, a shard has fewer.
-    """
-
-    shards: Sequence[int]
-    shard_size: int
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, position: int) -> int:
-        nth, rest = divmod(position, self.shard_size)
-        return self.shards[nth] * self.shard_size + rest
-
-
 @dataclass
 class Group:
     """Examples that are encoded at once.
@@ -141,11 +119,8 @@ def read_ahead(
     Raises:
       InputError: a worker process was killed; or from `read`.
     """
+    threads = THREADS_OF_A_WORKER if workers else THREADS
+    each = max(ahead // max(workers, 1), threads)
     dataset = grain.MapDataset.source(indices).map(read)
-    if workers:
-        each = max(ahead // workers, 1)
-        threads = grain.ReadOptions(THREADS_OF_A_WORKER, max(each, THREADS_OF_A_WORKER))
-        dataset = in_workers(dataset.to_iter_dataset(threads), workers, each)
-    else:
-        dataset = dataset.to_iter_dataset(grain.ReadOptions(THREADS, max(ahead, THREADS)))
-    yield from elements(dataset, "images")
+    dataset = dataset.to_iter_dataset(grain.ReadOptions(threads, each))
+    yield from elements(in_workers(dataset, workers, each) if workers else dataset, "images")

@@ -6,6 +6,7 @@ from contextlib import closing
 from itertools import groupby
 from typing import Any, TypeVar
 
+import numpy as np
 from tqdm import tqdm
 
 from slam_jax.config.options import Data
@@ -13,7 +14,7 @@ from slam_jax.data.examples import Examples
 from slam_jax.data.prepared import FORMAT
 from slam_jax.data.prepared_write import Store
 from slam_jax.data.rejects import Rejects
-from slam_jax.data.views import Cutter, Indices, groups, read_ahead
+from slam_jax.data.views import Cutter, groups, read_ahead
 from slam_jax.families.stable_diffusion_pipeline import StableDiffusionPipeline
 from slam_jax.formats.diffusers_folder import Folder, fingerprints
 from slam_jax.recipes.encode import Encoder
@@ -91,7 +92,8 @@ def encode(
       InputError: something cannot be encoded or written.
     """
     counts = {shard: store.count(shard) for shard in shards}
-    indices = Indices(shards, store.shard_size, sum(counts.values()))
+    parts = (np.arange(count) + shard * store.shard_size for shard, count in counts.items())
+    indices = np.concatenate([np.arange(0), *parts])
     with closing(read_ahead(cutter, indices, data.workers, AHEAD * encoder.batch)) as stream:
         started = (
             (group, encoder.start(group.views) if group.views else None)

@@ -95,7 +95,6 @@ def test_what_is_not_finished_is_made_and_nothing_else(finished, run, tmp_path):
         (folder / name).unlink()
     (folder / "shard-00001.arrayrecord").write_bytes(b"an older one")
     (folder / ".shard-00001.arrayrecord.tmp").write_bytes(b"half of")
-    (folder / ".plan.json.0a1b.tmp").write_bytes(b"{")
     (folder / "shard-00004.json").write_text("{")
     kept = [folder / f"shard-{shard:05d}.arrayrecord" for shard in (0, 2)]
     before = [path.stat().st_mtime_ns for path in kept]
