@@ -46,6 +46,7 @@ class Examples(Protocol):
         Raises:
           Rejected: it cannot be used.
         """
+        ...
 
 
 @dataclass(frozen=True)

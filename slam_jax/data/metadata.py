@@ -59,8 +59,8 @@ def record(content: bytes, name: str) -> dict[str, Any]:
 def watermark(values: Mapping[str, Any]) -> float:
     """The probability of a watermark ("pwatermark") in a record; NaN: not known."""
     try:
-        return float(values.get("pwatermark"))
-    except (TypeError, ValueError):
+        return float(values["pwatermark"])
+    except (KeyError, TypeError, ValueError):
         return float("nan")
 
 

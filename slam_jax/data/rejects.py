@@ -14,7 +14,8 @@ FEW = 100  # examples; while fewer are read, a share says little
 ATTEMPTS = 100  # damaged examples in a row
 THREADS = 16
 AHEAD = 4096  # looks that may wait for a thread
-S, T = TypeVar("S"), TypeVar("T")
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 class Rejected(Exception):

@@ -61,6 +61,7 @@ class Shard:
         Raises:
           InputError: it cannot be read, or is not what it was when it was found.
         """
+        content: Any = b""
         for pause in (*PAUSES, None):
             try:
                 # To ask a store each time would double the requests.
@@ -68,7 +69,6 @@ class Shard:
                 content = self.system.cat_file(self.path, begin, end) if same else b""
                 break
             except FileNotFoundError:
-                content = b""
                 break
             # Libraries of stores have errors of their own; most pass.
             except Exception as error:
@@ -131,7 +131,7 @@ def _find(pattern: str) -> list[Shard]:
         raise InputError(f"{pattern}: cannot be read: {first_line(error)}") from error
 
 
-def _matches(system: fsspec.AbstractFileSystem, path: str) -> list[str]:
+def _matches(system: Any, path: str) -> list[str]:
     """The paths of shards, for a path without braces."""
 
     def glob(path: str) -> list[str]:

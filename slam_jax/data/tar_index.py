@@ -7,6 +7,7 @@ import os
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -68,7 +69,9 @@ def indices_of(shards: list[Shard], folder: Path, caption_key: str) -> list[Inde
     Raises:
       InputError: a shard cannot be read, or an index cannot be written.
     """
-    indices = {shard: load(location(folder, shard, caption_key)) for shard in shards}
+    indices: dict[Shard, Any] = {
+        shard: load(location(folder, shard, caption_key)) for shard in shards
+    }
     if missing := [shard for shard, index in indices.items() if index is None]:
         make = partial(_make, folder, caption_key)
         with _pool(missing) as pool:
@@ -87,7 +90,7 @@ def _pool(shards: list[Shard]) -> Executor:
 def _make(folder: Path, caption_key: str, shard: Shard) -> Index:
     try:
         with shard.system.open(shard.path, "rb") as file:
-            index = scan(file, shard.size, shard.name, caption_key)
+            index = scan(cast(BinaryIO, file), shard.size, shard.name, caption_key)
     # Libraries of stores have errors of their own.
     except Exception as error:
         raise InputError(f"{shard.location}: cannot be read: {first_line(error)}") from error

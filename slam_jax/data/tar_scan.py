@@ -106,7 +106,7 @@ def _members(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
             raise Rejected("truncated shard" if cut else "damaged shard", "") from error
         if member is None:
             break
-        tar.members.clear()  # tarfile would keep them all
+        tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue] # it would keep all
         if member.offset_data + member.size > size:
             raise Rejected("truncated shard", "")
         yield member

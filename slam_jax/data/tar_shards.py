@@ -99,7 +99,7 @@ def _read(shard: Shard, image: list[int], caption: list[int]) -> tuple[bytes, by
     else:  # one request for both
         content = shard.read(first, last + more)
         contents = content[:size], content[last - first :]
-    return contents if first == image[0] else contents[::-1]
+    return contents if first == image[0] else (contents[1], contents[0])
 
 
 def _users_cache() -> Path:

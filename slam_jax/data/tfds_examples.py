@@ -87,6 +87,7 @@ class TfdsExamples:
 
         def look(index: int) -> int:
             example = self._read(index)
+            assert isinstance(example.image, bytes)  # as `_read` gives it
             self._filters.check(example.name, images.read_size(example.image, example.name))
             return index
 

@@ -17,7 +17,7 @@ def method_of(info: Mapping[str, Any], path: Path) -> Method:
     Raises:
       InputError: it has none that is known; names the file.
     """
-    values = info.get("method")
+    values: Any = info.get("method")
     try:
         return METHODS[values["name"]](**values)
     except (KeyError, TypeError, ValueError) as error:
