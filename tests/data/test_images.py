@@ -148,7 +148,8 @@ def test_a_large_webp_is_refused():
     content = encode(smooth("RGBA"), "WEBP", exif=b"Exif\0\0")
     at = content.index(b"VP8X") + 12
     large = content[:at] + (16383).to_bytes(3, "little") * 2 + content[at + 6 :]
-    with pytest.raises(Rejected, match="too many pixels"):
+    # Pillow before 13 finds that the two sizes differ.
+    with pytest.raises(Rejected, match="too many pixels|damaged image"):
         images.read_size(large, "x")
 
 
