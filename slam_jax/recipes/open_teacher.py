@@ -46,13 +46,14 @@ def check_same_teacher(config: Config, workdir: Path, family: Family) -> None:
     """Compares the teacher with the one that the run in the workdir began with, if there is one.
 
     Raises:
-      InputError: it is another one; names the part that differs.
+      InputError: it is another one; names the part that differs. Or a file of it is missing or
+        damaged, which is so noticed before anything is written.
     """
-    record = workdir / TEACHER_FILE
+    record, identity = workdir / TEACHER_FILE, family.identity()
     if not record.exists():
         return
     began_with = read_json(record, "choose another --workdir")
-    if part := other_part(began_with, family.identity()):
+    if part := other_part(began_with, identity):
         raise InputError(
             f"config.teacher.path = {config.teacher.path!r}: its {part} is not the one "
             f"that the run in {workdir} began with, of {began_with.get('path')} "

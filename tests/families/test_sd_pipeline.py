@@ -167,7 +167,7 @@ def test_students_are_told_from_teachers(teachers, tmp_path):
     assert {leaf.dtype.name for leaf in jax.tree.leaves(student.frozen["vae"])} == {"float32"}
     for text, message in (
         ("{", r"slam\.json: damaged"),
-        ("{}", r"slam\.json: method is None, which is none of slam"),
+        ('{"gamma": 1}', r"slam\.json: method is None, which is none of slam"),
         ('{"method": {"name": "dmd"}}', r"which is none of slam with its options; export the mod"),
         ('{"method": {"w": 8.0, "loss": "huber"}}', "export the model again"),
     ):
