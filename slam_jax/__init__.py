@@ -15,6 +15,10 @@ _HOME: dict[str, str] = dict.fromkeys(("distill", "evaluate", "load", "sample"),
 _HOME["slam_loss"] = "slam_jax.method.slam"
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     """Imports a public function when it is asked for: `import slam_jax` alone costs nothing."""
     if name not in _HOME:

@@ -3,6 +3,8 @@
 import sys
 from importlib import import_module
 
+from slam_jax import __version__
+
 COMMANDS = {
     "train": "train a student, or go on with it; then draw, measure and export it",
     "sample": "draw with a student or a teacher",
@@ -24,6 +26,8 @@ def main(argv: list[str] | None = None) -> None:
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help"):
         print(HELP)
+    elif name == "--version":
+        print(f"slam_jax {__version__}")
     elif name not in COMMANDS:
         sys.exit(f"error: {name}: no such command; expected one of {', '.join(COMMANDS)}")
     else:

@@ -15,12 +15,14 @@ import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from slam_jax.base.errors import InputError
+from slam_jax.base.errors import InputError, options_of
+from slam_jax.base.options import check
 from slam_jax.config.command_line import read_recipe
 from slam_jax.config.options import Config, Evaluation
 from slam_jax.config.validate import freeze
 from slam_jax.drawing.draw import Settings, choose_guidance, draw_all, make_sampler
 from slam_jax.drawing.ladder import Artists, Ladder
+from slam_jax.drawing.metrics.registry import METRICS
 from slam_jax.drawing.samplers import student_sampler, teacher_sampler
 from slam_jax.families.family import DENOISER, LoadOptions, Model
 from slam_jax.parallel import runtime
@@ -74,6 +76,8 @@ def sample(
       InputError: impossible numbers, or a prompt that the model cannot draw.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not texts:
+        raise InputError("sample: no prompts; expected one or more")
     settings = Settings(steps, choose_guidance(model, guidance), dtype=dtype)
     draw, batch = make_sampler(model, settings), model.pipeline.prompts(texts)
     return np.stack(list(draw_all(model, draw, batch, seed, min(len(texts), 8))))
@@ -98,15 +102,16 @@ def distill(
     if isinstance(config, str):
         config = read_recipe(config)
     values = config.to_dict() if isinstance(config, ConfigDict) else dataclasses.asdict(config)
+    name = changes.get("method", {}).get("name", values["method"]["name"])
+    if name != values["method"]["name"]:  # whose options are others
+        values["method"] = {}
     run(freeze(_changed(values, changes)), Path(workdir), resume)
     return load(workdir)
 
 
 def _changed(values: Any, changes: Any) -> Any:
-    """Nested options with others in the places of some; a group of another kind is a new one."""
+    """Nested options with others in the places of some."""
     if not isinstance(values, Mapping) or not isinstance(changes, Mapping):
-        return changes
-    if changes.get("name", values.get("name")) != values.get("name"):
         return changes
     return {**values, **{key: _changed(values.get(key), new) for key, new in changes.items()}}
 
@@ -129,11 +134,18 @@ def evaluate(
     if student.method is None or teacher.method is not None:
         raise InputError("evaluate: expected a student and its teacher, in this order")
     w = student.method.w if guidance is None else guidance - 1
+    with options_of("evaluate"):
+        check(w >= 0, "guidance", guidance, "1 (none) or more")
+        evaluation = Evaluation(**options)
+        for name in evaluation.metrics:
+            check(name in METRICS, "metrics", name, f"one of {', '.join(METRICS)}")
+        for steps in evaluation.student_steps:
+            student.method.timesteps(steps, student.pipeline.schedule)
     artists = Artists(
         student.pipeline,
         {**teacher.frozen, DENOISER: teacher.params},
         teacher_sampler(teacher.pipeline, w),
         student_sampler(student.pipeline, student.pipeline.network, student.method),
     )
-    ladder = Ladder(artists, Evaluation(**options), seed)
+    ladder = Ladder(artists, evaluation, seed)
     return ladder.report(student.params, student.reference)

@@ -10,8 +10,9 @@ a run goes on.
 """
 
 import dataclasses
+import functools
 import math
-from typing import Any, get_args, get_origin
+from typing import Any, get_args, get_origin, get_type_hints
 
 KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
 
@@ -63,10 +64,17 @@ class Options:
     """
 
     def __post_init__(self):
+        kinds = kinds_of(type(self))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            check_type(field.name, value, field.type)
+            check_type(field.name, value, kinds[field.name])
             check_range(field.name, value, field.metadata)
+
+
+@functools.cache
+def kinds_of(cls: type) -> dict[str, Any]:
+    """The type of each field, also where annotations are texts."""
+    return get_type_hints(cls)
 
 
 def check_type(key: str, value: Any, kind: Any) -> None:

@@ -66,20 +66,20 @@ def check_counts(arguments: argparse.Namespace, *names: str) -> None:
 
 
 def check_seed(seed: int) -> None:
-    """Refuses a --seed that no key is made of.
+    """Refuses a --seed that is out of range.
 
     Raises:
-      InputError: it is one.
+      InputError: it is.
     """
     if not 0 <= seed < SEEDS:
         raise InputError(f"--seed {seed}: expected 0 to {SEEDS - 1}")
 
 
 def check_png(out: Path | None) -> None:
-    """Refuses an --out that is no name of a PNG.
+    """Refuses an --out that does not end in .png.
 
     Raises:
-      InputError: it is one.
+      InputError: it does not.
     """
     if out is not None and out.suffix != ".png":
         raise InputError(f"--out {out}: expected a file that ends in .png")

@@ -1,7 +1,7 @@
 """Exports a student: a folder that the stock pipelines of diffusers run, and that loads here.
 
 slam-jax export --workdir runs/sd --out sd-student [--step 4000|best] [--verify]
-slam-jax export --workdir runs/sd --artifact --out sd-sampler [--steps 4] (see artifact)
+slam-jax export --workdir runs/sd --artifact --out sd-sampler [--steps 4]
 
     model_index.json   scheduler/ (LCMScheduler)   unet/ (the student's EMA weights, float32)
     vae/   text_encoder/   tokenizer/              the teacher's; SDXL has a second pair
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument(
         "--step",
-        type=lambda text: text if text == "best" else int(text),
+        type=step_of,
         metavar="N|best",
         help="of the checkpoint; best: by config.training.best_metric; default: the newest",
     )
@@ -126,6 +126,13 @@ def main(argv: list[str] | None = None) -> None:
     add_artifact_options(parser.add_argument_group("a sampler that needs jax alone"))
     environment = dict(os.environ)  # before our own flags
     run(partial(work, environment=environment), parser, argv)
+
+
+def step_of(text: str) -> int | str:
+    """A number, or "best"."""
+    if text == "best" or text.isdecimal():
+        return text if text == "best" else int(text)
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a number or best")
 
 
 def add_artifact_options(group: Any) -> None:

@@ -22,6 +22,7 @@ from dataclasses import replace
 import jax
 
 from slam_jax.base.errors import InputError
+from slam_jax.base.options import OptionError
 from slam_jax.commands.command import parser_of, refusals
 from slam_jax.config import options
 from slam_jax.config.command_line import Command, parse
@@ -69,7 +70,8 @@ def read_command(argv: list[str]) -> Command:
     try:
         return parse(argv)
     except InputError as error:
-        if not str(error).startswith("config.data.source = ''"):
+        cause = error.__cause__
+        if not (isinstance(cause, OptionError) and (cause.key, cause.value) == ("source", "")):
             raise
         return parse([*argv, f"--config.data.source={PREPARED}"])
 

@@ -47,10 +47,9 @@ def read_prompts(arguments: argparse.Namespace, model: Model) -> list[str]:
     if len(given) > 1:
         raise InputError(f"--{' and --'.join(given)}: expected one of them")
     if not given:
-        labels = [text for text in model.pipeline.example_prompts if len(text) == 1]
-        if not labels:
+        if not model.pipeline.labels:
             raise InputError("--prompt or --prompts: expected one of them")
-        return labels
+        return list(model.pipeline.labels)
     if arguments.prompt is not None:
         return [arguments.prompt]
     if arguments.labels is not None:

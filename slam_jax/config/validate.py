@@ -4,12 +4,16 @@ configs are compared before a run goes on."""
 import dataclasses
 import difflib
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from slam_jax.base.errors import InputError, options_of
+from slam_jax.base.options import kinds_of
 from slam_jax.config.options import Config
+from slam_jax.method.method import Method
 
 
 def freeze(values: ConfigDict | dict[str, Any]) -> Config:
@@ -29,10 +33,13 @@ def _freeze(cls: type, values: dict[str, Any], path: str) -> Any:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; valid keys: {', '.join(fields)}"
+            if issubclass(cls, Method):  # perhaps only the name was changed
+                hint += f"; a config file sets all of it: {path} = dict(name=..., ...)"
             raise InputError(f"{path}.{key}: no such option{hint}")
     arguments = {}
     for key, value in values.items():
-        name, kind = f"{path}.{key}", kind_of(fields[key], value, f"{path}.{key}")
+        name = f"{path}.{key}"
+        kind = chosen_kind(fields[key], value, name) or kinds_of(cls)[key]
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             if not isinstance(value, dict):
                 raise InputError(f"{name} = {value!r}, expected a group of options")
@@ -45,19 +52,32 @@ def _freeze(cls: type, values: dict[str, Any], path: str) -> Any:
         return cls(**arguments)
 
 
-def kind_of(field: dataclasses.Field, value: Any, path: str) -> Any:
-    """The type of a field; of a group with several kinds, the one whose name is in its values.
+def chosen_kind(field: dataclasses.Field, value: Any, path: str) -> Any:
+    """Of a group with several kinds, that whose name is in its values; None: of any other field.
 
     Raises:
       InputError: there is none of that name.
     """
     kinds = field.metadata.get("kinds")
     if kinds is None or not isinstance(value, dict):
-        return field.type
+        return None
     name = value.get("name")
     if name not in kinds:
         raise InputError(f"{path}.name = {name!r}, expected one of {', '.join(kinds)}")
     return kinds[name]
+
+
+def method_of(info: Mapping[str, Any], path: Path) -> Method:
+    """The method in a student's record.
+
+    Raises:
+      InputError: it has none that is known; names the file.
+    """
+    values, fields = info.get("method"), {f.name: f for f in dataclasses.fields(Config)}
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: method is {values!r}; export the model again")
+    name = f"{path}: method"
+    return _freeze(chosen_kind(fields["method"], values, name), values, name)
 
 
 def to_json(config: Any) -> str:

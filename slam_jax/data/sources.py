@@ -96,21 +96,22 @@ def _open_tar(data: Data) -> Examples:
     return TarShards(data.source, _filters(data), data.caption_key, index)
 
 
-# The first that matches a name opens it.
+# The last that matches a name opens it: those that take many names come first here, and what is
+# added from outside is asked before all.
 SOURCES: dict[str, Kind] = {
-    "digits": Kind(lambda name: name == "digits", lambda data: digits.Source()),
-    "photographs": Kind(lambda name: name == "photographs", lambda data: Photographs(), True),
-    "tfds": Kind(lambda name: name.startswith(TFDS), _open_tfds, True),
-    "prepared": Kind(
-        _is_prepared,
-        lambda data: Prepared(_home(data.source), data.flip, data.captions, data.empty_prompts),
-    ),
-    "tar": Kind(_is_tar, _open_tar, True),
     "folder": Kind(
         lambda name: _folder(name) is not None,
         lambda data: ImageFolder(_home(data.source), _filters(data), data.caption_key),
         True,
     ),
+    "tar": Kind(_is_tar, _open_tar, True),
+    "prepared": Kind(
+        _is_prepared,
+        lambda data: Prepared(_home(data.source), data.flip, data.captions, data.empty_prompts),
+    ),
+    "tfds": Kind(lambda name: name.startswith(TFDS), _open_tfds, True),
+    "photographs": Kind(lambda name: name == "photographs", lambda data: Photographs(), True),
+    "digits": Kind(lambda name: name == "digits", lambda data: digits.Source()),
 }
 
 
@@ -120,7 +121,7 @@ def kind_of(source: str) -> str:
     Raises:
       InputError: none of them.
     """
-    for name, kind in SOURCES.items():
+    for name, kind in reversed(SOURCES.items()):
         if kind.matches(source):
             return name
     is_file = os.path.isfile(_home(source))  # noqa: PTH113 - a long pattern is no path

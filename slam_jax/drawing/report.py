@@ -9,12 +9,13 @@ from slam_jax.drawing.metrics.registry import METRICS
 
 
 def to_markdown(rows: list[dict[str, Any]]) -> str:
-    """Rows of metrics, all with the same keys, as a Markdown table."""
+    """Rows of metrics as a Markdown table, with a column for each that any row has."""
     titles = {name: metric.title for name, metric in METRICS.items()}
-    head = [titles.get(name, name) for name in rows[0]]
+    names = list(dict.fromkeys(name for row in rows for name in row))[2:]
+    head = ["model", "steps", *(titles.get(name, name) for name in names)]
     lines = [head, ["---"] * len(head)]
     for row in rows:
-        numbers = [f"{value:.3f}" for value in list(row.values())[2:]]
+        numbers = [f"{row[name]:.3f}" if name in row else "" for name in names]
         lines.append([row["model"], str(row["steps"]), *numbers])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

@@ -88,7 +88,7 @@ def teacher_sampler(pipeline: Pipeline, w: float, dtype: str = "float32") -> Sam
     return draw
 
 
-def on_whole(sampler: Sampler, mesh: Mesh, dtype: str) -> Sampler:
+def on_replicated(sampler: Sampler, mesh: Mesh, dtype: str) -> Sampler:
     """The sampler for weights that are split over a mesh: every device draws everything.
 
     Args:

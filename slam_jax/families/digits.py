@@ -39,7 +39,7 @@ SCHEDULER = {
 class DigitsPipeline(UNetPipeline):
     """Prompts are the digits "0" to "9"."""
 
-    example_prompts = tuple("0123456789")
+    example_prompts = labels = tuple("0123456789")
 
     @property
     def vocabulary(self) -> int:

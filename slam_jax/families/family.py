@@ -51,10 +51,11 @@ class Pipeline(ABC):
     execution: Execution = field(default=Execution(), kw_only=True)
 
     example_prompts: ClassVar[tuple[str, ...]]  # of the step ladder, unless a config has others
+    labels: ClassVar[tuple[str, ...]] = ()  # all prompts there are; empty: any text
 
     @property
     def image_size(self) -> tuple[int, int] | None:
-        """Height and width of pictures, in pixels, that a sampler can go on from; None: of none."""
+        """Height and width of pictures for image-to-image, in pixels; None: there is none."""
         return None
 
     @abstractmethod

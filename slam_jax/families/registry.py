@@ -7,4 +7,4 @@ from slam_jax.families.digits import Digits
 from slam_jax.families.family import Family
 from slam_jax.families.stable_diffusion import StableDiffusion
 
-FAMILIES: dict[str, type[Family]] = {"digits": Digits, "stable_diffusion": StableDiffusion}
+FAMILIES: dict[str, type[Family]] = {"stable_diffusion": StableDiffusion, "digits": Digits}

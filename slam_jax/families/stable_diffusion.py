@@ -13,6 +13,7 @@ from slam_jax.base.errors import InputError, prefixed
 from slam_jax.base.json_file import read_json, write_json
 from slam_jax.base.out_folder import whole_folder
 from slam_jax.config.options import Precision, Teacher
+from slam_jax.config.validate import method_of
 from slam_jax.data.batches import Source
 from slam_jax.data.options import Data
 from slam_jax.data.prepared import Prepared, check_fits, read_info
@@ -42,7 +43,6 @@ from slam_jax.formats.diffusers_write import (
 )
 from slam_jax.formats.flax_folder import SavedModel, save_model
 from slam_jax.formats.tokenizer import tokenize
-from slam_jax.method.registry import method_of
 from slam_jax.method.slam import Slam
 from slam_jax.models.unet import UNetConfig
 
@@ -65,11 +65,6 @@ class StableDiffusion(Family):
     def open(
         cls, teacher: Teacher, folder: Path, size: int | None = None, weights: bool = True
     ) -> "StableDiffusion":
-        if teacher.network:
-            raise InputError(
-                f"config.teacher.network = {teacher.network!r}: a {cls.name} is not trained here; "
-                "leave it out"
-            )
         with prefixed("config.teacher.path = "):
             found = resolve(teacher.path, teacher.revision, teacher.variant, weights)
         pipeline = read_pipeline(found, size, size)

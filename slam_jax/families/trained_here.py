@@ -9,6 +9,7 @@ from slam_jax.base.errors import InputError, options_of
 from slam_jax.base.options import OptionError
 from slam_jax.base.out_folder import whole_folder
 from slam_jax.config.options import Precision, Teacher
+from slam_jax.config.validate import method_of
 from slam_jax.families.family import (
     DENOISER,
     Family,
@@ -27,7 +28,6 @@ from slam_jax.formats.flax_folder import (
     load_model,
     save_model,
 )
-from slam_jax.method.registry import method_of
 from slam_jax.models.functional import first_difference
 
 

@@ -182,7 +182,7 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
     Raises:
       ValueError: it is of no kind in SCHEDULES, or a value in it is not known.
     """
-    for kind in SCHEDULES.values():
+    for kind in reversed(SCHEDULES.values()):  # those that were added first
         if kind.reads(config):
             return kind.from_config(config)
     raise ValueError(

@@ -6,10 +6,12 @@ from typing import Any
 
 from slam_jax.base.errors import InputError, options_of
 from slam_jax.base.json_file import read_json
-from slam_jax.config.options import Config
+from slam_jax.config.options import Config, Teacher
 from slam_jax.families.family import Family
 from slam_jax.families.registry import FAMILIES
 
+# Of a teacher that is trained here.
+OF_TRAINING = ("seed", "network", "prediction_type", "dropout", "training")
 TEACHER_FILE = "teacher.json"  # of a workdir: which teacher the run began with
 
 
@@ -22,6 +24,13 @@ def open_teacher(config: Config, workdir: Path, weights: bool = True) -> Family:
     name = config.teacher.family
     if name not in FAMILIES:
         raise InputError(f"config.teacher.family = {name!r}, expected one of {', '.join(FAMILIES)}")
+    if not FAMILIES[name].trains:
+        for option in OF_TRAINING:
+            if (given := getattr(config.teacher, option)) != getattr(Teacher(), option):
+                raise InputError(
+                    f"config.teacher.{option} = {given!r}: a teacher of {name} is not trained "
+                    "here; leave it out"
+                )
     size = config.data.resolution
     family = FAMILIES[name].open(config.teacher, workdir / "teacher", size, weights)
     family.pipeline = replace(family.pipeline, execution=config.execution)

@@ -20,7 +20,7 @@ from slam_jax.formats.diffusers_folder import Folder, fingerprints
 from slam_jax.recipes.encode import Encoder
 
 AHEAD = 4  # batches of pictures that wait for the devices
-# Of the command line, that decide what is stored.
+# Command-line options that decide what is stored.
 OPTIONS = (
     *("resolution", "crop", "flip", "captions", "text_embeddings"),
     *("dtype", "precision", "shard_size"),

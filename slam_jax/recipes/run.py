@@ -17,7 +17,7 @@ from slam_jax.data.batches import Source, check_position
 from slam_jax.drawing.ladder import Artists, Ladder
 from slam_jax.drawing.metrics.registry import check_metrics
 from slam_jax.drawing.report import write_report
-from slam_jax.drawing.samplers import on_whole, student_sampler, teacher_sampler
+from slam_jax.drawing.samplers import on_replicated, student_sampler, teacher_sampler
 from slam_jax.families.family import DENOISER, Family, Params, student_config, student_params
 from slam_jax.formats.flax_folder import SavedModel
 from slam_jax.method.sampler import ddim_timesteps
@@ -91,10 +91,11 @@ def _check_evaluation(config: Config, family: Family) -> None:
         ("student_steps", lambda steps: config.method.timesteps(steps, schedule)),
         ("teacher_steps", lambda steps: ddim_timesteps(steps, schedule.num_train_timesteps)),
     ):
-        try:
-            check(max(getattr(evaluation, name)))
-        except ValueError as error:
-            raise InputError(f"config.evaluation.{name}: {error}") from error
+        for steps in getattr(evaluation, name):
+            try:
+                check(steps)
+            except ValueError as error:
+                raise InputError(f"config.evaluation.{name}: {error}") from error
     prompts = evaluation.prompts or family.pipeline.example_prompts
     with prefixed("config.evaluation.prompts: "):
         family.pipeline.prompts(prompts)
@@ -184,8 +185,8 @@ def _artists(run: Run, frozen: Any, network: Any) -> Artists:
     return Artists(
         pipeline,
         frozen,
-        on_whole(teacher, run.mesh, precision.teacher),
-        on_whole(student, run.mesh, precision.student),
+        on_replicated(teacher, run.mesh, precision.teacher),
+        on_replicated(student, run.mesh, precision.student),
     )
 
 

@@ -139,7 +139,7 @@ def load(path: str, options: LoadOptions | None = None) -> Model:
     if (local / "export").is_dir():
         local = local / "export"
     name = str(local) if local.is_dir() else path
-    for family in FAMILIES.values():
+    for family in reversed(FAMILIES.values()):  # those that were added first
         if family.reads(local):
             model = family.load(name, options)
             return dataclasses.replace(model, params=cast(model.params, options.dtype))

@@ -131,6 +131,7 @@ def write_artifact(
     Raises:
       InputError: `out` holds something else or cannot be written, or the model cannot be exported.
     """
+    model.pipeline.vocabulary  # noqa: B018 - refused now, where the family has none
     guidance = choose_guidance(model, None)
     sampler = make_sampler(model, Settings(options.steps, guidance, 1.0, options.dtype))
     params = functional.cast(model.params, options.dtype)

@@ -104,7 +104,7 @@ def init_state(params: Params, tx: optax.GradientTransformation, mesh: Mesh) -> 
     weights.
 
     Args:
-      params: global arrays, see `sharding.put`; or ShapeDtypeStructs, under jax.eval_shape.
+      params: global arrays, see `sharding.shard`; or ShapeDtypeStructs, under jax.eval_shape.
       tx: optimiser.
       mesh: devices.
     """

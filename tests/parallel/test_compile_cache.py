@@ -16,7 +16,7 @@ from slam_jax.config.validate import freeze, to_json
 from slam_jax.families.digits import SCHEDULER
 from slam_jax.formats.flax_folder import SavedModel, save_model
 from slam_jax.models import functional
-from slam_jax.models.unet import UNet2DConditionModel
+from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
 from slam_jax.parallel import compile_cache
 from slam_jax.recipes.teacher import OPTIONS_FILE
 
@@ -120,16 +120,16 @@ def test_training_goes_on_without_compiling_its_step_again(tmp_path):
     specification = importlib.util.spec_from_file_location("digits", CONFIG)
     specification.loader.exec_module(config := importlib.util.module_from_spec(specification))
     options = config.get_config()
-    options.digits.unet.block_out_channels = (8,)
-    options = freeze(options).digits
-    unet = options.unet
+    options.teacher.network.block_out_channels = (8,)
+    options = freeze(options).teacher
+    unet = UNetConfig.from_dict(options.network)
     params = jax.device_get(functional.init(UNet2DConditionModel, unet, jax.random.key(0)))
     scheduler = {**SCHEDULER, "prediction_type": "epsilon"}
-    save_model(tmp_path / "teacher", SavedModel(unet, params, scheduler, {}))
+    save_model(tmp_path / "teacher", SavedModel("digits", unet.to_dict(), params, scheduler, {}))
     (tmp_path / "teacher" / OPTIONS_FILE).write_text(to_json(options))
     small = [
         "teacher.path=teacher",
-        "digits.unet.block_out_channels=(8,)",
+        "teacher.network.block_out_channels=(8,)",
         "training.steps=2",
         "training.checkpoint_every=1",
         "training.sample_every=0",

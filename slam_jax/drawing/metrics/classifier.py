@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,9 @@ from jaxtyping import Float
 from threadpoolctl import threadpool_limits
 
 from slam_jax.data.reference import Reference
-from slam_jax.drawing.metrics.metric import Drawn, Metric, flat
+from slam_jax.drawing.metrics.metric import MOST_VALUES, Drawn, Metric, flat
+
+FEW = 5  # real pictures of a label, to fit a classifier and to judge it
 
 
 class LabelAccuracy(Metric):
@@ -18,6 +21,10 @@ class LabelAccuracy(Metric):
     the better."""
 
     name, title, needs_reference = "label_accuracy", "label accuracy", True
+    lower_is_better = False
+
+    def applies(self, drawn: Drawn) -> bool:
+        return has_labels(drawn)
 
     def compute(self, drawn: Drawn) -> float:
         assert drawn.reference is not None  # which this metric needs
@@ -64,6 +71,15 @@ class Classifier:
     ) -> float:
         """The share of images that it reads as the label they were drawn for."""
         return float(np.mean(self.network.predict(flat(images)) == np.array(labels)))
+
+
+def has_labels(drawn: Drawn) -> bool:
+    """Whether a classifier of the real pictures' labels can judge these: they are small, of these
+    labels, and there are several real ones of each."""
+    assert drawn.reference is not None  # which its metrics need
+    counts = Counter(drawn.reference.labels)
+    small = drawn.images[0].size <= MOST_VALUES
+    return small and min(counts.values()) >= FEW and set(drawn.prompts) <= counts.keys()
 
 
 @functools.lru_cache(maxsize=2)

@@ -3,10 +3,8 @@
 import numpy as np
 from jaxtyping import Float
 
-from slam_jax.drawing.metrics.classifier import classifier_of
-from slam_jax.drawing.metrics.metric import Drawn, Metric, flat
-
-MOST_VALUES = 1024  # of a picture, whose covariance is fitted
+from slam_jax.drawing.metrics.classifier import classifier_of, has_labels
+from slam_jax.drawing.metrics.metric import MOST_VALUES, Drawn, Metric, flat
 
 
 class FdPixels(Metric):
@@ -28,7 +26,7 @@ class FdFeatures(Metric):
     name, title, needs_reference = "fd_features", "FD features", True
 
     def applies(self, drawn: Drawn) -> bool:
-        return _enough(drawn)
+        return _enough(drawn) and has_labels(drawn)
 
     def compute(self, drawn: Drawn) -> float:
         assert drawn.reference is not None

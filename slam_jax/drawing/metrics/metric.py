@@ -9,6 +9,8 @@ from jaxtyping import Float
 
 from slam_jax.data.reference import Reference
 
+MOST_VALUES = 1024  # of a small picture: covariances of its pixels are fitted
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -28,16 +30,18 @@ class Drawn:
 
 
 class Metric(ABC):
-    """A number for a set of pictures; the lower the better, unless its title says otherwise.
+    """A number for a set of pictures.
 
     Attributes:
       name: its key in reports and metrics; NAME_4 is that of 4 steps, which keep-best can go by.
       title: the head of its column.
+      lower_is_better: else best checkpoints cannot be kept by it.
       needs_reference: whether it compares with real pictures, which there are none of in training.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
+    lower_is_better: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = False
 
     def applies(self, drawn: Drawn) -> bool:

@@ -42,7 +42,8 @@ def check_metrics(config: Config) -> None:
             expected = f"one of {', '.join(METRICS)}"
             raise OptionError("evaluation.metrics", name, expected)
     steps = config.evaluation.student_steps
-    drawn = [n for n in config.evaluation.metrics or METRICS if not METRICS[n].needs_reference]
+    chosen = [METRICS[name] for name in config.evaluation.metrics or METRICS]
+    drawn = [m.name for m in chosen if m.lower_is_better and not m.needs_reference]
     names = ["loss", *(f"{name}_{count}" for name in drawn for count in steps)]
     if (best := config.training.best_metric) not in names:
         raise OptionError("training.best_metric", best, f"one of {', '.join(names)}")
