@@ -148,7 +148,7 @@ def test_all_metrics_of_real_digits(reference, judge):
 def test_what_cannot_be_computed_is_left_out(size, count, names):
     images, teacher = normal(8, 2, count, *size)
     drawn = Drawn(images, ("",) * count, teacher)
-    assert {name for name, metric in METRICS.items() if metric.applies(drawn)} == names
+    assert set(measure(drawn)) == names
     difference = ((images - teacher) ** 2).mean() ** 0.5
     assert measure(drawn, ["rmse_to_teacher"]) == {"rmse_to_teacher": pytest.approx(difference)}
     if names == {"rmse_to_teacher"}:

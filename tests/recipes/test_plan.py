@@ -250,8 +250,8 @@ WRONG = {
     "--config.training.remat=most": "config.training.remat = 'most', expected one of none",
     "--colour blue": "colour",
     "--config.data.source=nowhere": "config.data: source = 'nowhere', expected 'digits'",
-    "--config.teacher.family=flux": "config.teacher.family = 'flux', expected one of digits, stab",
-    "--config.teacher.family=stable_diffusion": "a stable_diffusion is not trained here",
+    "--config.teacher.family=flux": "config.teacher.family = 'flux', expected one of stable_",
+    "--config.teacher.family=stable_diffusion": "a teacher of stable_diffusion is not trained here",
 }
 
 
