@@ -64,7 +64,9 @@ def look_at_some(examples: Examples, count: int, seed: int) -> tuple[list[Look],
             picture = images.decode(example.image, example.name, shorter=TILE)
         else:
             size, picture = example.image.shape[:2], Image.fromarray(example.image)
-        return Look(example.name, example.captions, size, ImageOps.contain(picture, (TILE, TILE)))
+        # At least one pixel wide and high, which `ImageOps.contain` of older Pillows is not.
+        picture.thumbnail((TILE, TILE))
+        return Look(example.name, example.captions, size, picture)
 
     count, rejects = min(count, len(examples)), Rejects()
     chosen = np.random.default_rng(seed).choice(len(examples), count, replace=False, shuffle=False)

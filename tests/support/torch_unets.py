@@ -9,6 +9,7 @@ import numpy as np
 from slam_jax.formats import convert
 from slam_jax.models import functional
 from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
+from slam_jax.parallel import runtime
 
 TINY = dict(block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8)
 
@@ -64,7 +65,9 @@ CONTEXT_LENGTHS = {"sd15": 5, "sd21": 5, "sdxl": 5, "digits": 2}
 
 def jit(f, *args):
     """`f` compiled for `args` with little optimisation: three times sooner, and run but once."""
-    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    options: dict[str, bool | int] = {"xla_backend_optimization_level": 0}
+    if runtime.jaxlib_knows("xla_cpu_use_fusion_emitters"):
+        options["xla_cpu_use_fusion_emitters"] = False
     return jax.jit(f).lower(*args).compile(compiler_options=options)
 
 
