@@ -77,7 +77,10 @@ def method_of(info: Mapping[str, Any], path: Path) -> Method:
     if not isinstance(values, dict):
         raise InputError(f"{path}: method is {values!r}; export the model again")
     name = f"{path}: method"
-    return _freeze(chosen_kind(fields["method"], values, name), values, name)
+    try:
+        return _freeze(chosen_kind(fields["method"], values, name), values, name)
+    except InputError as error:
+        raise InputError(f"{error}; export the model again") from error
 
 
 def to_json(config: Any) -> str:

@@ -177,8 +177,14 @@ def changed(part, **values):
         (changed("network", class_embed_type="timestep"), "class_embed_type"),
         (changed("network", in_channels=3), "config.json: network.in_channels = 3, expected 4"),
         (changed("scheduler", prediction_type="velocity"), "prediction_type: 'velocity'"),
-        (changed("info", method={"name": "dmd"}), "which is none of slam with its options"),
-        (changed("info", method={"name": "slam", "w": -1}), "which is none of slam with its"),
+        (
+            changed("info", method={"name": "dmd"}),
+            r"method\.name = 'dmd', expected one of slam; export",
+        ),
+        (
+            changed("info", method={"name": "slam", "w": -1}),
+            r"method\.w = -1\.0, expected a number at least 0; export",
+        ),
     ],
 )
 def test_a_damaged_model_folder_is_named_in_one_line(teacher, tmp_path, damage, message):
