@@ -11,7 +11,7 @@ from shapes import Model
 
 from slam_jax.config.options import Optimizer, Training
 from slam_jax.drawing.samplers import student_sampler
-from slam_jax.families.family import DENOISER, Frozen
+from slam_jax.families.pipeline import DENOISER, Frozen
 from slam_jax.method.method import gaussian
 from slam_jax.method.slam import Slam, draw
 from slam_jax.models import functional

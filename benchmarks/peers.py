@@ -18,7 +18,7 @@ import transformers
 from diffusers.schedulers import scheduling_lcm
 from shapes import LENGTH, Model
 
-from slam_jax.families.family import DENOISER, Params
+from slam_jax.families.pipeline import DENOISER, Params
 from slam_jax.families.stable_diffusion_pipeline import TEXT_ENCODERS
 from slam_jax.formats.convert import to_torch
 

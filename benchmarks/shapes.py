@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from slam_jax.families.family import DENOISER, Params, student_config, student_params
+from slam_jax.families.pipeline import DENOISER, Params, student_config, student_params
 from slam_jax.families.stable_diffusion_pipeline import TEXT_ENCODERS, StableDiffusionPipeline
 from slam_jax.formats.tokenizer import Tokenizer
 from slam_jax.method.schedule import VariancePreserving

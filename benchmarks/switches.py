@@ -44,7 +44,7 @@ from race import (
 from shapes import SHAPES, Model, make_batch, make_model
 from switch_values import Switch, switches
 
-from slam_jax.families.family import DENOISER
+from slam_jax.families.pipeline import DENOISER
 from slam_jax.parallel import runtime
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")

@@ -24,7 +24,8 @@ from slam_jax.drawing.draw import Settings, choose_guidance, draw_all, make_samp
 from slam_jax.drawing.ladder import Artists, Ladder
 from slam_jax.drawing.metrics.registry import METRICS
 from slam_jax.drawing.samplers import student_sampler, teacher_sampler
-from slam_jax.families.family import DENOISER, LoadOptions, Model
+from slam_jax.families.family import LoadOptions, Model
+from slam_jax.families.pipeline import DENOISER
 from slam_jax.parallel import runtime
 from slam_jax.recipes import student as students
 from slam_jax.recipes.run import run

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from slam_jax.base.errors import InputError
 from slam_jax.drawing.samplers import Start, student_sampler, teacher_sampler
-from slam_jax.families.family import Batch, Frozen, Model, Params
+from slam_jax.families.family import Model
+from slam_jax.families.pipeline import Batch, Frozen, Params
 from slam_jax.method.sampler import ddim_timesteps
 
 TEACHER_GUIDANCE = 7.5

@@ -14,7 +14,7 @@ from slam_jax.drawing import pictures
 from slam_jax.drawing.metrics.metric import Drawn
 from slam_jax.drawing.metrics.registry import measure
 from slam_jax.drawing.samplers import Sampler
-from slam_jax.families.family import DENOISER, Frozen, Params, Pipeline
+from slam_jax.families.pipeline import DENOISER, Frozen, Params, Pipeline
 from slam_jax.parallel.processes import is_main
 
 COLUMNS = 20  # pictures in a row, at most

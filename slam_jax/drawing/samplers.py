@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from slam_jax.families.family import (
+from slam_jax.families.pipeline import (
     Batch,
     Frozen,
     Params,

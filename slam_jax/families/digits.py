@@ -20,7 +20,7 @@ from slam_jax.config.options import Teacher
 from slam_jax.data import digits, sources
 from slam_jax.data.options import Data
 from slam_jax.data.reference import Reference
-from slam_jax.families.family import Batch, Frozen, teacher_network
+from slam_jax.families.pipeline import Batch, Frozen, teacher_network
 from slam_jax.families.trained_here import TrainedHere
 from slam_jax.families.unet_pipeline import UNetPipeline
 from slam_jax.method.schedule import VariancePreserving

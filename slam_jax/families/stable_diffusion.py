@@ -18,7 +18,8 @@ from slam_jax.data.batches import Source
 from slam_jax.data.options import Data
 from slam_jax.data.prepared import Prepared, check_fits, read_info
 from slam_jax.data.sources import kind_of, open_source
-from slam_jax.families.family import DENOISER, Family, Frozen, LoadOptions, Model
+from slam_jax.families.family import Family, LoadOptions, Model
+from slam_jax.families.pipeline import DENOISER, Frozen
 from slam_jax.families.stable_diffusion_folder import (
     is_student,
     read_pipeline,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from slam_jax.base.errors import InputError
-from slam_jax.families.family import Frozen, Params
+from slam_jax.families.pipeline import Frozen, Params
 from slam_jax.families.stable_diffusion_pipeline import (
     TEXT_ENCODERS,
     TIME_IDS,

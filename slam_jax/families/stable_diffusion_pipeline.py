@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from slam_jax.config.options import Precision
-from slam_jax.families.family import Batch, Frozen
+from slam_jax.families.pipeline import Batch, Frozen
 from slam_jax.families.unet_pipeline import UNetPipeline
 from slam_jax.formats.diffusers_write import TOKENIZERS
 from slam_jax.formats.tokenizer import Tokenizer, tokenize

@@ -10,15 +10,8 @@ from slam_jax.base.options import OptionError
 from slam_jax.base.out_folder import whole_folder
 from slam_jax.config.options import Precision, Teacher
 from slam_jax.config.validate import method_of
-from slam_jax.families.family import (
-    DENOISER,
-    Family,
-    Frozen,
-    LoadOptions,
-    Model,
-    Params,
-    Pipeline,
-)
+from slam_jax.families.family import Family, LoadOptions, Model
+from slam_jax.families.pipeline import DENOISER, Frozen, Params, Pipeline
 from slam_jax.formats import safetensors
 from slam_jax.formats.flax_folder import (
     CONFIG_FILE,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from slam_jax.families.family import Params, Pipeline
+from slam_jax.families.pipeline import Params, Pipeline
 from slam_jax.method.schedule import gamma_embedding
 from slam_jax.models import functional
 from slam_jax.models.execution import Execution

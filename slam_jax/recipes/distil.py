@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from slam_jax.config.options import Config
 from slam_jax.data.batches import Batches, Source
-from slam_jax.families.family import (
+from slam_jax.families.pipeline import (
     DENOISER,
     Frozen,
     Params,

@@ -19,7 +19,8 @@ from jax.sharding import AbstractMesh, Mesh
 from slam_jax.base.errors import InputError, options_of
 from slam_jax.config import options
 from slam_jax.config.options import Config
-from slam_jax.families.family import DENOISER, Family, Frozen, Params, Pipeline
+from slam_jax.families.family import Family
+from slam_jax.families.pipeline import DENOISER, Frozen, Params, Pipeline
 from slam_jax.models.execution import Execution
 from slam_jax.models.functional import cast
 from slam_jax.parallel import runtime

@@ -15,7 +15,7 @@ import numpy as np
 
 from slam_jax.base.errors import InputError
 from slam_jax.config.options import Config
-from slam_jax.families.family import DENOISER, Frozen, Params, Pipeline
+from slam_jax.families.pipeline import DENOISER, Frozen, Params, Pipeline
 from slam_jax.formats.safetensors import load_arrays
 from slam_jax.models.functional import cast, flatten
 from slam_jax.parallel.keys import keys_of

@@ -18,7 +18,8 @@ from slam_jax.drawing.ladder import Artists, Ladder
 from slam_jax.drawing.metrics.registry import check_metrics
 from slam_jax.drawing.report import write_report
 from slam_jax.drawing.samplers import on_replicated, student_sampler, teacher_sampler
-from slam_jax.families.family import DENOISER, Family, Params, student_config, student_params
+from slam_jax.families.family import Family
+from slam_jax.families.pipeline import DENOISER, Params, student_config, student_params
 from slam_jax.formats.flax_folder import SavedModel
 from slam_jax.method.sampler import ddim_timesteps
 from slam_jax.models.functional import cast

@@ -8,13 +8,8 @@ from slam_jax.base.errors import InputError
 from slam_jax.base.json_file import read_json
 from slam_jax.config.options import Config, Precision
 from slam_jax.config.validate import freeze
-from slam_jax.families.family import (
-    DENOISER,
-    Family,
-    LoadOptions,
-    Model,
-    student_config,
-)
+from slam_jax.families.family import Family, LoadOptions, Model
+from slam_jax.families.pipeline import DENOISER, student_config
 from slam_jax.families.registry import FAMILIES
 from slam_jax.formats.flax_folder import SavedModel
 from slam_jax.models.functional import cast

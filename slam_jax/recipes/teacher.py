@@ -16,7 +16,8 @@ from slam_jax.base.json_file import read_json
 from slam_jax.config.options import Teacher
 from slam_jax.config.validate import first_change, to_json
 from slam_jax.data.batches import Batches, Source
-from slam_jax.families.family import Family, Pipeline, teacher_network
+from slam_jax.families.family import Family
+from slam_jax.families.pipeline import Pipeline, teacher_network
 from slam_jax.formats.flax_folder import CONFIG_FILE, SavedModel, save_model
 from slam_jax.method.method import sums_by_bin
 from slam_jax.method.schedule import add_noise, per_example

@@ -36,7 +36,8 @@ from slam_jax.base.files import write_whole
 from slam_jax.base.json_file import write_json
 from slam_jax.base.out_folder import whole_folder
 from slam_jax.drawing.draw import Settings, choose_guidance, make_sampler
-from slam_jax.families.family import DENOISER, Model
+from slam_jax.families.family import Model
+from slam_jax.families.pipeline import DENOISER
 from slam_jax.formats import safetensors
 from slam_jax.formats.diffusers_write import TOKENIZERS
 from slam_jax.models import functional

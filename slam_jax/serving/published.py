@@ -10,7 +10,7 @@ from slam_jax.base.errors import InputError
 from slam_jax.base.json_file import read_json
 from slam_jax.drawing import pictures
 from slam_jax.drawing.samplers import student_sampler
-from slam_jax.families.family import Frozen, Params
+from slam_jax.families.pipeline import Frozen, Params
 from slam_jax.families.stable_diffusion import RECORD_FILE
 from slam_jax.families.stable_diffusion_folder import read_pipeline, read_surroundings
 from slam_jax.families.stable_diffusion_pipeline import StableDiffusionPipeline

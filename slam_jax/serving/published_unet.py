@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slam_jax.base.errors import InputError
-from slam_jax.families.family import Params
+from slam_jax.families.pipeline import Params
 from slam_jax.families.stable_diffusion_pipeline import TIME_IDS
 from slam_jax.families.unet_pipeline import (
     GAMMA_EMBEDDING_DIM,

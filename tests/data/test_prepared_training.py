@@ -13,7 +13,7 @@ from helpers import assert_close, jit
 from slam_jax.commands import prepare
 from slam_jax.data import prepared
 from slam_jax.data.image_text import ImageText, Transform
-from slam_jax.families.family import DENOISER, student_params
+from slam_jax.families.pipeline import DENOISER, student_params
 from slam_jax.families.stable_diffusion_folder import (
     read_pipeline,
     read_surroundings,

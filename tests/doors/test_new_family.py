@@ -16,7 +16,7 @@ from slam_jax.base.options import check
 from slam_jax.commands import export, plan
 from slam_jax.data.reference import Reference
 from slam_jax.data.rejects import Rejects
-from slam_jax.families.family import Pipeline
+from slam_jax.families.pipeline import Pipeline
 from slam_jax.families.registry import FAMILIES
 from slam_jax.families.trained_here import TrainedHere
 from slam_jax.method.schedule import gamma_embedding, schedule_from_config

@@ -9,7 +9,7 @@ from PIL import Image
 from slam_jax.config.options import Evaluation
 from slam_jax.data.reference import Reference
 from slam_jax.drawing.ladder import Artists, Ladder
-from slam_jax.families.family import DENOISER
+from slam_jax.families.pipeline import DENOISER
 
 SEED = 7
 PROMPTS = ("a", "b", "c")

@@ -16,8 +16,8 @@ from slam_jax.config.options import Teacher
 from slam_jax.data import digits
 from slam_jax.data.options import Data
 from slam_jax.families.digits import Digits, digits_pipeline
-from slam_jax.families.family import (
-    LoadOptions,
+from slam_jax.families.family import LoadOptions
+from slam_jax.families.pipeline import (
     student_config,
     student_network,
     student_params,

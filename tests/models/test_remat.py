@@ -12,7 +12,7 @@ import pytest
 from helpers import sd_schedule
 
 from slam_jax.families.digits import DigitsPipeline
-from slam_jax.families.family import student_network
+from slam_jax.families.pipeline import student_network
 from slam_jax.models import functional
 from slam_jax.models.execution import Execution
 from slam_jax.models.remat import REMAT

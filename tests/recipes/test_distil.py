@@ -7,7 +7,7 @@ from small_digits import CONFIG, PIPELINE, UNET
 
 from slam_jax.config.options import Precision, Training
 from slam_jax.data import digits
-from slam_jax.families.family import DENOISER
+from slam_jax.families.pipeline import DENOISER
 from slam_jax.method.slam import Slam
 from slam_jax.parallel.sharding import make_mesh
 from slam_jax.recipes.distil import student_step

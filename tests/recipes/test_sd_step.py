@@ -20,7 +20,7 @@ from helpers import assert_close, jit
 from torch_slam import TorchSlam
 
 from slam_jax.config.options import Optimizer, Training
-from slam_jax.families.family import DENOISER, student_config, student_network, student_params
+from slam_jax.families.pipeline import DENOISER, student_config, student_network, student_params
 from slam_jax.families.stable_diffusion_folder import read_pipeline, read_surroundings, read_unet
 from slam_jax.formats.convert import to_torch
 from slam_jax.formats.diffusers_folder import resolve

@@ -8,7 +8,7 @@ from small_digits import CONFIG, PIPELINE, UNET
 
 from slam_jax.base.errors import InputError
 from slam_jax.families.digits import Digits
-from slam_jax.families.family import student_config, student_params
+from slam_jax.families.pipeline import student_config, student_params
 from slam_jax.formats.flax_folder import SavedModel, save_model
 from slam_jax.models.execution import Execution
 from slam_jax.recipes.distil import info_of

@@ -11,7 +11,7 @@ from slam_jax.data import digits
 from slam_jax.data.batches import Batches
 from slam_jax.data.options import Data
 from slam_jax.families.digits import digits_pipeline
-from slam_jax.families.family import DENOISER, student_params
+from slam_jax.families.pipeline import DENOISER, student_params
 from slam_jax.method.slam import Slam
 from slam_jax.models import functional
 from slam_jax.models.execution import Execution

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from slam_jax.config.options import Teacher
-from slam_jax.families.family import student_config, student_params
+from slam_jax.families.pipeline import student_config, student_params
 from slam_jax.families.stable_diffusion import StableDiffusion
 from slam_jax.families.stable_diffusion_folder import read_unet
 from slam_jax.formats.flax_folder import SavedModel
