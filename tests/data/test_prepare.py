@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers import files_in
 from prepared_files import Pictures
 
 from slam_jax.commands import prepare
@@ -69,10 +70,6 @@ def finished(teachers, tmp_path_factory):
 
 def broken():
     return Pictures(broken={3: "damaged image", 7: "damaged image"})
-
-
-def files_in(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_what_cannot_be_used_is_counted_in_its_shard(finished):

@@ -29,10 +29,6 @@ def edit_header(file, edit):
     file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
 
 
-def truncate(file, size):
-    os.truncate(file, size)
-
-
 def edit_arrays(file, edit):
     arrays = weights.load_arrays(file)
     edit(arrays)
@@ -139,7 +135,7 @@ REFUSED_WEIGHTS = {
         ["of no variant are asked for, those of variant 'fp16'", "set variant to 'fp16'"],
     ),
     "an empty file": (
-        lambda p: truncate(p / VAE, 0),
+        lambda p: os.truncate(p / VAE, 0),
         read_vae,
         VAE,
         ["truncated or no safetensors file"],
@@ -156,9 +152,9 @@ REFUSED_WEIGHTS = {
         VAE,
         ["no safetensors file", "invalid JSON"],
     ),
-    "cut in the header": (lambda p: truncate(p / VAE, 99), read_vae, VAE, ["truncated"]),
+    "cut in the header": (lambda p: os.truncate(p / VAE, 99), read_vae, VAE, ["truncated"]),
     "cut in an array": (
-        lambda p: truncate(p / VAE, (p / VAE).stat().st_size - 1),
+        lambda p: os.truncate(p / VAE, (p / VAE).stat().st_size - 1),
         read_vae,
         VAE,
         ["truncated", "not fully covered", "get it again"],
@@ -208,7 +204,12 @@ REFUSED_WEIGHTS = {
         SHARDS[1],
         ["cannot be read", "No such file"],
     ),
-    "a truncated shard": (lambda p: truncate(shard(p)[0], 9999), read_vae, SHARDS[0], ["truncat"]),
+    "a truncated shard": (
+        lambda p: os.truncate(shard(p)[0], 9999),
+        read_vae,
+        SHARDS[0],
+        ["truncat"],
+    ),
     "a key that no shard has": (
         lambda p: edit_arrays(shard(p)[0], lambda arrays: arrays.pop(BIAS)),
         read_vae,
@@ -251,7 +252,7 @@ def test_refused_weights(changeable, case):
 
 def test_a_file_that_shrinks_while_it_is_read(changeable):
     lazy = weights.open_arrays(changeable / VAE)
-    truncate(changeable / VAE, 9999)
+    os.truncate(changeable / VAE, 9999)
     assert_refused(lambda path: dict(lazy), changeable, VAE, "became shorter")
     (changeable / VAE).unlink()
     assert_refused(lambda path: dict(lazy), changeable, VAE, "cannot be read", "No such file")

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_students
+from helpers import files_in
 from small_digits import PIPELINE, UNET
 from transformers import CLIPTokenizer
 
@@ -55,10 +56,6 @@ def few_packages(folder):
             if path.exists():
                 (folder / path.name).symlink_to(path)
     return str(folder)
-
-
-def files_in(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def environment(**changes):

@@ -1,7 +1,5 @@
-"""Exported folders: the stock pipeline draws our pictures; whole or not at all."""
+"""Exported folders: what is in them, and that the stock pipeline draws our pictures."""
 
-import dataclasses
-import errno
 import json
 import shutil
 
@@ -12,13 +10,11 @@ import tiny_stable_diffusion
 import tiny_students
 import torch
 from diffusers import AutoencoderKL, LCMScheduler, StableDiffusionPipeline
+from helpers import files_in
 from safetensors.torch import load_file
 
-from slam_jax.base.errors import InputError
 from slam_jax.config.options import Config
-from slam_jax.families.stable_diffusion import StableDiffusion
 from slam_jax.formats import safetensors as weights
-from slam_jax.formats.diffusers_folder import Folder
 from slam_jax.formats.diffusers_write import lcm_scheduler
 from slam_jax.formats.flax_folder import load_model
 from slam_jax.method.sampler import consistency_timesteps
@@ -30,32 +26,8 @@ from slam_jax.serving import stock_pipeline
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
-@pytest.fixture(scope="module")
-def sd15(teachers):
-    """A student and its teacher."""
-    return tiny_students.make(teachers["sd15"])
-
-
-@pytest.fixture(scope="module")
-def exported(sd15, tmp_path_factory):
-    """A finished export, not to be changed."""
-    out = tmp_path_factory.mktemp("exports") / "sd15"
-    write(sd15, out)
-    return out
-
-
-def write(made, out):
-    """Exports what `tiny_students.make` made."""
-    student, family = made
-    family.export(student, out)
-
-
 def read_json(path):
     return json.loads(path.read_text())
-
-
-def files_in(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 @pytest.mark.parametrize("num_ddim_timesteps", [50, 20, 1000])
@@ -105,7 +77,7 @@ slow, nightly = pytest.mark.slow, pytest.mark.nightly
 def test_the_stock_pipeline_draws_our_pictures(teachers, tmp_path, family, conditioning, steps):
     out = tmp_path / "student"
     made = tiny_students.make(teachers[family], conditioning)
-    write(made, out)
+    tiny_students.export(made, out)
     student, teacher = made
     model = as_model(student, Config(method=Slam(conditioning=conditioning)), teacher)
     images = stock_pipeline.compare(model, out, stock_pipeline.PROMPTS, steps)
@@ -140,7 +112,7 @@ def test_what_is_in_the_folder(teachers, tmp_path, family):
     made = tiny_students.make(teachers[family], num_ddim_timesteps=20)
     student, _ = made
     student.info["data"] = {"source": "photographs"}
-    write(made, tmp_path / "out")
+    tiny_students.export(made, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     out, is_xl = tmp_path / "out", family == "sdxl"
     kind = "StableDiffusionXLPipeline" if is_xl else "StableDiffusionPipeline"
@@ -173,7 +145,7 @@ def test_what_is_in_the_folder(teachers, tmp_path, family):
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 @pytest.mark.parametrize("conditioning", ["both", "snr"])
 def test_torch_finds_its_keys_in_the_unet(teachers, tmp_path, family, conditioning):
-    write(tiny_students.make(teachers[family], conditioning), tmp_path / "out")
+    tiny_students.export(tiny_students.make(teachers[family], conditioning), tmp_path / "out")
     _, found = stock_pipeline.load_unet(tmp_path / "out" / "unet", "")
     assert found == []
 
@@ -204,7 +176,7 @@ def test_a_sharded_half_precision_variant(teachers, tmp_path):
     (where / "model.safetensors").unlink()
     pipeline.text_encoder.half().save_pretrained(where, variant="fp16", max_shard_size="30KB")
     assert (where / "model.safetensors.index.fp16.json").is_file()
-    write(tiny_students.make(folder, variant="fp16"), out)
+    tiny_students.export(tiny_students.make(folder, variant="fp16"), out)
     assert not [path for path in out.rglob("*") if "fp16" in path.name]
     drawn = StableDiffusionPipeline.from_pretrained(out)
     assert {drawn.unet.dtype, drawn.vae.dtype, drawn.text_encoder.dtype} == {torch.float32}
@@ -220,7 +192,7 @@ def test_shards_of_a_variant_become_one_file_with_the_plain_name(teachers, tmp_p
         file.rename(file.with_suffix(".ema.safetensors"))
     (folder / "vae" / "diffusion_pytorch_model.ema.safetensors").unlink()
     vae.save_pretrained(folder / "vae", variant="ema", max_shard_size="50KB")
-    write(tiny_students.make(folder, variant="ema"), out)
+    tiny_students.export(tiny_students.make(folder, variant="ema"), out)
     names = {path.name for path in (out / "vae").iterdir()}
     assert names == {"config.json", "diffusion_pytorch_model.safetensors"}
     copied = AutoencoderKL.from_pretrained(out / "vae").state_dict()
@@ -237,108 +209,7 @@ def test_other_pipelines_become_the_plain_one(teachers, tmp_path, kind):
     index |= {"_class_name": kind, "requires_safety_checker": True}
     index |= {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
     (folder / "model_index.json").write_text(json.dumps(index))
-    write(tiny_students.make(folder), tmp_path / "out")
+    tiny_students.export(tiny_students.make(folder), tmp_path / "out")
     index = read_json(tmp_path / "out" / "model_index.json")
     assert index["_class_name"] == "StableDiffusionPipeline"
     assert index["safety_checker"] == [None, None] and not index["requires_safety_checker"]
-
-
-DISK_FULL = OSError(errno.ENOSPC, "No space left on device")
-
-
-def fail_at(monkeypatch, number, error):
-    """From now on the `number`-th file of arrays that is written raises `error`, half written."""
-    whole, written = weights.save_file, []
-
-    def save_file(arrays, path, metadata):
-        written.append(path)
-        if len(written) == number:
-            path.write_bytes(b"half of i")
-            raise error
-        whole(arrays, path, metadata=metadata)
-
-    monkeypatch.setattr(weights, "save_file", save_file)
-
-
-@pytest.mark.parametrize("number", [1, 2])  # the UNet for torch, the UNet for Flax
-@pytest.mark.parametrize(
-    ("error", "raised"),
-    [
-        (DISK_FULL, InputError),
-        (OSError("I/O error: No space left on device (os error 28)"), InputError),
-        (KeyboardInterrupt(), KeyboardInterrupt),
-        (RuntimeError("a bug"), RuntimeError),
-    ],
-)
-def test_a_failing_export_leaves_nothing(sd15, tmp_path, monkeypatch, number, error, raised):
-    fail_at(monkeypatch, number, error)
-    with pytest.raises(raised) as caught:
-        write(sd15, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
-    if raised is InputError:
-        text = str(caught.value)
-        assert str(tmp_path / "out") in text and "No space left" in text and "\n" not in text
-
-
-@pytest.mark.parametrize("error", [DISK_FULL, KeyboardInterrupt()])
-def test_a_failing_export_keeps_the_earlier_one(sd15, exported, tmp_path, monkeypatch, error):
-    out = shutil.copytree(exported, tmp_path / "out")
-    before = files_in(out)
-    (tmp_path / ".out.unfinished").mkdir()  # of an export that was killed
-    fail_at(monkeypatch, 2, error)
-    with pytest.raises((InputError, KeyboardInterrupt)):
-        write(sd15, out)
-    assert files_in(out) == before and list(tmp_path.iterdir()) == [out]
-
-
-def test_an_export_replaces_an_earlier_one_wholly(teachers, exported, tmp_path):
-    out = shutil.copytree(exported, tmp_path / "out")
-    (out / "unet/of_yesterday").write_text("")
-    made = tiny_students.make(teachers["sd15"], seed=1)
-    write(made, out)
-    assert not (out / "unet/of_yesterday").exists() and list(tmp_path.iterdir()) == [out]
-    jax.tree.map(np.testing.assert_array_equal, load_model(out / "flax").params, made[0].params)
-
-
-def test_an_export_that_was_killed_between_its_renames_is_found_again(sd15, exported, tmp_path):
-    shutil.copytree(exported, tmp_path / ".out.old")
-    student = dataclasses.replace(sd15[0], info={})  # fails before anything is written
-    with pytest.raises(KeyError):
-        write((student, sd15[1]), tmp_path / "out")
-    write(sd15, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_folders_that_are_no_exports_are_left_alone(sd15, tmp_path):
-    other = tmp_path / "thesis"
-    other.mkdir()
-    (other / "chapter1.txt").write_text("years of work")
-    for out in (other, other / "chapter1.txt"):
-        with pytest.raises(InputError, match="no earlier export"):
-            write(sd15, out)
-    assert files_in(tmp_path) == {"thesis/chapter1.txt": b"years of work"}
-
-
-def test_an_export_beside_something_else_is_left_alone(sd15, exported, tmp_path):
-    out = shutil.copytree(exported, tmp_path / "out")
-    (out / "thesis.tex").write_text("")
-    with pytest.raises(InputError, match="no earlier export"):
-        write(sd15, out)
-    assert (out / "thesis.tex").exists() and (out / "slam.json").exists()
-
-
-def test_a_student_does_not_replace_its_teacher(changeable):
-    before, made = files_in(changeable), tiny_students.make(changeable)
-    for out in (changeable, changeable.parent):
-        with pytest.raises(InputError, match="the teacher is in it"):
-            write(made, out)
-    assert files_in(changeable) == before
-
-
-def test_a_missing_file_of_the_teacher_is_named(sd15, teachers, tmp_path):
-    folder = shutil.copytree(teachers["sd15"], tmp_path / "teacher")
-    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
-    family = StableDiffusion(sd15[1].pipeline, Folder(folder, str(folder)))
-    with pytest.raises(InputError, match="vae/diffusion_pytorch_model.safetensors: missing"):
-        write((sd15[0], family), tmp_path / "out")
-    assert list(tmp_path.iterdir()) == [folder]

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_students
+from helpers import files_in
 from small_digits import PIPELINE, UNET
 
 from slam_jax.commands import export
@@ -21,10 +22,6 @@ from slam_jax.training.checkpoint import Checkpoints
 from slam_jax.training.step import TrainState
 
 ROOT = Path(__file__).parents[2]
-
-
-def files_in(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def make_run(workdir, folder, steps=(1, 2)):

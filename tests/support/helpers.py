@@ -69,3 +69,8 @@ def interrupt_in_step(monkeypatch, number):
                 yield batch
 
     monkeypatch.setattr(Batches, "iterate", interrupted)
+
+
+def files_in(folder):
+    """The contents of every file below a folder, by its path there."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}

@@ -30,3 +30,9 @@ def make(folder, conditioning="both", variant="", seed=0, num_ddim_timesteps=50)
     network = student_config(pipeline, method).to_dict()
     info = {"method": dataclasses.asdict(method)}
     return SavedModel(family.name, network, params, pipeline.scheduler, info), family
+
+
+def export(made, out):
+    """Exports what `make` made."""
+    student, family = made
+    family.export(student, out)
