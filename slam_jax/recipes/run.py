@@ -17,14 +17,17 @@ from slam_jax.data.batches import Source, check_position
 from slam_jax.drawing.ladder import Artists, Ladder
 from slam_jax.drawing.metrics.registry import check_metrics
 from slam_jax.drawing.report import write_report
-from slam_jax.drawing.samplers import on_replicated, student_sampler, teacher_sampler
+from slam_jax.drawing.samplers import on_mesh, student_sampler, teacher_sampler
+from slam_jax.drawing.seen import extractor_of
+from slam_jax.evaluation.prompts import read_prompts
 from slam_jax.families.family import Family
 from slam_jax.families.pipeline import DENOISER, Params, student_config, student_params
+from slam_jax.features.extract import Extractor
 from slam_jax.formats.flax_folder import SavedModel
 from slam_jax.method.sampler import ddim_timesteps
 from slam_jax.models.functional import cast
 from slam_jax.parallel import runtime
-from slam_jax.parallel.processes import compare, is_main
+from slam_jax.parallel.processes import as_first, compare, is_main
 from slam_jax.parallel.sharding import make_mesh, shard
 from slam_jax.recipes.distil import Distillation, distil, info_of
 from slam_jax.recipes.open_teacher import (
@@ -49,6 +52,7 @@ class Run:
       mesh: the devices.
       family: the teacher.
       source: examples.
+      extractor: networks that metrics read; None: they read none.
     """
 
     config: Config
@@ -56,6 +60,7 @@ class Run:
     mesh: Mesh
     family: Family
     source: Source
+    extractor: Extractor | None
 
 
 def open_run(config: Config, workdir: Path) -> Run:
@@ -71,6 +76,8 @@ def open_run(config: Config, workdir: Path) -> Run:
         check_batch_size(config.training, mesh)
     family = open_teacher(config, workdir)
     _check_evaluation(config, family)
+    with prefixed("config.evaluation."):
+        extractor = extractor_of(config.evaluation)
     if family.trains:
         with options_of("config.teacher.training"):
             check_batch_size(config.teacher.training, mesh)
@@ -82,7 +89,7 @@ def open_run(config: Config, workdir: Path) -> Run:
             )
     else:
         check_same_teacher(config, workdir, family)
-    return Run(config, workdir, mesh, family, family.source(config.data))
+    return Run(config, workdir, mesh, family, family.source(config.data), extractor)
 
 
 def _check_evaluation(config: Config, family: Family) -> None:
@@ -97,7 +104,12 @@ def _check_evaluation(config: Config, family: Family) -> None:
                 check(steps)
             except ValueError as error:
                 raise InputError(f"config.evaluation.{name}: {error}") from error
+    if evaluation.prompts and evaluation.prompts_file:
+        raise InputError("config.evaluation: expected prompts or prompts_file, not both")
     prompts = evaluation.prompts or family.pipeline.example_prompts
+    if evaluation.prompts_file:
+        with prefixed("config.evaluation.prompts_file: "):
+            prompts = read_prompts(evaluation.prompts_file).texts
     with prefixed("config.evaluation.prompts: "):
         family.pipeline.prompts(prompts)
     for prompt in prompts:
@@ -148,9 +160,11 @@ def _run(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     frozen = shard(weights, mesh)
     del weights
     network = student_config(pipeline, method)
-    ladder = Ladder(_artists(run, frozen, network), config.evaluation, config.seed)
+    ladder = _ladder(run, _artists(run, frozen, network))
 
     def draw_samples(student: Params, step: int) -> dict[str, float]:
+        started = time.perf_counter()
+        _measure_teacher(run, ladder)
         measured = ladder.save(samples / f"step_{step:06d}.png", student)
         best = config.training.best_metric
         if config.training.keep_best and best not in ("loss", *measured):
@@ -158,7 +172,7 @@ def _run(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
                 f"config.training.best_metric = {best!r}: of these pictures are measured "
                 f"{', '.join(measured)}"
             )
-        return measured
+        return {**measured, "evaluation_seconds": time.perf_counter() - started}
 
     ema = distil(
         Distillation(config, pipeline, params, frozen, identity["fingerprints"], run.source, mesh),
@@ -178,6 +192,24 @@ def _run(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     }
 
 
+def _ladder(run: Run, artists: Artists) -> Ladder:
+    """The step ladder of a run, with the networks that its metrics read."""
+    options = run.config.evaluation
+    if options.prompts_file:
+        prompts = read_prompts(options.prompts_file).texts
+        options = dataclasses.replace(options, prompts=prompts)
+    return Ladder(artists, options, run.config.seed, run.extractor, run.workdir / "features")
+
+
+def _measure_teacher(run: Run, ladder: Ladder) -> None:
+    """Writes what the teacher's smaller numbers of steps measure, once in a run's life."""
+    path = run.workdir / "teacher_metrics.json"
+    if not as_first(path.exists()):
+        measured = ladder.teacher_metrics()
+        if is_main():
+            write_json(path, measured)
+
+
 def _artists(run: Run, frozen: Any, network: Any) -> Artists:
     """Samplers of teacher and student, for weights on the run's mesh."""
     pipeline, method, precision = run.family.pipeline, run.config.method, run.config.precision
@@ -186,8 +218,8 @@ def _artists(run: Run, frozen: Any, network: Any) -> Artists:
     return Artists(
         pipeline,
         frozen,
-        on_replicated(teacher, run.mesh, precision.teacher),
-        on_replicated(student, run.mesh, precision.student),
+        on_mesh(teacher, run.mesh, precision.teacher),
+        on_mesh(student, run.mesh, precision.student),
     )
 
 

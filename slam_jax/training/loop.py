@@ -22,7 +22,8 @@ from slam_jax.formats.safetensors import save_arrays
 from slam_jax.parallel.processes import Votes, is_main, wait
 from slam_jax.parallel.sharding import rows_here, shard, shard_batch, shardings_of
 from slam_jax.training.checkpoint import Checkpoints
-from slam_jax.training.metric_log import MetricLog
+from slam_jax.training.metric_log import MetricLog, read_rows
+from slam_jax.training.patience import Patience
 from slam_jax.training.step import Init, Params, Step, TrainState
 
 # (state, step) -> what was measured.
@@ -96,6 +97,9 @@ class Events:
         self._first, self._skipped = int(state.step), int(state.skipped)
         self._votes, self._saved = Votes(2), time.monotonic()
         self._previous: tuple[int, dict[str, jax.Array], dict[str, jax.Array]] | None = None
+        best = run.options.patience, run.options.best_metric
+        self._patience = Patience(*best, read_rows(run.folder, self._first))
+        self.over = self._patience.is_over
         self._log = MetricLog(run.folder, self._first, run.options.batch_size)
         self._bar = tqdm(
             desc=run.name,
@@ -105,7 +109,7 @@ class Events:
             mininterval=1,
             disable=not is_main(),
         )
-        if self._first < run.options.steps:
+        if self._first < run.options.steps and not self.over:
             self._bar.set_postfix_str("compiling the first step")
 
     def after(self, step: int, state: TrainState, metrics: dict, batch: dict) -> None:
@@ -127,6 +131,12 @@ class Events:
         if saving:  # which waits for this step; and a run that goes on would not look at it
             self._look_at_previous()
         values = self._measure(step, state, last, stopping)
+        if self._patience.over(values):
+            self.over = saving = True
+            if is_main():
+                name, times = training.best_metric, training.patience
+                line = f"{name} has not become lower {times} times; the {self._run.name} ends"
+                tqdm.write(f"note: {line} at step {step}", file=sys.stderr)
         if saving:
             self.save(step, state, values)
         if self._skipped >= training.max_skipped:
@@ -241,6 +251,8 @@ def fit(run: TrainingRun, params: Params, frozen: Any) -> TrainState:
             closing(data.iterate(first, partial(shard_batch, mesh=mesh))) as batches,
         ):
             for step in range(first + 1, options.steps + 1):
+                if events.over:
+                    break
                 try:
                     batch = next(batches)
                 except Exception:

@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from tqdm import tqdm
 from slam_jax.base.files import write_whole
 from slam_jax.data.rejects import Rejects
 from slam_jax.parallel.processes import is_main
+
+METRICS_FILE = "metrics.jsonl"
 
 
 class MetricLog:
@@ -28,9 +30,8 @@ class MetricLog:
         self._folder, self._first = folder, step
         if is_main():
             folder.mkdir(parents=True, exist_ok=True)
-            path = folder / "metrics.jsonl"
-            rows = path.read_text().splitlines() if path.exists() else []
-            kept = "".join(row + "\n" for row in rows if _step_of(row) <= step)
+            path = folder / METRICS_FILE
+            kept = "".join(json.dumps(row) + "\n" for row in read_rows(folder, step))
             write_whole(path, kept.encode())
             self._file = path.open("a")
         self._batch_size, self._rows, self._known = batch_size, [], set()
@@ -94,8 +95,11 @@ class MetricLog:
         return SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._first + 1)
 
 
-def _step_of(row: str) -> float:
-    try:
-        return json.loads(row)["step"]
-    except (json.JSONDecodeError, KeyError):
-        return np.inf  # the last line of a run that was killed while writing it
+def read_rows(folder: Path, step: int) -> list[dict[str, float]]:
+    """The rows that a run has written up to a step; none where there is no file."""
+    path = folder / METRICS_FILE
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with suppress(json.JSONDecodeError):  # the last line of a run that was killed in it
+            rows.append(json.loads(line))
+    return [row for row in rows if row["step"] <= step]
