@@ -18,7 +18,7 @@ CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 Picture = UInt8[np.ndarray, "H W 3"]
 
 
-def center_crop_lanczos(image: Picture, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
+def center_crop_lanczos(image: Picture, size: int) -> UInt8[np.ndarray, "S S 3"]:
     """The centre square by Lanczos, with the corners and the rounding of the text-to-image papers.
 
     GigaGAN (evaluation/evaluation.py) and DMD2 (main/coco_eval/coco_evaluator.py) treat drawn and
@@ -27,13 +27,13 @@ def center_crop_lanczos(image: Picture, size: int) -> UInt8[np.ndarray, "{size} 
 
     Args:
       image: the picture.
-      size: pixels of a side.
+      size: S, pixels of a side.
     """
     square = _cropped(image, min(image.shape[:2]))
     return np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.LANCZOS))
 
 
-def center_crop(image: Picture, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
+def center_crop(image: Picture, size: int) -> UInt8[np.ndarray, "S S 3"]:
     """A piece of the centre, not resized: the "patch FID" of SDXL students, with size 299.
 
     As DMD2 (main/coco_eval/coco_evaluator.py), with torchvision's `center_crop`. DMD2 lets smaller
@@ -41,7 +41,7 @@ def center_crop(image: Picture, size: int) -> UInt8[np.ndarray, "{size} {size} 3
 
     Args:
       image: the picture.
-      size: pixels of a side.
+      size: S, pixels of a side.
 
     Raises:
       InputError: the picture is smaller.
@@ -49,20 +49,20 @@ def center_crop(image: Picture, size: int) -> UInt8[np.ndarray, "{size} {size} 3
     height, width = image.shape[:2]
     if min(height, width) < size:
         raise InputError(
-            f"a picture of {width} x {height} pixels: expected at least {size} x {size}, as patches "
-            "are not enlarged; draw larger pictures, or measure whole ones"
+            f"a picture of {width} x {height} pixels: expected at least {size} x {size}, as "
+            "patches are not enlarged; draw larger pictures, or measure whole ones"
         )
     return _cropped(image, size)
 
 
-def clean(image: Picture, size: int) -> Float[np.ndarray, "{size} {size} 3"]:
+def clean(image: Picture, size: int) -> Float[np.ndarray, "S S 3"]:
     """Bicubic without rounding to whole numbers, in [0, 255]: clean-fid's `build_resizer("clean")`.
 
     Each channel is a Pillow image of floats; what the filter puts outside [0, 255] is clipped.
 
     Args:
       image: the picture, which is stretched where it is no square.
-      size: pixels of a side, 299 for Inception.
+      size: S, pixels of a side, 299 for Inception.
     """
     channels = [
         Image.fromarray(image[..., channel].astype(np.float32)).resize(
@@ -73,7 +73,7 @@ def clean(image: Picture, size: int) -> Float[np.ndarray, "{size} {size} 3"]:
     return np.stack([np.asarray(channel) for channel in channels], axis=-1).clip(0, 255)
 
 
-def tensorflow1(image: Picture, size: int) -> Float[np.ndarray, "{size} {size} 3"]:
+def tensorflow1(image: Picture, size: int) -> Float[np.ndarray, "S S 3"]:
     """Bilinear as TensorFlow 1.x has it, in [0, 255]: pixel i is taken at i * old / new, without
     the half pixel of later programs, and without a filter against aliasing.
 
@@ -82,7 +82,7 @@ def tensorflow1(image: Picture, size: int) -> Float[np.ndarray, "{size} {size} 3
 
     Args:
       image: the picture, which is stretched where it is no square.
-      size: pixels of a side, 299 for Inception.
+      size: S, pixels of a side, 299 for Inception.
     """
     rows, lower_rows, down = _places(image.shape[0], size)
     columns, right_columns, across = _places(image.shape[1], size)
@@ -94,7 +94,7 @@ def tensorflow1(image: Picture, size: int) -> Float[np.ndarray, "{size} {size} 3
     return top + (bottom - top) * down
 
 
-def clip(image: Picture, size: int) -> Float[np.ndarray, "{size} {size} 3"]:
+def clip(image: Picture, size: int) -> Float[np.ndarray, "S S 3"]:
     """What CLIP sees: the shorter side resized by bicubic, the centre square, standardised.
 
     As transformers' CLIPImageProcessor on Pillow (CLIPImageProcessorPil), with the settings of
@@ -103,7 +103,7 @@ def clip(image: Picture, size: int) -> Float[np.ndarray, "{size} {size} 3"]:
 
     Args:
       image: the picture.
-      size: pixels of a side: 224, or 336 for ViT-L/14-336.
+      size: S, pixels of a side: 224, or 336 for ViT-L/14-336.
     """
     height, width = image.shape[:2]
     longer = int(size * max(height, width) / min(height, width))
@@ -113,7 +113,7 @@ def clip(image: Picture, size: int) -> Float[np.ndarray, "{size} {size} 3"]:
     return _standardised(pixels[top : top + size, left : left + size])
 
 
-def cmmd(image: Picture, size: int) -> Float[np.ndarray, "{size} {size} 3"]:
+def cmmd(image: Picture, size: int) -> Float[np.ndarray, "S S 3"]:
     """What CLIP sees when CMMD is measured: the centre square, then bicubic, standardised.
 
     As google-research's cmmd (io_util.py `_center_crop_and_resize`, embedding.py): it crops before
@@ -121,7 +121,7 @@ def cmmd(image: Picture, size: int) -> Float[np.ndarray, "{size} {size} 3"]:
 
     Args:
       image: the picture.
-      size: pixels of a side, 336 for ViT-L/14-336.
+      size: S, pixels of a side, 336 for ViT-L/14-336.
     """
     side = min(image.shape[:2])
     top, left = ((length - side) // 2 for length in image.shape[:2])
