@@ -46,7 +46,8 @@ class Picture(NamedTuple):
 class Files(Protocol):
     """Image files that can be read in any order, from any thread."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def __len__(self) -> int: ...
 

@@ -42,7 +42,10 @@ def test_inceptions_inputs_are_those_of_clean_fid_and_torch_fidelity(golden, nam
         resized = untouched(getattr(resize, name), picture(*shape), size)
         assert resized.dtype == np.float32 and resized.shape == (size, size, 3)
         expected = golden[f"{name}_{size}_{shape[0]}x{shape[1]}"]
-        np.testing.assert_array_equal(resized[::step, ::step], expected)
+        # The same for `tensorflow1`; Pillow 10.4 and 13 differ in the last bit.
+        np.testing.assert_allclose(
+            resized[::step, ::step], expected, rtol=0, atol=2e-5 if name == "clean" else 0
+        )
 
 
 def test_clean_is_clipped_and_not_rounded():
@@ -74,6 +77,7 @@ def test_a_picture_smaller_than_the_patch_is_refused():
     assert resize.center_crop(picture(299, 299), 299).shape == (299, 299, 3)
 
 
+@pytest.mark.slow  # the first one imports torch
 @pytest.mark.parametrize("size", [224, 336])
 @pytest.mark.parametrize("shape", [(64, 64), (256, 256), (37, 53), (481, 640), (640, 427)], ids=str)
 def test_clip_sees_what_transformers_gives_it(shape, size):
