@@ -55,7 +55,7 @@ class Files(Protocol):
 
 
 class Images:
-    """Pictures in a fixed order, sorted by the names of their files.
+    """Pictures in a fixed order: by the names of their files, or as shards have them.
 
     Args:
       files: theirs.
