@@ -8,11 +8,13 @@ in its last word and its layout only:
     kernel [in, out]           weight [out, in]
     scale [C]                  weight [C]
     embedding [V, D]           weight [V, D]
-    bias [C]                   bias [C]
+
+Any other array has the same name and layout, `bias` and `running_mean` for example.
 
 Published files come with other spellings, which are read and never written: the VAE of SD 1.x has
 older names in its attention, at times with 1x1 convolutions [out, in, 1, 1] where linear layers are
-now; and a CLIP text encoder may lack the prefix "text_model.".
+now; DINOv2 has other names in its attention than CLIP; a CLIP text encoder may lack the prefix
+"text_model."; and Inception comes with TensorFlow's names (`from_tensorflow_names`).
 """
 
 from collections.abc import Callable, Mapping
@@ -25,24 +27,72 @@ from slam_jax.models.functional import flatten, unflatten
 
 Params = dict[str, Any]
 
-OLD_ATTENTION_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+OTHER_ATTENTION_NAMES = {
+    "to_q": "query",
+    "to_k": "key",
+    "to_v": "value",
+    "to_out.0": "proj_attn",
+    "attention.q_proj": "attention.attention.query",
+    "attention.k_proj": "attention.attention.key",
+    "attention.v_proj": "attention.attention.value",
+    "attention.out_proj": "attention.output.dense",
+}
 CLIP_PREFIX = "text_model."
-# Not weights: 0, 1, 2, ... as an array, in files of older transformers.
-NOT_WEIGHTS = {"text_model.embeddings.position_ids", "embeddings.position_ids"}
+# Not weights: 0, 1, 2, ... as an array, in files of older transformers; and a count of steps.
+NOT_WEIGHTS = (
+    "text_model.embeddings.position_ids",
+    "vision_model.embeddings.position_ids",
+    "embeddings.position_ids",
+)
+STEPS = ".num_batches_tracked"
+
+# Inception's convolutions by the names of pytorch-fid and TensorFlow, block by block.
+STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
+MIXED = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
+BRANCHES = {
+    ("5b", "5c", "5d"): (
+        "1x1 5x5_1 5x5_2 3x3dbl_1 3x3dbl_2 3x3dbl_3 _pool",
+        "conv tower.conv tower.conv_1 tower_1.conv tower_1.conv_1 tower_1.conv_2 tower_2.conv",
+    ),
+    ("6a",): (
+        "3x3 3x3dbl_1 3x3dbl_2 3x3dbl_3",
+        "conv tower.conv tower.conv_1 tower.conv_2",
+    ),
+    ("6b", "6c", "6d", "6e"): (
+        "1x1 7x7_1 7x7_2 7x7_3 7x7dbl_1 7x7dbl_2 7x7dbl_3 7x7dbl_4 7x7dbl_5 _pool",
+        "conv tower.conv tower.conv_1 tower.conv_2 tower_1.conv tower_1.conv_1 tower_1.conv_2 "
+        "tower_1.conv_3 tower_1.conv_4 tower_2.conv",
+    ),
+    ("7a",): (
+        "3x3_1 3x3_2 7x7x3_1 7x7x3_2 7x7x3_3 7x7x3_4",
+        "tower.conv tower.conv_1 tower_1.conv tower_1.conv_1 tower_1.conv_2 tower_1.conv_3",
+    ),
+    ("7b", "7c"): (
+        "1x1 3x3_1 3x3_2a 3x3_2b 3x3dbl_1 3x3dbl_2 3x3dbl_3a 3x3dbl_3b _pool",
+        "conv tower_conv tower_mixed_conv tower_mixed_conv_1 tower_1_conv tower_1_conv_1 "
+        "tower_1_mixed_conv tower_1_mixed_conv_1 tower_2_conv",
+    ),
+}
+TENSORFLOW_LEAVES = {
+    "weight": "conv.weight",
+    "beta": "bn.bias",
+    "mean": "bn.running_mean",
+    "var": "bn.running_var",
+}
 
 
 def _torch_key(path: str) -> str:
-    """The torch key of a dotted path: the last word becomes "weight", unless it is "bias"."""
+    """The torch key of a dotted path: some last words become "weight"."""
     module, _, name = path.rpartition(".")
-    return path if name == "bias" else f"{module}.weight"
+    return f"{module}.weight" if name in ("kernel", "scale", "embedding") else path
 
 
-def _old_attention_key(key: str) -> str | None:
-    """What older files call a weight of an attention layer; None for any other weight."""
+def _other_attention_key(key: str) -> str | None:
+    """What some files call a weight of an attention layer; None for any other weight."""
     module, _, name = key.rpartition(".")
-    for new, old in OLD_ATTENTION_NAMES.items():
+    for new, other in OTHER_ATTENTION_NAMES.items():
         if module.endswith(f".{new}"):
-            return f"{module.removesuffix(new)}{old}.{name}"
+            return f"{module.removesuffix(new)}{other}.{name}"
     return None
 
 
@@ -90,18 +140,19 @@ def from_torch(
     Raises:
         ValueError: an array of the wrong shape.
     """
-    found, missing, extra = {}, [], set(state_dict) - NOT_WEIGHTS
+    found, missing = {}, []
+    extra = {key for key in state_dict if key not in NOT_WEIGHTS and not key.endswith(STEPS)}
     for path, leaf in flatten(abstract_params).items():
         key = _torch_key(path)
-        old_key = _old_attention_key(key)
-        spellings = (key, old_key, key.removeprefix(CLIP_PREFIX))
+        other_key = _other_attention_key(key)
+        spellings = (key, other_key, key.removeprefix(CLIP_PREFIX))
         spelled = next((name for name in spellings if name in extra), None)
         if spelled is None:
             missing.append(key)
             continue
         extra.remove(spelled)
         array = np.asarray(state_dict[spelled])
-        if old_key is not None and array.shape[2:] == (1, 1):
+        if other_key is not None and array.shape[2:] == (1, 1):
             array = array[:, :, 0, 0]
         axes = _transposition(path, len(leaf.shape), to_torch=True)
         shape = tuple(leaf.shape[axis] for axis in axes)
@@ -120,3 +171,39 @@ def to_torch(params: Params) -> dict[str, np.ndarray]:
         axes = _transposition(path, array.ndim, to_torch=True)
         state_dict[_torch_key(path)] = np.ascontiguousarray(array.transpose(axes))
     return state_dict
+
+
+def from_tensorflow_names(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Inception's state dict with pytorch-fid's names, from one with those of TensorFlow's graph.
+
+    NVIDIA's TorchScript of it, which clean-fid uses, has such a one: "layers.mixed.tower.conv.var".
+    It has no scales of BatchNorm, which are one. A name that is none of these stays as it is.
+    """
+    modules = _tensorflow_modules()
+    renamed = {}
+    for key, array in state_dict.items():
+        module, _, name = key.rpartition(".")
+        if module == "output":
+            renamed[f"fc.{name}"] = array
+        elif module in modules and name in TENSORFLOW_LEAVES:
+            renamed[f"{modules[module]}.{TENSORFLOW_LEAVES[name]}"] = array
+            if name == "beta":
+                renamed[f"{modules[module]}.bn.weight"] = np.ones_like(array)
+        else:
+            renamed[key] = array
+    return renamed
+
+
+def _tensorflow_modules() -> dict[str, str]:
+    """TensorFlow's name of each convolution -> pytorch-fid's."""
+
+    def numbered(name, index):
+        return f"layers.{name}_{index}" if index else f"layers.{name}"
+
+    modules = {numbered("conv", index): name for index, name in enumerate(STEM)}
+    for blocks, (ours, theirs) in BRANCHES.items():
+        for block in blocks:
+            where = numbered("mixed", MIXED.index(block))
+            for branch, name in zip(ours.split(), theirs.split(), strict=True):
+                modules[f"{where}.{name}"] = f"Mixed_{block}.branch{branch}"
+    return modules

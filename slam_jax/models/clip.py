@@ -1,14 +1,15 @@
 """The text encoder of CLIP; those of SD 1.5 (L), SD 2.1 (H) and SDXL (L, bigG) are configurations.
 
-Token ids in, features of each token and of the whole text out. `CLIPTextConfig` speaks the
-config.json of transformers and attributes are named as in the published checkpoints.
+Token ids in, features of each token and of the whole text out. The vision tower (clip_vision.py) is
+made of the same layers. `CLIPTextConfig` speaks the config.json of transformers and attributes are
+named as in the published checkpoints.
 
 Shape letters: B batch, L tokens, D features.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,18 @@ ACTIVATIONS = {
 PROJECTION_OF = {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}
 
 
+def require_layers(config: Any) -> None:
+    """Refuses a config of which no layers can be made.
+
+    Raises:
+        ValueError: says what is supported.
+    """
+    activations = " and ".join(map(repr, ACTIVATIONS))
+    require(config, "hidden_act", config.hidden_act in ACTIVATIONS, activations)
+    divides = config.hidden_size % config.num_attention_heads == 0
+    require(config, "num_attention_heads", divides, "divisors of hidden_size")
+
+
 @dataclasses.dataclass(frozen=True)
 class CLIPTextConfig:
     """Configuration of `CLIPTextModel`, with the keys and defaults of transformers."""
@@ -45,11 +58,8 @@ class CLIPTextConfig:
     projection: bool = False  # "architectures" in a config.json
 
     def __post_init__(self):
-        activations = " and ".join(map(repr, ACTIVATIONS))
-        require(self, "hidden_act", self.hidden_act in ACTIVATIONS, activations)
         require(self, "eos_token_id", isinstance(self.eos_token_id, int), "one integer")
-        divides = self.hidden_size % self.num_attention_heads == 0
-        require(self, "num_attention_heads", divides, "divisors of hidden_size")
+        require_layers(self)
         ok = isinstance(self.projection_dim, int) or not self.projection
         require(self, "projection_dim", ok, "an integer")
 
@@ -108,10 +118,11 @@ class CLIPTextEmbeddings(nnx.Module):
 
 
 class CLIPAttention(nnx.Module):
-    """Multi-head attention of each token to itself and those before it, [B, L, D] -> [B, L, D]."""
+    """Multi-head attention of each token to all, or to itself and those before it where `causal`;
+    [B, L, D] -> [B, L, D]."""
 
-    def __init__(self, features, heads, *, rngs):
-        self.heads = heads
+    def __init__(self, features, heads, causal, *, rngs):
+        self.heads, self.causal = heads, causal
         self.execution = Execution()
         self.q_proj = nnx.Linear(features, features, rngs=rngs)
         self.k_proj = nnx.Linear(features, features, rngs=rngs)
@@ -121,7 +132,7 @@ class CLIPAttention(nnx.Module):
     def __call__(self, x):
         parts = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         q, k, v = (layers.split_heads(y, self.heads) for y in parts)
-        out = attention(q, k, v, self.execution.attention, is_causal=True)
+        out = attention(q, k, v, self.execution.attention, self.causal)
         return self.out_proj(out.reshape(x.shape))
 
 
@@ -138,12 +149,12 @@ class CLIPMLP(nnx.Module):
 
 
 class CLIPEncoderLayer(nnx.Module):
-    """Causal self-attention and an MLP, both pre-norm, [B, L, D] -> [B, L, D]."""
+    """Self-attention and an MLP, both pre-norm, [B, L, D] -> [B, L, D]."""
 
-    def __init__(self, config, *, rngs):
+    def __init__(self, config, causal, *, rngs):
         features, eps = config.hidden_size, config.layer_norm_eps
         self.layer_norm1 = layers.LayerNorm(features, eps, rngs=rngs)
-        self.self_attn = CLIPAttention(features, config.num_attention_heads, rngs=rngs)
+        self.self_attn = CLIPAttention(features, config.num_attention_heads, causal, rngs=rngs)
         self.layer_norm2 = layers.LayerNorm(features, eps, rngs=rngs)
         self.mlp = CLIPMLP(config, rngs=rngs)
 
@@ -155,9 +166,9 @@ class CLIPEncoderLayer(nnx.Module):
 class CLIPEncoder(nnx.Module):
     """The stack of layers."""
 
-    def __init__(self, config, *, rngs):
+    def __init__(self, config, causal, *, rngs):
         self.layers = nnx.List(
-            [CLIPEncoderLayer(config, rngs=rngs) for _ in range(config.num_hidden_layers)]
+            [CLIPEncoderLayer(config, causal, rngs=rngs) for _ in range(config.num_hidden_layers)]
         )
 
     def __call__(self, x):
@@ -174,7 +185,7 @@ class CLIPTextTransformer(nnx.Module):
     def __init__(self, config, *, rngs):
         features, eps = config.hidden_size, config.layer_norm_eps
         self.embeddings = CLIPTextEmbeddings(config, rngs=rngs)
-        self.encoder = CLIPEncoder(config, rngs=rngs)
+        self.encoder = CLIPEncoder(config, causal=True, rngs=rngs)
         self.final_layer_norm = layers.LayerNorm(features, eps, rngs=rngs)
 
     def __call__(self, tokens):

@@ -46,7 +46,7 @@ OWNERS = {
     "PIL": ("data", "drawing", "features", "commands.inspect", "serving.artifact_draw"),
     "skimage": ("data",),
     "optax": ("training",),
-    "torch": ("serving.stock_pipeline",),
+    "torch": ("formats.torch_file", "serving.stock_pipeline"),
     "diffusers": ("serving.stock_pipeline",),
     "transformers": ("formats.tokenizer", "serving.stock_pipeline"),
     "huggingface_hub": ("formats.hub",),

@@ -1,0 +1,115 @@
+"""CLIP, whose features of pictures and of texts can be compared: for CLIP score and CMMD."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from slam_jax.base.errors import InputError
+from slam_jax.base.json_file import read_json
+from slam_jax.features import resize, weights
+from slam_jax.features.network import TextImageNetwork, full_precision
+from slam_jax.formats.diffusers_folder import Folder, read_tokenizer
+from slam_jax.formats.tokenizer import Tokenizer
+from slam_jax.models import functional
+from slam_jax.models.clip import CLIPTextConfig, CLIPTextModel
+from slam_jax.models.clip_vision import CLIPVisionConfig, CLIPVisionModel, read_config
+from slam_jax.models.functional import Params
+
+CONFIG = "config.json"
+BESIDE = (CONFIG, "tokenizer*.json", "special_tokens_map.json", "vocab.json", "merges.txt")
+UNUSED = ("logit_scale",)
+
+
+class Size(NamedTuple):
+    """What tells the published models apart.
+
+    Attributes:
+        image: pixels of a side of a picture.
+        patch: of a patch.
+        width: D, projected features.
+    """
+
+    image: int
+    patch: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"pictures of {self.image} pixels, patches of {self.patch}, {self.width} features"
+
+
+@dataclass(frozen=True, eq=False)
+class Clip(TextImageNetwork):
+    """Both towers of a CLIP, with their projections; features are not of length 1.
+
+    Attributes:
+        text, vision: their configurations.
+        tokenizer: of the texts.
+    """
+
+    text: CLIPTextConfig
+    vision: CLIPVisionConfig
+    tokenizer: Tokenizer
+
+    def prepare(self, image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "S S 3"]:
+        return resize.clip(image, self.vision.image_size)
+
+    def apply(self, params: Params, x: Array) -> Float[Array, "B D"]:
+        apply = functional.apply_fn(CLIPVisionModel, self.vision)
+        tower = {key: params[key] for key in ("vision_model", "visual_projection")}
+        return full_precision(apply)(tower, x)
+
+    def tokens(self, texts: Sequence[str]) -> Int[np.ndarray, "B L"]:
+        return self.tokenizer(texts)
+
+    def apply_text(self, params: Params, tokens: Array) -> Float[Array, "B D"]:
+        apply = functional.apply_fn(CLIPTextModel, self.text)
+        encoder = {key: params[key] for key in ("text_model", "text_projection")}
+        return full_precision(apply)(encoder, tokens).pooled
+
+
+def open_clip(name: str, size: Size, path: str) -> Clip:
+    """A CLIP in the layout of transformers.
+
+    Args:
+        name: in the registry.
+        size: what it has to be.
+        path: its folder, the weights in it, or a hub id.
+
+    Raises:
+        InputError: a file is missing, damaged or another network's, or the CLIP is of another size.
+    """
+    file = weights.locate(path, weights.MODEL_FILES, BESIDE)
+    text, vision = _configs(file.with_name(CONFIG), name, size)
+    abstract = functional.abstract_params(CLIPTextModel, text)
+    abstract |= functional.abstract_params(CLIPVisionModel, vision)
+    digest = weights.sha256(file)
+    params = weights.to_params(file, weights.read_arrays(file), abstract, UNUSED)
+    identity = {
+        "network": name,
+        "file": file.name,
+        "sha256": digest,
+        "resizer": f"CLIP's bicubic and centre crop to {size.image} pixels",
+    }
+    tokenizer = read_tokenizer(Folder(file.parent, path), "")
+    return Clip(name, size.width, params, identity, text, vision, tokenizer)
+
+
+def _configs(path: Path, name: str, size: Size) -> tuple[CLIPTextConfig, CLIPVisionConfig]:
+    """The configurations of both towers.
+
+    Raises:
+        InputError: the file is missing or damaged, or says something else.
+    """
+    content = read_json(path, "a CLIP's folder has it; get the whole folder")
+    try:
+        text, vision = read_config(content)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise InputError(f"{path}: {' '.join(str(error).split())}") from error
+    found = Size(vision.image_size, vision.patch_size, vision.projection_dim)
+    if found != size:
+        raise InputError(f"{path}: a CLIP for {found}; {name} is one for {size}")
+    return text, vision

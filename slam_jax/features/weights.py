@@ -1,0 +1,110 @@
+"""Finds and reads the published weights of a feature network."""
+
+import hashlib
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from slam_jax.base.errors import InputError
+from slam_jax.formats import convert, hub, safetensors, torch_file
+from slam_jax.formats.diffusers_folder import HUB_ID
+from slam_jax.models.functional import Params
+
+# As transformers names them, the better one first.
+MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def locate(path: str, names: Sequence[str], others: Sequence[str] = (), where: str = "") -> Path:
+    """The file of the weights.
+
+    Args:
+        path: the file, its folder, or the id "owner/name" of a model on the hub.
+        names: what the file may be called in a folder, the first that is there counts.
+        others: patterns of what to fetch from the hub beside it.
+        where: where to get the file, for a refusal.
+
+    Raises:
+        InputError: it is not there.
+    """
+    local = Path(path).expanduser()
+    if local.is_file():
+        return local
+    if local.is_dir():
+        folders = [local]
+    elif HUB_ID.fullmatch(path):
+        # One after the other, as a model may be there in several files.
+        folders = (hub.fetch(path, "", [*others, name]) for name in names)
+    else:
+        raise InputError(
+            f"{path!r}: no such file or folder, and not a hub id of the form owner/name; {where}"
+        )
+    for folder in folders:
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+    raise InputError(f"{path}: has no weights, which are in {' or '.join(names)}; {where}")
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file.
+
+    Raises:
+        InputError: it cannot be read, or its name ends in other digits, as published files' names
+            do ("name-6726825d.pth").
+    """
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    named = re.search(r"-([0-9a-f]{8})\.\w+$", path.name)
+    if named and not digest.startswith(named[1]):
+        raise InputError(
+            f"{path}: damaged: its SHA-256 begins with {digest[:8]}, by its name it should begin "
+            f"with {named[1]}; get it again"
+        )
+    return digest
+
+
+def read_arrays(path: Path) -> Mapping[str, np.ndarray]:
+    """The arrays of a file of safetensors or torch, by their names there.
+
+    Raises:
+        InputError: it is neither, or damaged.
+    """
+    if path.suffix == ".safetensors":
+        return safetensors.open_arrays(path)
+    if path.suffix in (".pth", ".pt", ".bin"):
+        return torch_file.load_arrays(path)
+    raise InputError(f"{path}: expected a file .safetensors, .pth, .pt or .bin")
+
+
+def to_params(
+    path: Path, arrays: Mapping[str, np.ndarray], abstract: Params, unused: Collection[str] = ()
+) -> Params:
+    """A network's params from a file's arrays.
+
+    Args:
+        path: the file, for a refusal.
+        arrays: what is in it.
+        abstract: the params to fill.
+        unused: names in it that the network does without.
+
+    Raises:
+        InputError: they are those of another network.
+    """
+    try:
+        params, missing, extra = convert.from_torch(arrays, abstract)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{path}: weights of another network: {error}") from error
+    extra = [name for name in extra if name not in unused]
+    for kind, names in (("missing", missing), ("not expected", extra)):
+        if names:
+            raise InputError(
+                f"{path}: weights of another network: {len(names)} names {kind}, first {names[0]}"
+            )
+    return params

@@ -1,0 +1,368 @@
+"""Networks from their files to features, against torch; and every refusal."""
+
+import hashlib
+import json
+import re
+import shutil
+import warnings
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import random_inception
+import tiny_networks
+from helpers import assert_close, jit
+from PIL import Image
+
+from slam_jax.base.errors import InputError
+from slam_jax.features import clip, dinov2, inception, resize, weights
+from slam_jax.features.registry import NETWORKS, open_network
+from slam_jax.formats import safetensors
+
+GOLDEN = Path(__file__).parents[1] / "models/golden/inception.npz"
+CLIP_SIZE = clip.Size(24, 8, 12)
+TEXTS = ("a photograph of an astronaut", "two cats", "cat " * 100)
+
+
+def picture(height, width):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def refusal(function, *args):
+    with pytest.raises(InputError) as error:
+        function(*args)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture(scope="module")
+def inception_arrays():
+    with np.load(GOLDEN) as golden:
+        shapes = [tuple(int(n) for n in shape if n) for shape in golden["shapes"]]
+        return random_inception.state_dict(dict(zip(golden["names"].tolist(), shapes, strict=True)))
+
+
+@pytest.fixture(scope="module")
+def inception_file(inception_arrays, tmp_path_factory):
+    path = tmp_path_factory.mktemp("inception") / "model.safetensors"
+    safetensors.save_arrays(path, inception_arrays)
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    tiny_networks.clip_folder(folder, width=12, image_size=24, patch_size=8)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dinov2_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dinov2")
+    tiny_networks.dinov2_folder(folder, hidden_size=24, image_size=224)
+    return folder
+
+
+@pytest.fixture
+def changeable(clip_folder, tmp_path):
+    return shutil.copytree(clip_folder, tmp_path / "clip")
+
+
+def torch_features(model, x):
+    """What transformers' model says of prepared pictures."""
+    import torch
+
+    nchw = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+    with torch.no_grad():
+        if hasattr(model, "visual_projection"):
+            return model.visual_projection(model.vision_model(nchw).pooler_output).numpy()
+        return model(nchw).pooler_output.numpy()
+
+
+@pytest.mark.parametrize("name", ["inception", "inception_patch"])
+def test_inception(inception_file, inception_arrays, name):
+    network = open_network(name, str(inception_file))
+    assert (network.name, network.width) == (name, 2048)
+    kernel = network.params["Mixed_7c"]["branch3x3_2a"]["conv"]["kernel"]
+    expected = inception_arrays["Mixed_7c.branch3x3_2a.conv.weight"]
+    np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), expected)
+    assert {leaf.dtype for leaf in jax.tree.leaves(network.params)} == {np.dtype(np.float32)}
+    image = picture(310, 320)
+    wanted = {"inception": resize.clean, "inception_patch": resize.center_crop}[name](image, 299)
+    prepared = network.prepare(image)
+    assert prepared.dtype == np.float32
+    np.testing.assert_array_equal(prepared, wanted)
+    assert network.identity == {
+        "network": name,
+        "file": "model.safetensors",
+        "sha256": sha256(inception_file),
+        "resizer": network.identity["resizer"],
+    }
+    x = jax.ShapeDtypeStruct((5, 299, 299, 3), np.float32)
+    assert jax.eval_shape(network.apply, network.params, x).shape == (5, 2048)
+
+
+def test_the_ways_to_prepare_for_inception_have_names(inception_file):
+    names = ["inception", "inception_patch"]
+    networks = [open_network(name, str(inception_file.parent)) for name in names]
+    assert networks[0].identity["resizer"] != networks[1].identity["resizer"]
+    assert networks[0].identity["sha256"] == networks[1].identity["sha256"]
+
+
+def test_inception_from_a_pickle(inception_file, inception_arrays, tmp_path):
+    import torch
+
+    path = tmp_path / "inception.pth"
+    torch.save({key: torch.from_numpy(array) for key, array in inception_arrays.items()}, path)
+    network = open_network("inception", str(path))
+    expected = open_network("inception", str(inception_file)).params
+    jax.tree.map(np.testing.assert_array_equal, network.params, expected)
+    assert network.identity["sha256"] == sha256(path)
+
+
+def nvidia_script(arrays, path):
+    """Writes a program with the modules and names of NVIDIA's; its scales of BatchNorm are one."""
+    import torch
+    from torch.nn import Module, Parameter
+
+    from slam_jax.formats.convert import TENSORFLOW_LEAVES, _tensorflow_modules
+
+    def put(root, name, array):
+        *modules, last = name.split(".")
+        for module in modules:
+            if not hasattr(root, module):
+                setattr(root, module, Part())
+            root = getattr(root, module)
+        setattr(root, last, Parameter(torch.from_numpy(array)))
+
+    class Part(Module):
+        pass
+
+    root = Part()
+    for theirs, ours in _tensorflow_modules().items():
+        for name, leaf in TENSORFLOW_LEAVES.items():
+            put(root, f"{theirs}.{name}", arrays[f"{ours}.{leaf}"])
+    for name in ("weight", "bias"):
+        put(root, f"output.{name}", arrays[f"fc.{name}"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(root).save(str(path))
+
+
+def test_inception_from_nvidias_program(inception_arrays, inception_file, tmp_path, monkeypatch):
+    path = tmp_path / "inception-2015-12-05.pt"
+    nvidia_script(inception_arrays, path)
+    message = refusal(open_network, "inception", str(path))
+    assert message.startswith(f"{path}: a TorchScript program, which could run any code")
+    assert inception.FILES[0] in message
+    monkeypatch.setattr(inception, "SCRIPT_SHA256", sha256(path))
+    params = open_network("inception", str(tmp_path)).params
+    expected = open_network("inception", str(inception_file)).params
+    for tree in (params, expected):
+        for scale in scales(tree):
+            scale[...] = 1
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+def scales(tree):
+    for key, value in tree.items():
+        if key == "scale":
+            yield value
+        elif isinstance(value, dict):
+            yield from scales(value)
+
+
+def test_clip_of_pictures(clip_folder):
+    network = clip.open_clip("tiny", CLIP_SIZE, str(clip_folder))
+    assert (network.name, network.width) == ("tiny", 12)
+    images = [picture(50, 30), picture(24, 70)]
+    x = np.stack([network.prepare(image) for image in images])
+    np.testing.assert_array_equal(x[0], resize.clip(images[0], 24))
+    model = tiny_networks.clip(width=12, image_size=24, patch_size=8)
+    assert_close(jit(network.apply)(network.params, x), torch_features(model, x), 1e-5)
+    file = clip_folder / "model.safetensors"
+    assert network.identity == {
+        "network": "tiny",
+        "file": file.name,
+        "sha256": sha256(file),
+        "resizer": network.identity["resizer"],
+    }
+
+
+def test_clip_of_texts(clip_folder):
+    import torch
+    import transformers
+
+    network = clip.open_clip("tiny", CLIP_SIZE, str(clip_folder))
+    tokens = network.tokens(TEXTS)
+    assert tokens.shape == (3, 77)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(clip_folder)
+    batch = tokenizer(
+        list(TEXTS), padding="max_length", truncation=True, max_length=77, return_tensors="pt"
+    )
+    np.testing.assert_array_equal(tokens, batch["input_ids"].numpy())
+    model = tiny_networks.clip(width=12, image_size=24, patch_size=8)
+    with torch.no_grad():
+        expected = model.text_projection(model.text_model(batch["input_ids"]).pooler_output)
+    assert_close(jit(network.apply_text)(network.params, tokens), expected.numpy(), 1e-5)
+
+
+def test_dinov2(dinov2_folder):
+    network = dinov2.open_dinov2("tiny", 24, str(dinov2_folder))
+    image = picture(300, 200)
+    x = network.prepare(image)[None]
+    assert x.dtype == np.float32
+    resized = np.asarray(Image.fromarray(image).resize((224, 224), Image.Resampling.BICUBIC))
+    expected = (resized / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(x[0], expected, atol=1e-6)
+    model = tiny_networks.dinov2(hidden_size=24, image_size=224)
+    assert_close(jit(network.apply)(network.params, x), torch_features(model, x), 1e-5)
+    assert network.identity["sha256"] == sha256(dinov2_folder / "model.safetensors")
+
+
+def test_products_are_not_shortened_on_other_devices(clip_folder, dinov2_folder, inception_file):
+    networks = {
+        24: clip.open_clip("tiny", CLIP_SIZE, str(clip_folder)),
+        224: dinov2.open_dinov2("tiny", 24, str(dinov2_folder)),
+        299: open_network("inception", str(inception_file)),
+    }
+    for side, network in networks.items():
+        x = np.zeros((1, side, side, 3), np.float32)
+        program = jax.jit(network.apply).lower(network.params, x).as_text()
+        products = re.findall(r"stablehlo\.(?:dot_general|convolution).*", program)
+        assert products
+        assert all("HIGHEST, HIGHEST" in line or "HIGHEST>, #" in line for line in products)
+
+
+def test_the_size_of_a_published_clip_is_enough(tmp_path):
+    tiny_networks.clip_folder(tmp_path, width=512, image_size=224, patch_size=32)
+    assert open_network("clip_b32", str(tmp_path)).width == 512
+    for name, words in (("clip_l14", "patches of 14"), ("clip_l14_336", "336 pixels")):
+        message = refusal(open_network, name, str(tmp_path))
+        assert message.startswith(f"{tmp_path / 'config.json'}: a CLIP for pictures of 224 pixels")
+        assert name in message and words in message
+
+
+@pytest.mark.parametrize("name", ["clip_b32", "clip_l14", "clip_l14_336", "dinov2"])
+def test_by_default_it_comes_from_the_hub(name, tmp_path, monkeypatch):
+    asked = []
+
+    def fetch(name, revision, patterns):
+        asked.append((name, revision, patterns))
+        return tmp_path
+
+    monkeypatch.setattr(weights.hub, "fetch", fetch)
+    message = refusal(open_network, name)
+    assert "model.safetensors or pytorch_model.bin" in message
+    assert [patterns[-1] for _, _, patterns in asked] == ["model.safetensors", "pytorch_model.bin"]
+    assert {(name, revision) for name, revision, _ in asked} == {(NETWORKS[name].default, "")}
+    assert all("config.json" in patterns for *_, patterns in asked)
+
+
+def test_the_pickle_is_not_fetched_where_there_is_better(clip_folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(weights.hub, "fetch", lambda *args: asked.append(args) or clip_folder)
+    clip.open_clip("tiny", CLIP_SIZE, "owner/tiny")
+    (only,) = asked
+    assert "tokenizer*.json" in only[2] and "pytorch_model.bin" not in only[2]
+
+
+def test_no_such_network():
+    message = refusal(open_network, "inception_v3")
+    assert message.startswith("'inception_v3': no such network") and "clip_l14_336" in message
+
+
+@pytest.mark.parametrize("path", ["", "/nowhere/weights.pth"])
+def test_a_refusal_says_where_inception_is(path):
+    message = refusal(open_network, "inception", path)
+    assert "pt_inception-2015-12-05-6726825d.pth" in message
+    assert "github.com/mseitzer/pytorch-fid" in message and "begins with 6726825d" in message
+
+
+def test_a_folder_without_weights(tmp_path):
+    message = refusal(open_network, "inception", str(tmp_path))
+    assert message.startswith(f"{tmp_path}: has no weights") and inception.FILES[0] in message
+
+
+def test_torchvisions_inception_is_refused(tmp_path):
+    path = tmp_path / "inception_v3_google-0cc3c7bd.safetensors"
+    arrays = {"AuxLogits.fc.weight": np.zeros((1000, 768), np.float32)}
+    safetensors.save_arrays(path, arrays)
+    assert "damaged" in refusal(open_network, "inception", str(path))
+    path = path.rename(tmp_path / "inception_v3.safetensors")
+    message = refusal(open_network, "inception", str(path))
+    assert message.startswith(f"{path}: torchvision's Inception") and inception.FILES[0] in message
+    safetensors.save_arrays(path, {"fc.weight": np.zeros((1000, 2048), np.float32)})
+    assert "of 1000 classes" in refusal(open_network, "inception", str(path))
+
+
+def test_a_download_that_broke_off_is_refused(tmp_path):
+    path = tmp_path / inception.FILES[0]
+    path.write_bytes(b"half of it")
+    message = refusal(open_network, "inception", str(path))
+    assert message.startswith(f"{path}: damaged: its SHA-256 begins with ")
+    assert "6726825d" in message
+
+
+def test_weights_of_another_network(clip_folder, inception_file):
+    file = clip_folder / "model.safetensors"
+    message = refusal(open_network, "inception", str(file))
+    assert message.startswith(f"{file}: weights of another network: ") and "missing" in message
+    other = shutil.copy(inception_file, clip_folder / "other.safetensors")
+    message = refusal(clip.open_clip, "tiny", CLIP_SIZE, str(other))
+    assert message.startswith(f"{other}: weights of another network: ")
+
+
+def test_other_kinds_of_files(tmp_path):
+    path = tmp_path / "weights.onnx"
+    path.touch()
+    assert "expected a file .safetensors, .pth" in refusal(open_network, "inception", str(path))
+
+
+def test_clip_without_a_config(changeable):
+    (changeable / "config.json").unlink()
+    message = refusal(clip.open_clip, "tiny", CLIP_SIZE, str(changeable))
+    assert message.startswith(f"{changeable / 'config.json'}: cannot be read")
+    assert "get the whole folder" in message
+
+
+def test_clip_without_a_tokenizer(changeable):
+    (changeable / "vocab.json").unlink()
+    message = refusal(clip.open_clip, "tiny", CLIP_SIZE, str(changeable))
+    assert message.startswith(f"{changeable / 'vocab.json'}: missing")
+
+
+def test_truncated_weights_of_clip(changeable):
+    file = changeable / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    message = refusal(clip.open_clip, "tiny", CLIP_SIZE, str(changeable))
+    assert message.startswith(f"{file}: truncated")
+
+
+def test_clip_with_other_layers_than_its_config(changeable):
+    config = json.loads((changeable / "config.json").read_text())
+    config["vision_config"]["hidden_size"] = 40
+    (changeable / "config.json").write_text(json.dumps(config))
+    message = refusal(clip.open_clip, "tiny", CLIP_SIZE, str(changeable))
+    assert "weights of another network: vision_model." in message and "has shape" in message
+
+
+def test_config_of_another_model(changeable, dinov2_folder):
+    message = refusal(dinov2.open_dinov2, "tiny", 24, str(changeable))
+    assert message == (
+        f"{changeable / 'config.json'}: DINOv2 config: model_type = 'clip', supported: 'dinov2'"
+    )
+    message = refusal(clip.open_clip, "tiny", CLIP_SIZE, str(dinov2_folder))
+    assert "model_type = 'dinov2', supported: 'clip'" in message
+
+
+def test_dinov2_of_another_size(dinov2_folder):
+    message = refusal(open_network, "dinov2", str(dinov2_folder))
+    config = dinov2_folder / "config.json"
+    assert message == f"{config}: a DINOv2 with hidden_size = 24; dinov2 is one with 1024"

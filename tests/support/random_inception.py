@@ -1,0 +1,29 @@
+"""Random weights of Inception, and pictures for it: the same for every version of numpy."""
+
+import zlib
+
+import numpy as np
+
+
+def state_dict(shapes):
+    """Arrays that keep activations of ordinary size, by pytorch-fid's names -> shapes."""
+    return {name: _array(name, tuple(shape)) for name, shape in shapes.items()}
+
+
+def _array(name, shape):
+    values = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    if len(shape) > 1:  # a kernel
+        values *= np.sqrt(2 / np.prod(shape[1:]))
+    elif name.endswith("running_var"):
+        values = np.exp(values / 4)
+    else:
+        values = values / 4 + name.endswith("bn.weight")
+    return values.astype(np.float32)
+
+
+def pictures():
+    """Noise and coloured squares, uint8 [2, 299, 299, 3]."""
+    random = np.random.RandomState(0)
+    noise = random.randint(0, 256, (299, 299, 3))
+    squares = random.randint(0, 256, (13, 13, 3)).repeat(23, axis=0).repeat(23, axis=1)
+    return np.stack([noise, squares]).astype(np.uint8)
