@@ -14,6 +14,7 @@ from slam_jax.drawing import pictures
 from slam_jax.drawing.metrics.metric import Drawn
 from slam_jax.drawing.metrics.registry import measure
 from slam_jax.drawing.samplers import Sampler
+from slam_jax.drawing.strips import save_strips
 from slam_jax.families.pipeline import DENOISER, Frozen, Params, Pipeline
 from slam_jax.parallel.processes import is_main
 
@@ -70,7 +71,7 @@ class Ladder:
         return images
 
     def save(self, path: Path, student: Params) -> dict[str, float]:
-        """Writes the picture, a row for each step count.
+        """Writes the picture, a row for each step count, and its rows in a folder of its name.
 
         Returns:
           "rmse_to_teacher_4" and so on: each metric that needs no real pictures, in so many steps.
@@ -79,6 +80,7 @@ class Ladder:
         rows = {f"{model}, {steps}": x[:COLUMNS] for (model, steps), x in drawn.items()}
         if is_main():
             pictures.save(pictures.grid(rows), path)
+            save_strips(path.with_suffix(""), drawn, self.prompts, COLUMNS)
         (_, reference), *others = drawn.items()
         measured = {}
         for (_, steps), images in others:

@@ -25,6 +25,7 @@ FOLDERS = (
     "families",
     "training",
     "drawing",
+    "reporting",
     "recipes",
     "serving",
     "commands",
@@ -48,6 +49,8 @@ OWNERS = {
     "diffusers": ("serving.stock_pipeline",),
     "transformers": ("formats.tokenizer", "serving.stock_pipeline"),
     "huggingface_hub": ("formats.hub",),
+    "jinja2": ("reporting",),
+    "wandb": ("training.wandb_log",),
     "tensorflow": (),
 }
 
