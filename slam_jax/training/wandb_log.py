@@ -75,7 +75,10 @@ class WandbLog:
             )
         except wandb.Error as error:
             why = " ".join(str(error).split())
-            raise InputError(f"config.wandb_project = {options.project!r}: {why}") from error
+            hint = "set WANDB_MODE=offline to log to files, or leave the option out"
+            raise InputError(
+                f"config.wandb_project = {options.project!r}: {why}; {hint}"
+            ) from error
         self._logged = logged if again else 0
         write_json(record, {"project": options.project, "id": self._run.id})
 
