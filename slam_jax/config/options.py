@@ -216,6 +216,9 @@ class Config(Options):
 
     name: str = option("run", "name of the run, and of its folder in runs/")
     seed: int = option(0, "seed of all random draws", at_least=0, at_most=SEEDS - 1)
+    wandb_project: str = option(
+        "", "project of Weights & Biases that it is logged to as well; empty: none", free=True
+    )
     teacher: Teacher = group(Teacher, "the model that is distilled")
     data: Data = group(Data, "the training data")
     method: Method = group(Slam, "how it is distilled", kinds=METHODS)

@@ -16,6 +16,7 @@ from slam_jax.drawing.metrics.metric import Drawn
 from slam_jax.drawing.metrics.registry import measure
 from slam_jax.drawing.samplers import Sampler
 from slam_jax.drawing.seen import Seen
+from slam_jax.drawing.strips import save_strips
 from slam_jax.families.pipeline import DENOISER, Frozen, Params, Pipeline
 from slam_jax.features.extract import Extractor
 from slam_jax.parallel.processes import is_main
@@ -86,17 +87,22 @@ class Ladder:
             images["student", steps] = self._draw("student", steps, self.prompts, student=student)
         return images
 
-    def save(self, path: Path, student: Params) -> dict[str, float]:
-        """Writes the picture, a row for each step count.
-
-        Returns:
-          "rmse_to_teacher_4" and so on: each metric that needs no real pictures, in so many steps.
-        """
+    def show(self, path: Path, student: Params) -> dict[tuple[str, int], np.ndarray]:
+        """Draws, and writes the picture with a row for each step count."""
         drawn = self.draw(student)
         rows = {f"{model}, {steps}": x[:COLUMNS] for (model, steps), x in drawn.items()}
         if is_main():
             pictures.save(pictures.grid(rows), path)
-        (_, reference), *others = drawn.items()
+            save_strips(path.with_suffix(""), drawn, self.prompts, COLUMNS)
+        return drawn
+
+    def save(self, path: Path, student: Params) -> dict[str, float]:
+        """Writes the picture, and measures.
+
+        Returns:
+          "rmse_to_teacher_4" and so on: each metric that needs no real pictures, in so many steps.
+        """
+        (_, reference), *others = self.show(path, student).items()
         measured = {}
         for (model, steps), images in others:
             found = self._measure(model, steps, student, Drawn(images, self.prompts, reference))

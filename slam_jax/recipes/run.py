@@ -37,9 +37,12 @@ from slam_jax.recipes.open_teacher import (
     teacher_folder,
 )
 from slam_jax.recipes.teacher import check_teacher, train_teacher
+from slam_jax.reporting.page import try_page
+from slam_jax.reporting.record import record_of
 from slam_jax.training.checkpoint_files import read_position
 from slam_jax.training.step import check_batch_size
-from slam_jax.training.workdir import claimed
+from slam_jax.training.wandb_log import check_wandb
+from slam_jax.training.workdir import RUN_FILE, claimed, ladder_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +72,7 @@ def open_run(config: Config, workdir: Path) -> Run:
     Raises:
       InputError: devices, batch size, teacher, data or steps do not fit; names the key.
     """
+    check_wandb(config.wandb_project)
     with options_of("config"):
         mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
         check_metrics(config)
@@ -117,8 +121,16 @@ def _check_evaluation(config: Config, family: Family) -> None:
             print(f"note: config.evaluation.prompts: cut off: {cut!r}", file=sys.stderr)
 
 
-def run(config: Config, workdir: Path, resume: bool = False) -> list[dict[str, Any]]:
+def run(
+    config: Config, workdir: Path, resume: bool = False, command: str = ""
+) -> list[dict[str, Any]]:
     """Teacher, distillation, report and export; returns the rows of the report.
+
+    Args:
+      config: the run.
+      workdir: its folder.
+      resume: whether it may go on with a run that is there.
+      command: what started it, for its record.
 
     Raises:
       InputError: something in the config or the workdir does not fit.
@@ -137,10 +149,13 @@ def run(config: Config, workdir: Path, resume: bool = False) -> list[dict[str, A
         with prefixed("config.data: "):
             check_position(opened.source, position)
     with claimed(workdir, config, resume):
+        if is_main():
+            write_json(workdir / RUN_FILE, record_of(command))
         rows, facts = _run(opened)
         if is_main():
             seconds = time.perf_counter() - started
             write_report(workdir, rows, {"seconds": seconds, **facts})
+            try_page(workdir)
     return rows
 
 
@@ -152,7 +167,7 @@ def _run(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         folder = teacher_folder(config, run.workdir)
         train_teacher(family, config.teacher, run.source, folder, mesh)
     identity = family.identity()
-    if is_main() and not family.trains:
+    if is_main():
         write_json(run.workdir / TEACHER_FILE, identity)
     weights = family.weights(config.precision)
     params = method.init(student_params(pipeline, method, weights[DENOISER]))
@@ -165,7 +180,7 @@ def _run(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     def draw_samples(student: Params, step: int) -> dict[str, float]:
         started = time.perf_counter()
         _measure_teacher(run, ladder)
-        measured = ladder.save(samples / f"step_{step:06d}.png", student)
+        measured = ladder.save(ladder_file(run.workdir, step), student)
         best = config.training.best_metric
         if config.training.keep_best and best not in ("loss", *measured):
             raise InputError(
@@ -178,13 +193,14 @@ def _run(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         Distillation(config, pipeline, params, frozen, identity["fingerprints"], run.source, mesh),
         run.workdir,
         draw_samples,
+        lambda: try_page(run.workdir),
     )
     info = {"teacher": identity, **info_of(config)}
     if is_main():
         saved = SavedModel(family.name, network.to_dict(), ema, pipeline.scheduler, info)
         family.export(saved, run.workdir / "export")
     student = shard(ema, mesh)
-    ladder.save(samples / "ladder.png", student)
+    ladder.show(samples / "ladder.png", student)
     return ladder.report(student, family.reference()), {
         "peak_memory_gb": peak_memory_gb(),
         "devices": [str(device) for device in jax.devices()],

@@ -25,6 +25,7 @@ from slam_jax.training.checkpoint import Checkpoints
 from slam_jax.training.metric_log import MetricLog, read_rows
 from slam_jax.training.patience import Patience
 from slam_jax.training.step import Init, Params, Step, TrainState
+from slam_jax.training.wandb_log import Wandb
 
 # (state, step) -> what was measured.
 DrawSamples = Callable[[TrainState, int], dict[str, float]]
@@ -70,6 +71,8 @@ class TrainingRun:
       record: what a checkpoint says of the run, see `Checkpoints`.
       draw_samples: called with (state, step) every `options.sample_every` steps; what it returns
         joins the metrics.
+      report: called when that has been logged.
+      wandb: where the metrics are logged to besides.
     """
 
     step: Step
@@ -81,6 +84,8 @@ class TrainingRun:
     name: str
     record: dict[str, Any]
     draw_samples: DrawSamples | None = None
+    report: Callable[[], None] | None = None
+    wandb: Wandb | None = None
 
 
 class Events:
@@ -100,7 +105,7 @@ class Events:
         best = run.options.patience, run.options.best_metric
         self._patience = Patience(*best, read_rows(run.folder, self._first))
         self.over = self._patience.is_over
-        self._log = MetricLog(run.folder, self._first, run.options.batch_size)
+        self._log = MetricLog(run.folder, self._first, run.options.batch_size, run.wandb)
         self._bar = tqdm(
             desc=run.name,
             total=run.options.steps,
@@ -211,15 +216,19 @@ class Events:
         """What is known of this very step: drawn, logged, shown."""
         training, drawn = self._run.options, {}
         every = training.sample_every
-        if self._run.draw_samples and every and step % every == 0 and not stopping:
+        drawing = self._run.draw_samples and every and step % every == 0 and not stopping
+        if self._run.draw_samples and drawing:
             with self._log.clock_stopped():
                 drawn = self._run.draw_samples(state, step)
                 wait("the pictures are drawn")
-        if not (drawn or step % training.log_every == 0 or last):
+        if not (drawing or step % training.log_every == 0 or last):
             return {}
         values = self._log.write(step, self._run.data.rejects, drawn)
         rate, loss = values.get("samples_per_second", nan), values.get("loss", nan)
         self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} samples/s", False)
+        if drawing and self._run.report:
+            with self._log.clock_stopped():
+                self._run.report()
         return values
 
 

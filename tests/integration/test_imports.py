@@ -27,6 +27,7 @@ FOLDERS = (
     "training",
     "drawing",
     "evaluation",
+    "reporting",
     "recipes",
     "serving",
     "commands",
@@ -50,6 +51,8 @@ OWNERS = {
     "diffusers": ("serving.stock_pipeline",),
     "transformers": ("formats.tokenizer", "serving.stock_pipeline"),
     "huggingface_hub": ("formats.hub",),
+    "jinja2": ("reporting",),
+    "wandb": ("training.wandb_log",),
     "tensorflow": (),
 }
 
