@@ -122,7 +122,7 @@ PRESETS: dict[str, Preset] = {
         Preset(
             "laion_5k",
             "5,000 captions of images of your own, such as of LAION-Aesthetics, compared with all "
-            "of these; no paper has published its list, so that numbers are not comparable",
+            "of these; the SLAM paper does not list its LAION set, so that no number is comparable",
             count=5_000,
             prompts=WHOLE_FOLDER,
             reference=WHOLE_FOLDER,

@@ -1,7 +1,7 @@
 """Numbers that papers and model cards give, to stand beside those measured here.
 
 They are no target that a right program must meet: FID changes with the list of prompts, the
-reference, the resizing and the number of pictures, and most of this is not published.
+reference, the resizing and the number of pictures, and most of this is not told.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,8 +33,8 @@ class Published(NamedTuple):
 
 
 SLAM = "SLAM, arXiv 2404.13903"
-SLAM_30K = "COCO-2014, 30,000 prompts; the list, the reference and the resizing are not published"
-SLAM_5K = "COCO-2017, 5,000 prompts; the list, the reference and the resizing are not published"
+SLAM_30K = "COCO-2014, 30,000 prompts; the list, the reference and the resizing are not known"
+SLAM_5K = "COCO-2017, 5,000 prompts; the list, the reference and the resizing are not known"
 DMD2 = "DMD2, arXiv 2405.14867"
 DMD2_30K = (
     "30,000 prompts of COCO-2014 in a published list (captions_coco14_test.txt), all 40,504 "
@@ -43,7 +43,7 @@ DMD2_30K = (
 PCM = "PCM, arXiv 2405.18407"
 PCM_30K = (
     "FID to the pictures of Stable Diffusion 1.5 for 30,000 prompts of COCO-2014; the list and the "
-    "resizing are not published"
+    "resizing are not known"
 )
 CMMD = "cmmd-pytorch, github.com/sayakpaul/cmmd-pytorch"
 CMMD_30K = (

@@ -27,7 +27,7 @@ def test_a_table_with_both():
         "| SLAM, SD 1.5 | 4 | 20.77 |  |  | SLAM, arXiv 2404.13903 |\n"
         "\n"
         "- SLAM, arXiv 2404.13903: COCO-2017, 5,000 prompts; the list, the reference and the "
-        "resizing are not published."
+        "resizing are not known."
     )
 
 
