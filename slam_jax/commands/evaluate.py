@@ -66,7 +66,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_teacher(arguments: argparse.Namespace, model: Model) -> tuple[Model | None, float]:
+def read_teacher(arguments: argparse.Namespace, model: Model) -> tuple[Model, float]:
     """The teacher, where one is named or known, and the usual scale of its guidance.
 
     Raises:
@@ -129,7 +129,10 @@ def task_of(arguments: argparse.Namespace) -> Task:
     metrics = read_metrics(arguments.metrics)
     options = ("revision", "variant", "height", "width", "dtype")
     model = load(arguments.model, LoadOptions(*(getattr(arguments, name) for name in options)))
-    guidance = choose_guidance(model, arguments.guidance)
+    asked = arguments.guidance
+    if asked is None and not model.is_student:
+        asked = arguments.guidance_of_preset
+    guidance = choose_guidance(model, asked)
     settings = Settings(guidance=guidance, dtype=arguments.dtype)
     for steps in arguments.steps:
         make_sampler(model, Settings(steps, guidance))
@@ -181,10 +184,13 @@ def with_preset(arguments: argparse.Namespace) -> argparse.Namespace:
         there.
     """
     preset = preset_of(arguments.preset)
-    for name in ("prompts", "count", "reference", "size"):
+    for name in ("prompts", "count", "size"):
         if getattr(arguments, name):
             raise InputError(f"--{name}: {preset.name} fixes it; leave it out, or the preset")
-    found = find(preset, arguments.data)
+    statistics = arguments.reference or ""
+    if statistics and not statistics.endswith(".npz"):
+        raise InputError(f"--reference: {preset.name} fixes it; give a file of slam-jax reference")
+    found = find(preset, arguments.data, statistics)
     return argparse.Namespace(
         **{
             **vars(arguments),
@@ -193,6 +199,7 @@ def with_preset(arguments: argparse.Namespace) -> argparse.Namespace:
             "reference": found.reference,
             "size": preset.picture_size,
             "metrics": arguments.metrics or ",".join(preset.metrics),
+            "guidance_of_preset": preset.guidance,
         }
     )
 
@@ -226,6 +233,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--save-pictures", action="store_true", help="keep them in tars, with their prompts")
     add("--out", type=Path, required=True, help="folder of this measurement")
     add("--distributed", action="store_true", help="one of several processes, which share --out")
+    parser.set_defaults(guidance_of_preset=None)
     arguments = parser.parse_args(argv)
     try:
         runtime.configure(alone=not arguments.distributed)

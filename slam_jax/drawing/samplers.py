@@ -89,12 +89,12 @@ def teacher_sampler(pipeline: Pipeline, w: float, dtype: str = "float32") -> Sam
     return draw
 
 
-def on_mesh(sampler: Sampler, mesh: Mesh, dtype: str) -> Sampler:
+def on_mesh(sampler: Callable[..., Any], mesh: Mesh, dtype: str) -> Callable[..., Any]:
     """The sampler for weights that are split over a mesh, in whose batches every device draws its
     share; all processes get all pictures. Rows keep their noise, whatever the mesh.
 
     Args:
-      sampler: for weights that are not split.
+      sampler: a Sampler, or one whose output has several parts, for weights that are not split.
       mesh: devices.
       dtype: what the sampler's denoiser computes in, and its weights travel in.
     """
@@ -118,9 +118,9 @@ def on_mesh(sampler: Sampler, mesh: Mesh, dtype: str) -> Sampler:
     def draw(frozen: Frozen, params: Params, batch: Batch, start: Start, **options):
         count = len(batch["tokens"])
         filled = np.minimum(np.arange(count + -count % mesh.size), count - 1)
-        batch = {name: np.asarray(array)[filled] for name, array in batch.items()}
+        whole = {name: np.asarray(array)[filled] for name, array in batch.items()}
         params = replicate(functional.cast(params, dtype), mesh)
-        images = program(**options)(replicate(frozen, mesh), params, batch, start)
+        images = program(**options)(replicate(frozen, mesh), params, whole, start)
         return jax.tree.map(lambda array: array[:count], images)
 
     return draw

@@ -4,15 +4,13 @@ A published result is measured with every picture of its reference. So one that 
 not passed over, as in training: the whole is refused.
 """
 
-import hashlib
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import UInt8
@@ -23,24 +21,9 @@ from slam_jax.data.examples import Example
 from slam_jax.data.rejects import Rejected, Rejects, all_usable
 from slam_jax.data.sources import SOURCES
 from slam_jax.data.tar_shards import TarShards
-from slam_jax.data.views import read_ahead
 
 SUFFIXES = tuple(f".{extension}" for extension in images.EXTENSIONS)
-AHEAD = 64  # pictures that may wait to be used
 WHOLE = -1  # bytes to read
-T = TypeVar("T")
-
-
-class Picture(NamedTuple):
-    """A picture.
-
-    Attributes:
-      name: of its file, below the folder or in the archive.
-      pixels: upright, in RGB, in the size that it has.
-    """
-
-    name: str
-    pixels: UInt8[np.ndarray, "H W 3"]
 
 
 class Files(Protocol):
@@ -62,54 +45,28 @@ class Images:
 
     Attributes:
       name: what the user called them.
-      sha256: of the SHA-256 of each file, in this order; "" until `read` has come to its end. A zip
-        and the folder that is unpacked from it have the same.
     """
 
     def __init__(self, files: Files):
-        self._files, self.name, self.sha256 = files, files.name, ""
+        self._files, self.name = files, files.name
 
     def __len__(self) -> int:
         return len(self._files)
 
-    def __getitem__(self, index: int) -> Picture:
-        """Reads one.
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
+        """Reads one, upright, in RGB, in the size that it has; from any thread.
 
         Raises:
           InputError: it cannot be read.
         """
         try:
-            return _picture(self._files[index])[1]
+            example = self._files[index]
+            assert isinstance(example.image, bytes)  # of files
+            return np.asarray(images.decode(example.image, example.name))
         except Rejected as rejected:
-            raise InputError(f"{self.name}: {rejected.name}: {rejected.reason}") from rejected
-
-    def read(self, make: Callable[[Picture], T]) -> Generator[T]:
-        """What `make` gives for each picture, in their order, read ahead; to be closed.
-
-        Args:
-          make: resizes, for example; called by threads.
-
-        Raises:
-          InputError: at the end, some could not be read; says how many and names the first.
-        """
-        rejects, digest = Rejects(), hashlib.sha256()
-
-        def attempt(index: int) -> tuple[bytes, T] | Rejected:
-            try:
-                of_file, picture = _picture(self._files[index])
-            except Rejected as rejected:
-                return rejected
-            return of_file, make(picture)
-
-        with closing(read_ahead(attempt, range(len(self)), 0, AHEAD)) as stream:
-            for item in stream:
-                if isinstance(item, Rejected):
-                    rejects.add(item)
-                else:
-                    digest.update(item[0])
-                    yield item[1]
-        _refuse(self.name, rejects, len(self))
-        self.sha256 = digest.hexdigest()
+            raise InputError(
+                f"{self.name}: {rejected.name}: {rejected.reason}; repair or remove it"
+            ) from rejected
 
 
 def open_images(source: str | Path) -> Images:
@@ -236,13 +193,6 @@ def _pictures(names: list[str]) -> Iterator[str]:
         hidden = any(part.startswith(".") for part in PurePosixPath(name).parts)
         if name.lower().endswith(SUFFIXES) and not hidden:
             yield name
-
-
-def _picture(example: Example) -> tuple[bytes, Picture]:
-    """SHA-256 of the file, and the picture."""
-    assert isinstance(example.image, bytes)  # of files
-    pixels = np.asarray(images.decode(example.image, example.name))
-    return hashlib.sha256(example.image).digest(), Picture(example.name, pixels)
 
 
 def _refuse(name: str, rejects: Rejects, total: int) -> None:

@@ -61,7 +61,7 @@ class Artist:
             images = []
             for first in range(pictures.start, pictures.stop, self.batch):
                 places = np.minimum(np.arange(first, first + self.batch), pictures.stop - 1)
-                batch = model.pipeline.prompts([texts[place] for place in places])
+                batch = model.pipeline.prompts([texts[int(place)] for place in places])
                 drawn, finite = jax.device_get(draw(*weights, batch, (self.seed, first)))
                 count = min(self.batch, pictures.stop - first)
                 if not finite[:count].all():
@@ -96,7 +96,7 @@ def draw_parts(
                 features[IMAGES] = images
             if tars is not None:
                 named = [texts[place] for place in pictures]
-                save_pictures(tars / f"{number:05d}.tar", pictures.start, images, named)
+                save_pictures(tars / f"{number:05d}.tar", pictures.start, list(images), named)
             parts.write(number, features)
             bar.update(len(pictures))
 
@@ -113,7 +113,7 @@ def look_at(images: Images, parts: Parts, extractor: Extractor) -> None:
     total = sum(len(pictures) for _, pictures in missing)
     with progress(parts, total) as bar, ThreadPoolExecutor(THREADS) as pool:
         for number, pictures in missing:
-            seen = list(pool.map(lambda place: images[place].pixels, pictures))
+            seen = list(pool.map(images.__getitem__, pictures))
             digests = [hashlib.sha256(image.tobytes()).digest() for image in seen]
             features: dict[str, Any] = extractor.images(seen)
             features[DIGESTS] = np.frombuffer(b"".join(digests), np.uint8).reshape(len(seen), -1)

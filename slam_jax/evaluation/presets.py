@@ -72,8 +72,7 @@ class Preset:
       pictures: how many the whole reference has; 0: not known.
       picture_size: pixels of a side that pictures are cut and resized to (`center_crop_lanczos`).
       metrics: which are measured unless the user names others.
-      student_steps, teacher_steps: numbers of steps unless the user names others.
-      guidance: the teacher's scale, as `guidance_scale` of diffusers.
+      guidance: of a teacher that is measured, unless the user names another; the usual scale.
       where: how to get the files, in a line.
     """
 
@@ -86,14 +85,7 @@ class Preset:
     where: str
     picture_size: int = 256
     metrics: tuple[str, ...] = ("fid", "clip_score", "cmmd")
-    student_steps: tuple[int, ...] = (1, 2, 4, 8)
-    teacher_steps: tuple[int, ...] = (50,)
     guidance: float = 7.5
-
-    @property
-    def of_teacher(self) -> bool:
-        """Whether the reference is drawn by the teacher."""
-        return not self.reference
 
 
 PRESETS: dict[str, Preset] = {
@@ -137,6 +129,7 @@ PRESETS: dict[str, Preset] = {
             prompts=CAPTIONS_2017,
             reference=(),
             pictures=0,
+            metrics=("fid_to_teacher", "clip_score"),
             where="annotations_trainval2017.zip of COCO, zipped or not",
         ),
         Preset(
@@ -147,6 +140,7 @@ PRESETS: dict[str, Preset] = {
             prompts=CAPTIONS_2014,
             reference=(),
             pictures=0,
+            metrics=("fid_to_teacher", "clip_score"),
             where="annotations_trainval2014.zip of COCO, zipped or not",
         ),
     )
@@ -176,25 +170,27 @@ def preset_of(name: str) -> Preset:
     return PRESETS[name]
 
 
-def find(preset: Preset, data: str | Path) -> Found:
+def find(preset: Preset, data: str | Path, statistics: str = "") -> Found:
     """The files of a preset: folders of COCO as they are unpacked, or its zips as they are.
 
     Args:
       preset: whose.
       data: the folder that they are in; laion_5k takes a pattern of tar shards, too.
+      statistics: what was seen in the reference before, in whose place it is read; "": nothing.
 
     Raises:
       InputError: one is missing, not whole, or not what was published.
     """
     if preset.prompts == WHOLE_FOLDER:
-        return Found(str(data), str(data))
+        return Found(str(data), statistics or str(data))
     if not os.path.isdir(data):  # noqa: PTH112 - a pattern is no path
         raise InputError(f"{data}: no such folder; {preset.name} needs {preset.where}")
     folder, missing = Path(data), []
-    prompts, reference = (_first(folder, names) for names in (preset.prompts, preset.reference))
+    places = () if statistics else preset.reference
+    prompts, reference = (_first(folder, names) for names in (preset.prompts, places))
     if prompts is None:
         missing.append(_described(preset.prompts))
-    if reference is None and preset.reference:
+    if reference is None and places:
         missing.append(_described(preset.reference))
     if missing:
         raise InputError(
@@ -208,7 +204,7 @@ def find(preset: Preset, data: str | Path) -> Found:
             f"{reference}: {count} pictures, expected {preset.pictures}; unpack "
             f"{preset.reference[-1]} again"
         )
-    return Found(str(prompts), str(reference or ""))
+    return Found(str(prompts), statistics or str(reference or ""))
 
 
 def _first(folder: Path, names: Sequence[str]) -> Path | None:

@@ -7,7 +7,7 @@ reference, the resizing and the number of pictures, and most of this is not told
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-TITLES = {"fid": "FID", "clip_score": "CLIP score", "cmmd": "CMMD"}
+from slam_jax.drawing.metrics.registry import METRICS
 
 
 class Published(NamedTuple):
@@ -17,7 +17,7 @@ class Published(NamedTuple):
       paper: who gives it.
       model: what drew the pictures.
       steps: network evaluations; a guided teacher needs twice as many.
-      metric: a key of TITLES.
+      metric: a name in METRICS.
       preset: the one whose protocol is nearest.
       value: of the metric.
       protocol: what of the protocol is known.
@@ -60,7 +60,7 @@ PUBLISHED: tuple[Published, ...] = (
     Published(CMMD, "SDXL", 30, "cmmd", "coco2014_30k", 0.696, CMMD_30K),
     Published(CMMD, "SDXL-Turbo", 1, "cmmd", "coco2014_30k", 0.548, CMMD_30K),
     *(
-        Published(PCM, f"{model}, SD 1.5", steps, "fid", "teacher_30k", value, PCM_30K)
+        Published(PCM, f"{model}, SD 1.5", steps, "fid_to_teacher", "teacher_30k", value, PCM_30K)
         for model, values in {"LCM": (53.4, 11.0, 6.7, 6.6), "PCM": (8.3, 9.8, 5.8, 5.0)}.items()
         for steps, value in zip((1, 2, 4, 8), values, strict=True)
     ),
@@ -76,9 +76,9 @@ def beside(rows: Sequence[Mapping[str, Any]], preset: str) -> str:
       preset: the name of the one that they were measured with.
     """
     known = [number for number in PUBLISHED if number.preset == preset]
-    ours = [name for row in rows for name in row if name not in ("model", "steps")]
-    names = list(dict.fromkeys([*ours, *(number.metric for number in known)]))
-    lines = [["model", "steps", *(TITLES.get(name, name) for name in names), "by"]]
+    found = {name for row in rows for name in row} | {number.metric for number in known}
+    names = [name for name in METRICS if name in found]
+    lines = [["model", "steps", *(METRICS[name].title for name in names), "by"]]
     lines.append(["---"] * len(lines[0]))
     for row in rows:
         values = [_number(row[name]) if name in row else "" for name in names]

@@ -33,7 +33,7 @@ class Curve:
     """
 
     label: str
-    points: list[tuple[float, float | None]]
+    points: Sequence[tuple[float, float | None]]
     reference: bool = False
     color: int = 0
 

@@ -47,7 +47,7 @@ def zips(tmp_path, monkeypatch):
 
 
 def test_presets_are_what_papers_measure_with():
-    facts = {n: (p.count, p.pictures, p.picture_size, p.of_teacher) for n, p in PRESETS.items()}
+    facts = {n: (p.count, p.pictures, p.picture_size, not p.reference) for n, p in PRESETS.items()}
     assert facts == {
         "coco2014_30k": (30_000, 40_504, 256, False),
         "coco2017_5k": (5_000, 5_000, 256, False),

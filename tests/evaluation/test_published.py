@@ -2,13 +2,14 @@
 
 import pytest
 
+from slam_jax.drawing.metrics.registry import METRICS
 from slam_jax.evaluation.presets import PRESETS
-from slam_jax.evaluation.published import PUBLISHED, TITLES, beside
+from slam_jax.evaluation.published import PUBLISHED, beside
 
 
 def test_each_number_has_a_preset_a_title_and_a_protocol():
     for number in PUBLISHED:
-        assert number.preset in PRESETS and number.metric in TITLES
+        assert number.preset in PRESETS and number.metric in METRICS
         assert number.protocol and number.value > 0 and number.steps > 0
     keys = [(number.model, number.steps, number.metric, number.preset) for number in PUBLISHED]
     assert len(set(keys)) == len(keys)
@@ -17,14 +18,14 @@ def test_each_number_has_a_preset_a_title_and_a_protocol():
 def test_a_table_with_both():
     rows = [
         {"model": "student", "steps": 4, "fid": 10.0649, "clip_score": 0.30149},
-        {"model": "student", "steps": 8, "fid": 123.456, "mine": 2},
+        {"model": "student", "steps": 8, "fid": 123.456, "fid_interval": [120, 126]},
     ]
     assert beside(rows, "coco2017_5k") == (
-        "| model | steps | FID | CLIP score | mine | by |\n"
-        "| --- | --- | --- | --- | --- | --- |\n"
-        "| student | 4 | 10.06 | 0.3015 |  | this measurement |\n"
-        "| student | 8 | 123.5 |  | 2 | this measurement |\n"
-        "| SLAM, SD 1.5 | 4 | 20.77 |  |  | SLAM, arXiv 2404.13903 |\n"
+        "| model | steps | FID | CLIP score | by |\n"
+        "| --- | --- | --- | --- | --- |\n"
+        "| student | 4 | 10.06 | 0.3015 | this measurement |\n"
+        "| student | 8 | 123.5 |  | this measurement |\n"
+        "| SLAM, SD 1.5 | 4 | 20.77 |  | SLAM, arXiv 2404.13903 |\n"
         "\n"
         "- SLAM, arXiv 2404.13903: COCO-2017, 5,000 prompts; the list, the reference and the "
         "resizing are not known."
