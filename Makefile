@@ -4,7 +4,7 @@ RUN := .venv/bin/python
 RUNS ?= runs
 JOBS ?= 2
 PYTEST = -m pytest -n $(JOBS) --dist worksteal
-FAST := -m "not slow and not nightly"
+FAST := -m "not slow and not nightly and not browser"
 
 .PHONY: help demo demo-sd test test-fast test-all test-oldest test-newest docs lint typecheck clean
 
@@ -23,7 +23,7 @@ demo-sd: .venv/installed-test ## the whole way of a Stable Diffusion, with a tin
 	  --out $(RUNS)/tiny_sd/lighthouse.png
 	$(RUN) -m slam_jax export --workdir $(RUNS)/tiny_sd --out $(RUNS)/tiny_sd_export --verify
 
-test: .venv/installed-test ## the tests that have to pass before a merge
+test: .venv/installed-test ## the tests that have to pass before a merge; needs Chromium
 	$(RUN) $(PYTEST)
 
 test-fast: .venv/installed-test ## those of them that take seconds

@@ -14,6 +14,7 @@ COMMANDS = {
     "inspect": "what a source of training data holds",
     "plan": "what a run will need of each device",
     "replay": "look again at a step whose loss or gradient was not finite",
+    "report": "write the page about a run again, finished or not",
 }
 HELP = "usage: slam-jax COMMAND [options]; slam-jax COMMAND --help says which\n\n" + "\n".join(
     f"  {name:9} {what}" for name, what in COMMANDS.items()

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from slam_jax.base.errors import InputError, options_of
+from slam_jax.base.errors import InputError, options_of, prefixed
 from slam_jax.base.options import check
 from slam_jax.config.command_line import read_recipe
 from slam_jax.config.options import Config, Evaluation
@@ -24,6 +24,7 @@ from slam_jax.drawing.draw import Settings, choose_guidance, draw_all, make_samp
 from slam_jax.drawing.ladder import Artists, Ladder
 from slam_jax.drawing.metrics.registry import METRICS
 from slam_jax.drawing.samplers import student_sampler, teacher_sampler
+from slam_jax.drawing.seen import extractor_of
 from slam_jax.families.family import LoadOptions, Model
 from slam_jax.families.pipeline import DENOISER
 from slam_jax.parallel import runtime
@@ -148,5 +149,6 @@ def evaluate(
         teacher_sampler(teacher.pipeline, w),
         student_sampler(student.pipeline, student.pipeline.network, student.method),
     )
-    ladder = Ladder(artists, evaluation, seed)
+    with prefixed("evaluate: "):
+        ladder = Ladder(artists, evaluation, seed, extractor_of(evaluation))
     return ladder.report(student.params, student.reference)

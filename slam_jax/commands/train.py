@@ -14,12 +14,14 @@ from slam_jax.drawing.report import to_markdown
 from slam_jax.parallel import runtime
 from slam_jax.parallel.processes import is_main, join, together
 from slam_jax.recipes.run import run
+from slam_jax.reporting.page import REPORT_FILE
 from slam_jax.training.loop import Interrupted
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     argv, speaks = sys.argv[1:] if argv is None else argv, True
+    started = shlex.join(["slam-jax", "train", *argv])
     try:
         command = parse(argv)
         runtime.configure(alone=not command.distributed)
@@ -32,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
             )
         speaks = is_main()  # asked now: afterwards every process is alone
         with together(agreed=(Interrupted,)):
-            rows = run(command.config, command.workdir, command.resume)
+            rows = run(command.config, command.workdir, command.resume, started)
     except (InputError, BackendError) as error:
         sys.exit(f"error: {error}")
     except (Interrupted, KeyboardInterrupt) as stop:
@@ -44,5 +46,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"\n{what}. To go on:\n  {again}", file=sys.stderr)
         sys.exit(130)
     if speaks:
-        samples, export = (command.workdir / name for name in ("samples", "export"))
-        print(f"\n{to_markdown(rows)}\npictures: {samples}\nstudent:  {export}")
+        samples, export, report = (
+            command.workdir / name for name in ("samples", "export", REPORT_FILE)
+        )
+        print(f"\n{to_markdown(rows)}\npictures: {samples}\nstudent:  {export}\nreport:   {report}")

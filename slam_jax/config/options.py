@@ -78,6 +78,12 @@ class Training(Options):
         'what keep_best compares: "loss", or of the step ladder as "rmse_to_teacher_4"',
         free=True,
     )
+    patience: int = option(
+        0,
+        "measurements of best_metric, none of them the lowest, after which a run ends; 0: at steps",
+        at_least=0,
+        free=True,
+    )
     max_skipped: int = option(
         10,
         "steps with a loss or gradient that is not finite, at which a run stops",
@@ -174,8 +180,16 @@ class Evaluation(Options):
     """Step ladder and report: pictures of the same prompts and noise by teacher and student."""
 
     prompts: tuple[str, ...] = option((), "prompts of the pictures; empty: the family's own")
-    batch: int = option(0, "pictures that are drawn at a time; 0: one of each prompt", at_least=0)
+    prompts_file: str = option(
+        "", "in place of prompts: a text file, captions of COCO, or images with captions"
+    )
+    batch: int = option(
+        0, "pictures that are drawn at a time; 0: one of each prompt, at most 20", at_least=0
+    )
     samples: int = option(0, "pictures for each row of the report; 0: one batch", at_least=0)
+    pictures: int = option(
+        0, "pictures that the metrics of networks are of; 0: those of the ladder", at_least=0
+    )
     student_steps: tuple[int, ...] = option(
         (1, 2, 4, 8), "numbers of steps of the student", at_least=1
     )
@@ -183,7 +197,10 @@ class Evaluation(Options):
         (50, 8, 4, 2), "numbers of steps of the teacher", at_least=1
     )
     metrics: tuple[str, ...] = option(
-        (), "metrics of the report, names in drawing.metrics.registry; empty: all that apply"
+        (), "names in drawing.metrics.registry; empty: all that read no network's features"
+    )
+    weights: tuple[str, ...] = option(
+        (), "NETWORK=PATH: where weights of networks are that metrics read, if not where published"
     )
 
     def __post_init__(self):
@@ -199,6 +216,9 @@ class Config(Options):
 
     name: str = option("run", "name of the run, and of its folder in runs/")
     seed: int = option(0, "seed of all random draws", at_least=0, at_most=SEEDS - 1)
+    wandb_project: str = option(
+        "", "project of Weights & Biases that it is logged to as well; empty: none", free=True
+    )
     teacher: Teacher = group(Teacher, "the model that is distilled")
     data: Data = group(Data, "the training data")
     method: Method = group(Slam, "how it is distilled", kinds=METHODS)

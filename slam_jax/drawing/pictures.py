@@ -114,9 +114,22 @@ def save(picture: Image.Image, path: Path, parameters: Mapping[str, Any] | None 
     info = PngImagePlugin.PngInfo()
     if parameters is not None:
         info.add_text("parameters", json.dumps(parameters))
+    _save(picture, path, format="PNG", pnginfo=info)
+
+
+def save_webp(picture: Image.Image, path: Path, lossless: bool) -> None:
+    """Writes a WebP whole or not at all.
+
+    Raises:
+      InputError: it cannot be written there.
+    """
+    _save(picture, path, format="WEBP", lossless=lossless, quality=80)
+
+
+def _save(picture: Image.Image, path: Path, **options: Any) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with unfinished(path) as beside:
-            picture.save(beside, format="PNG", pnginfo=info)
+            picture.save(beside, **options)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -7,6 +7,8 @@ from slam_jax.base.files import write_whole
 from slam_jax.base.json_file import write_json
 from slam_jax.drawing.metrics.registry import METRICS
 
+SUMMARY_FILE = "summary.json"
+
 
 def to_markdown(rows: list[dict[str, Any]]) -> str:
     """Rows of metrics as a Markdown table, with a column for each that any row has."""
@@ -23,4 +25,4 @@ def to_markdown(rows: list[dict[str, Any]]) -> str:
 def write_report(workdir: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
     """Writes the table as summary.md, then facts and rows as summary.json, each whole or not."""
     write_whole(workdir / "summary.md", to_markdown(rows))
-    write_json(workdir / "summary.json", {**facts, "results": rows})
+    write_json(workdir / SUMMARY_FILE, {**facts, "results": rows})

@@ -1,12 +1,13 @@
 """Jitted samplers for student and teacher: from tokens and a seed to images, one program each."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from slam_jax.families.pipeline import (
@@ -23,7 +24,7 @@ from slam_jax.method.schedule import add_noise
 from slam_jax.method.solver import guided
 from slam_jax.models import functional
 from slam_jax.parallel.keys import keys_of
-from slam_jax.parallel.sharding import replicate
+from slam_jax.parallel.sharding import AXES, replicate, replicated
 
 # (frozen, params, batch of prompts, start, steps=...) -> images [B, H, W, C] in [-1, 1]. `start` is
 # (seed, first): row i draws the noise of (seed, first + i), whatever else is in the batch.
@@ -88,8 +89,9 @@ def teacher_sampler(pipeline: Pipeline, w: float, dtype: str = "float32") -> Sam
     return draw
 
 
-def on_replicated(sampler: Sampler, mesh: Mesh, dtype: str) -> Sampler:
-    """The sampler for weights that are split over a mesh: every device draws everything.
+def on_mesh(sampler: Sampler, mesh: Mesh, dtype: str) -> Sampler:
+    """The sampler for weights that are split over a mesh, in whose batches every device draws its
+    share; all processes get all pictures. Rows keep their noise, whatever the mesh.
 
     Args:
       sampler: for weights that are not split.
@@ -97,8 +99,28 @@ def on_replicated(sampler: Sampler, mesh: Mesh, dtype: str) -> Sampler:
       dtype: what the sampler's denoiser computes in, and its weights travel in.
     """
 
-    def draw(frozen: Frozen, params: Params, *arguments, **options):
-        params = functional.cast(params, dtype)
-        return sampler(replicate(frozen, mesh), replicate(params, mesh), *arguments, **options)
+    @cache
+    def program(**options):
+        def rows_of_device(frozen, params, batch, start):
+            seed, first = start
+            count = batch["tokens"].shape[0]
+            return sampler(
+                frozen, params, batch, (seed, first + jax.lax.axis_index(AXES) * count), **options
+            )
+
+        whole, rows = PartitionSpec(), PartitionSpec(AXES)
+        specs = whole, whole, rows, whole
+        spread = jax.shard_map(
+            rows_of_device, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False
+        )
+        return jax.jit(spread, out_shardings=replicated(mesh))
+
+    def draw(frozen: Frozen, params: Params, batch: Batch, start: Start, **options):
+        count = len(batch["tokens"])
+        filled = np.minimum(np.arange(count + -count % mesh.size), count - 1)
+        batch = {name: np.asarray(array)[filled] for name, array in batch.items()}
+        params = replicate(functional.cast(params, dtype), mesh)
+        images = program(**options)(replicate(frozen, mesh), params, batch, start)
+        return jax.tree.map(lambda array: array[:count], images)
 
     return draw

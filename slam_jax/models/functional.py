@@ -11,6 +11,7 @@ tracing:
 """
 
 import functools
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
@@ -134,6 +135,16 @@ def unflatten(flat: Mapping[str, Any]) -> Params:
 def cast(params: Params, dtype: Any) -> Params:
     """The params in another floating dtype, in which the networks then compute."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+def fingerprint(params: Params) -> str:
+    """SHA-256 of the names, dtypes, shapes and bytes of all arrays."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(flatten(params).items()):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.view(np.uint8).data if array.ndim else array.tobytes())
+    return digest.hexdigest()
 
 
 def count_params(params: Params) -> int:

@@ -35,6 +35,7 @@ from slam_jax.training.step import (
     make_optimizer,
     make_train_step,
 )
+from slam_jax.training.wandb_log import Wandb
 
 
 def distillation_loss(pipeline: Pipeline, method: Method, remat: str = "none") -> Loss:
@@ -110,7 +111,10 @@ class Distillation:
 
 
 def distil(
-    run: Distillation, workdir: Path, draw_samples: Callable[[Params, int], dict[str, float]]
+    run: Distillation,
+    workdir: Path,
+    draw_samples: Callable[[Params, int], dict[str, float]],
+    report: Callable[[], None] | None = None,
 ) -> Params:
     """Trains the student, from the newest checkpoint of the workdir where there is one.
 
@@ -119,6 +123,7 @@ def distil(
       workdir: for checkpoints and metrics.
       draw_samples: called with (the EMA of the student's weights, step) every
         `config.training.sample_every` steps; what it returns joins the metrics.
+      report: called when these have been logged.
 
     Returns:
       The EMA of the student's weights, in the host's memory.
@@ -138,6 +143,7 @@ def distil(
         config.data.max_rejects,
         share,
     )
+    options = dataclasses.asdict(config)
     what = TrainingRun(
         step,
         init,
@@ -146,8 +152,10 @@ def distil(
         training,
         workdir,
         "student",
-        {"config": dataclasses.asdict(config), "versions": versions(), "teacher": run.teacher},
+        {"config": options, "versions": versions(), "teacher": run.teacher},
         lambda state, number: draw_samples(method.student_of(state.ema), number),
+        report,
+        Wandb(config.wandb_project, config.name, options),
     )
     state = fit(what, run.params, run.frozen)
     return to_host(method.student_of(state.ema), run.mesh)

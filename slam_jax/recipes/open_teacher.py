@@ -9,10 +9,10 @@ from slam_jax.base.json_file import read_json
 from slam_jax.config.options import Config, Teacher
 from slam_jax.families.family import Family
 from slam_jax.families.registry import FAMILIES
+from slam_jax.training.workdir import TEACHER_FILE
 
 # Of a teacher that is trained here.
 OF_TRAINING = ("seed", "network", "prediction_type", "dropout", "training")
-TEACHER_FILE = "teacher.json"  # of a workdir: which teacher the run began with
 
 
 def open_teacher(config: Config, workdir: Path, weights: bool = True) -> Family:

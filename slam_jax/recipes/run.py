@@ -17,14 +17,17 @@ from slam_jax.data.batches import Source, check_position
 from slam_jax.drawing.ladder import Artists, Ladder
 from slam_jax.drawing.metrics.registry import check_metrics
 from slam_jax.drawing.report import write_report
-from slam_jax.drawing.samplers import on_replicated, student_sampler, teacher_sampler
+from slam_jax.drawing.samplers import on_mesh, student_sampler, teacher_sampler
+from slam_jax.drawing.seen import extractor_of
+from slam_jax.evaluation.prompts import read_prompts
 from slam_jax.families.family import Family
 from slam_jax.families.pipeline import DENOISER, Params, student_config, student_params
+from slam_jax.features.extract import Extractor
 from slam_jax.formats.flax_folder import SavedModel
 from slam_jax.method.sampler import ddim_timesteps
 from slam_jax.models.functional import cast
 from slam_jax.parallel import runtime
-from slam_jax.parallel.processes import compare, is_main
+from slam_jax.parallel.processes import as_first, compare, is_main
 from slam_jax.parallel.sharding import make_mesh, shard
 from slam_jax.recipes.distil import Distillation, distil, info_of
 from slam_jax.recipes.open_teacher import (
@@ -34,9 +37,12 @@ from slam_jax.recipes.open_teacher import (
     teacher_folder,
 )
 from slam_jax.recipes.teacher import check_teacher, train_teacher
+from slam_jax.reporting.page import try_page
+from slam_jax.reporting.record import record_of
 from slam_jax.training.checkpoint_files import read_position
 from slam_jax.training.step import check_batch_size
-from slam_jax.training.workdir import claimed
+from slam_jax.training.wandb_log import check_wandb
+from slam_jax.training.workdir import RUN_FILE, claimed, ladder_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +55,7 @@ class Run:
       mesh: the devices.
       family: the teacher.
       source: examples.
+      extractor: networks that metrics read; None: they read none.
     """
 
     config: Config
@@ -56,6 +63,7 @@ class Run:
     mesh: Mesh
     family: Family
     source: Source
+    extractor: Extractor | None
 
 
 def open_run(config: Config, workdir: Path) -> Run:
@@ -64,6 +72,7 @@ def open_run(config: Config, workdir: Path) -> Run:
     Raises:
       InputError: devices, batch size, teacher, data or steps do not fit; names the key.
     """
+    check_wandb(config.wandb_project)
     with options_of("config"):
         mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
         check_metrics(config)
@@ -71,6 +80,8 @@ def open_run(config: Config, workdir: Path) -> Run:
         check_batch_size(config.training, mesh)
     family = open_teacher(config, workdir)
     _check_evaluation(config, family)
+    with prefixed("config.evaluation."):
+        extractor = extractor_of(config.evaluation)
     if family.trains:
         with options_of("config.teacher.training"):
             check_batch_size(config.teacher.training, mesh)
@@ -82,7 +93,7 @@ def open_run(config: Config, workdir: Path) -> Run:
             )
     else:
         check_same_teacher(config, workdir, family)
-    return Run(config, workdir, mesh, family, family.source(config.data))
+    return Run(config, workdir, mesh, family, family.source(config.data), extractor)
 
 
 def _check_evaluation(config: Config, family: Family) -> None:
@@ -97,7 +108,12 @@ def _check_evaluation(config: Config, family: Family) -> None:
                 check(steps)
             except ValueError as error:
                 raise InputError(f"config.evaluation.{name}: {error}") from error
+    if evaluation.prompts and evaluation.prompts_file:
+        raise InputError("config.evaluation: expected prompts or prompts_file, not both")
     prompts = evaluation.prompts or family.pipeline.example_prompts
+    if evaluation.prompts_file:
+        with prefixed("config.evaluation.prompts_file: "):
+            prompts = read_prompts(evaluation.prompts_file).texts
     with prefixed("config.evaluation.prompts: "):
         family.pipeline.prompts(prompts)
     for prompt in prompts:
@@ -105,8 +121,16 @@ def _check_evaluation(config: Config, family: Family) -> None:
             print(f"note: config.evaluation.prompts: cut off: {cut!r}", file=sys.stderr)
 
 
-def run(config: Config, workdir: Path, resume: bool = False) -> list[dict[str, Any]]:
+def run(
+    config: Config, workdir: Path, resume: bool = False, command: str = ""
+) -> list[dict[str, Any]]:
     """Teacher, distillation, report and export; returns the rows of the report.
+
+    Args:
+      config: the run.
+      workdir: its folder.
+      resume: whether it may go on with a run that is there.
+      command: what started it, for its record.
 
     Raises:
       InputError: something in the config or the workdir does not fit.
@@ -125,10 +149,13 @@ def run(config: Config, workdir: Path, resume: bool = False) -> list[dict[str, A
         with prefixed("config.data: "):
             check_position(opened.source, position)
     with claimed(workdir, config, resume):
+        if is_main():
+            write_json(workdir / RUN_FILE, record_of(command))
         rows, facts = _run(opened)
         if is_main():
             seconds = time.perf_counter() - started
             write_report(workdir, rows, {"seconds": seconds, **facts})
+            try_page(workdir)
     return rows
 
 
@@ -140,7 +167,7 @@ def _run(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         folder = teacher_folder(config, run.workdir)
         train_teacher(family, config.teacher, run.source, folder, mesh)
     identity = family.identity()
-    if is_main() and not family.trains:
+    if is_main():
         write_json(run.workdir / TEACHER_FILE, identity)
     weights = family.weights(config.precision)
     params = method.init(student_params(pipeline, method, weights[DENOISER]))
@@ -148,34 +175,55 @@ def _run(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     frozen = shard(weights, mesh)
     del weights
     network = student_config(pipeline, method)
-    ladder = Ladder(_artists(run, frozen, network), config.evaluation, config.seed)
+    ladder = _ladder(run, _artists(run, frozen, network))
 
     def draw_samples(student: Params, step: int) -> dict[str, float]:
-        measured = ladder.save(samples / f"step_{step:06d}.png", student)
+        started = time.perf_counter()
+        _measure_teacher(run, ladder)
+        measured = ladder.save(ladder_file(run.workdir, step), student)
         best = config.training.best_metric
         if config.training.keep_best and best not in ("loss", *measured):
             raise InputError(
                 f"config.training.best_metric = {best!r}: of these pictures are measured "
                 f"{', '.join(measured)}"
             )
-        return measured
+        return {**measured, "evaluation_seconds": time.perf_counter() - started}
 
     ema = distil(
         Distillation(config, pipeline, params, frozen, identity["fingerprints"], run.source, mesh),
         run.workdir,
         draw_samples,
+        lambda: try_page(run.workdir),
     )
     info = {"teacher": identity, **info_of(config)}
     if is_main():
         saved = SavedModel(family.name, network.to_dict(), ema, pipeline.scheduler, info)
         family.export(saved, run.workdir / "export")
     student = shard(ema, mesh)
-    ladder.save(samples / "ladder.png", student)
+    ladder.show(samples / "ladder.png", student)
     return ladder.report(student, family.reference()), {
         "peak_memory_gb": peak_memory_gb(),
         "devices": [str(device) for device in jax.devices()],
         **info,
     }
+
+
+def _ladder(run: Run, artists: Artists) -> Ladder:
+    """The step ladder of a run, with the networks that its metrics read."""
+    options = run.config.evaluation
+    if options.prompts_file:
+        prompts = read_prompts(options.prompts_file).texts
+        options = dataclasses.replace(options, prompts=prompts)
+    return Ladder(artists, options, run.config.seed, run.extractor, run.workdir / "features")
+
+
+def _measure_teacher(run: Run, ladder: Ladder) -> None:
+    """Writes what the teacher's smaller numbers of steps measure, once in a run's life."""
+    path = run.workdir / "teacher_metrics.json"
+    if not as_first(path.exists()):
+        measured = ladder.teacher_metrics()
+        if is_main():
+            write_json(path, measured)
 
 
 def _artists(run: Run, frozen: Any, network: Any) -> Artists:
@@ -186,8 +234,8 @@ def _artists(run: Run, frozen: Any, network: Any) -> Artists:
     return Artists(
         pipeline,
         frozen,
-        on_replicated(teacher, run.mesh, precision.teacher),
-        on_replicated(student, run.mesh, precision.student),
+        on_mesh(teacher, run.mesh, precision.teacher),
+        on_mesh(student, run.mesh, precision.student),
     )
 
 

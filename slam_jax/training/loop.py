@@ -22,8 +22,10 @@ from slam_jax.formats.safetensors import save_arrays
 from slam_jax.parallel.processes import Votes, is_main, wait
 from slam_jax.parallel.sharding import rows_here, shard, shard_batch, shardings_of
 from slam_jax.training.checkpoint import Checkpoints
-from slam_jax.training.metric_log import MetricLog
+from slam_jax.training.metric_log import MetricLog, read_rows
+from slam_jax.training.patience import Patience
 from slam_jax.training.step import Init, Params, Step, TrainState
+from slam_jax.training.wandb_log import Wandb
 
 # (state, step) -> what was measured.
 DrawSamples = Callable[[TrainState, int], dict[str, float]]
@@ -69,6 +71,8 @@ class TrainingRun:
       record: what a checkpoint says of the run, see `Checkpoints`.
       draw_samples: called with (state, step) every `options.sample_every` steps; what it returns
         joins the metrics.
+      report: called when that has been logged.
+      wandb: where the metrics are logged to besides.
     """
 
     step: Step
@@ -80,6 +84,8 @@ class TrainingRun:
     name: str
     record: dict[str, Any]
     draw_samples: DrawSamples | None = None
+    report: Callable[[], None] | None = None
+    wandb: Wandb | None = None
 
 
 class Events:
@@ -96,7 +102,10 @@ class Events:
         self._first, self._skipped = int(state.step), int(state.skipped)
         self._votes, self._saved = Votes(2), time.monotonic()
         self._previous: tuple[int, dict[str, jax.Array], dict[str, jax.Array]] | None = None
-        self._log = MetricLog(run.folder, self._first, run.options.batch_size)
+        best = run.options.patience, run.options.best_metric
+        self._patience = Patience(*best, read_rows(run.folder, self._first))
+        self.over = self._patience.is_over
+        self._log = MetricLog(run.folder, self._first, run.options.batch_size, run.wandb)
         self._bar = tqdm(
             desc=run.name,
             total=run.options.steps,
@@ -105,7 +114,7 @@ class Events:
             mininterval=1,
             disable=not is_main(),
         )
-        if self._first < run.options.steps:
+        if self._first < run.options.steps and not self.over:
             self._bar.set_postfix_str("compiling the first step")
 
     def after(self, step: int, state: TrainState, metrics: dict, batch: dict) -> None:
@@ -127,6 +136,12 @@ class Events:
         if saving:  # which waits for this step; and a run that goes on would not look at it
             self._look_at_previous()
         values = self._measure(step, state, last, stopping)
+        if self._patience.over(values):
+            self.over = saving = True
+            if is_main():
+                name, times = training.best_metric, training.patience
+                line = f"{name} has not become lower {times} times; the {self._run.name} ends"
+                tqdm.write(f"note: {line} at step {step}", file=sys.stderr)
         if saving:
             self.save(step, state, values)
         if self._skipped >= training.max_skipped:
@@ -201,15 +216,19 @@ class Events:
         """What is known of this very step: drawn, logged, shown."""
         training, drawn = self._run.options, {}
         every = training.sample_every
-        if self._run.draw_samples and every and step % every == 0 and not stopping:
+        drawing = self._run.draw_samples and every and step % every == 0 and not stopping
+        if self._run.draw_samples and drawing:
             with self._log.clock_stopped():
                 drawn = self._run.draw_samples(state, step)
                 wait("the pictures are drawn")
-        if not (drawn or step % training.log_every == 0 or last):
+        if not (drawing or step % training.log_every == 0 or last):
             return {}
         values = self._log.write(step, self._run.data.rejects, drawn)
         rate, loss = values.get("samples_per_second", nan), values.get("loss", nan)
         self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} samples/s", False)
+        if drawing and self._run.report:
+            with self._log.clock_stopped():
+                self._run.report()
         return values
 
 
@@ -241,6 +260,8 @@ def fit(run: TrainingRun, params: Params, frozen: Any) -> TrainState:
             closing(data.iterate(first, partial(shard_batch, mesh=mesh))) as batches,
         ):
             for step in range(first + 1, options.steps + 1):
+                if events.over:
+                    break
                 try:
                     batch = next(batches)
                 except Exception:

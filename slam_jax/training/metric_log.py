@@ -1,10 +1,11 @@
-"""The metrics of a run: means since the last row, in metrics.jsonl and in TensorBoard."""
+"""The metrics of a run: means since the last row, in metrics.jsonl, in TensorBoard, and where it is
+asked for in Weights & Biases."""
 
 import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,34 @@ from tqdm import tqdm
 from slam_jax.base.files import write_whole
 from slam_jax.data.rejects import Rejects
 from slam_jax.parallel.processes import is_main
+from slam_jax.training.wandb_log import Wandb, WandbLog
+from slam_jax.training.workdir import METRICS_FILE, ladder_file
 
 
 class MetricLog:
     """Means of the metrics since the last row: every process knows them, the first one writes them.
 
     Rows after `step`, which a run wrote that was killed after its last checkpoint, are dropped.
+
+    Args:
+      folder: of the run.
+      step: of the newest checkpoint.
+      batch_size: examples in a step.
+      wandb: where it is logged to besides.
     """
 
-    def __init__(self, folder: Path, step: int, batch_size: int):
-        self._file = self._board = None
+    def __init__(self, folder: Path, step: int, batch_size: int, wandb: Wandb | None = None):
+        self._file = self._board = self._wandb = None
         self._folder, self._first = folder, step
         if is_main():
             folder.mkdir(parents=True, exist_ok=True)
-            path = folder / "metrics.jsonl"
-            rows = path.read_text().splitlines() if path.exists() else []
-            kept = "".join(row + "\n" for row in rows if _step_of(row) <= step)
+            path = folder / METRICS_FILE
+            rows = read_rows(folder, np.inf)
+            kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
             write_whole(path, kept.encode())
+            if wandb and wandb.project:
+                last = max((row["step"] for row in rows), default=0)
+                self._wandb = WandbLog(folder, wandb, last)
             self._file = path.open("a")
         self._batch_size, self._rows, self._known = batch_size, [], set()
         self.start_clock()
@@ -70,6 +82,9 @@ class MetricLog:
             self._board = self._board or self._open_board()
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
+            if self._wandb:
+                picture = ladder_file(self._folder, step)
+                self._wandb.add(step, values, picture if measured and picture.exists() else None)
         self._rows = []
         self.start_clock()
         return values
@@ -86,6 +101,8 @@ class MetricLog:
             self._file.close()
         if self._board:
             self._board.close()
+        if self._wandb:
+            self._wandb.close()
 
     def _open_board(self) -> Any:
         # Here, since it imports torch where that is installed: seconds, while the devices compute.
@@ -94,8 +111,11 @@ class MetricLog:
         return SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._first + 1)
 
 
-def _step_of(row: str) -> float:
-    try:
-        return json.loads(row)["step"]
-    except (json.JSONDecodeError, KeyError):
-        return np.inf  # the last line of a run that was killed while writing it
+def read_rows(folder: Path, step: float) -> list[dict[str, float]]:
+    """The rows that a run has written up to a step; none where there is no file."""
+    path = folder / METRICS_FILE
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with suppress(json.JSONDecodeError):  # the last line of a run that was killed in it
+            rows.append(json.loads(line))
+    return [row for row in rows if row["step"] <= step]

@@ -76,8 +76,8 @@ def check_batch_size(training: Training, mesh: AnyMesh) -> None:
     )
 
 
-def make_optimizer(options: Optimizer, steps: int) -> optax.GradientTransformation:
-    """AdamW after clipping by global norm, with the learning-rate schedule over `steps`."""
+def learning_rate(options: Optimizer, steps: int) -> optax.Schedule:
+    """The learning rate over `steps`: number of updates so far -> its value in the next one."""
     peak, last = options.learning_rate, 0.02 * options.learning_rate
     decay_steps = max(steps - options.warmup_steps, 1)
     decay = {
@@ -86,12 +86,17 @@ def make_optimizer(options: Optimizer, steps: int) -> optax.GradientTransformati
         "cosine": optax.cosine_decay_schedule(peak, decay_steps, alpha=last / peak),
     }[options.schedule]
     warmup = optax.linear_schedule(peak / max(options.warmup_steps, 1), peak, options.warmup_steps)
+    if options.warmup_steps:
+        return optax.join_schedules([warmup, decay], [options.warmup_steps])
+    return decay
+
+
+def make_optimizer(options: Optimizer, steps: int) -> optax.GradientTransformation:
+    """AdamW after clipping by global norm, with the learning-rate schedule over `steps`."""
     return optax.chain(
         optax.clip_by_global_norm(options.clip_norm),
         optax.adamw(
-            optax.join_schedules([warmup, decay], [options.warmup_steps])
-            if options.warmup_steps
-            else decay,
+            learning_rate(options, steps),
             b1=options.b1,
             b2=options.b2,
             weight_decay=options.weight_decay,
@@ -138,6 +143,7 @@ def make_train_step(
       dtypes: in which the loss gets the weights and their EMA.
     """
     gradients, ema = _make_gradients(loss, training, mesh, dtypes), training.ema
+    rate = learning_rate(training.optimizer, training.steps)
 
     def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         step_key = jax.random.fold_in(key, state.step)
@@ -151,6 +157,7 @@ def make_train_step(
         new = jax.tree.map(partial(jnp.where, finite), new, state)
         new = replace(new, step=state.step + 1, skipped=state.skipped + ~finite)
         metrics = {**metrics, "grad_norm": norm, "skipped": new.skipped}
+        metrics["learning_rate"] = jnp.float32(rate(state.step - state.skipped))
         shardings = shardings_of(new, mesh), replicated(mesh)
         return jax.lax.with_sharding_constraint((new, metrics), shardings)
 

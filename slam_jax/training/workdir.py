@@ -13,8 +13,17 @@ from slam_jax.config.validate import first_change, to_json
 from slam_jax.parallel.processes import is_main, wait
 
 CONFIG_FILE = "config.json"  # the run's config
+RUN_FILE = "run.json"  # command, versions and devices that it was last started with
+TEACHER_FILE = "teacher.json"  # which teacher the run began with
+SAMPLES = "samples"  # folder of the step ladders
+METRICS_FILE = "metrics.jsonl"
 # The disk, the quota, a file's size; or a file system that became read-only after an error.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def ladder_file(workdir: Path, step: int) -> Path:
+    """Where the step ladder of a step is."""
+    return workdir / SAMPLES / f"step_{step:06d}.png"
 
 
 @contextmanager

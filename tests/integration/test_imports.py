@@ -26,6 +26,8 @@ FOLDERS = (
     "features",
     "training",
     "drawing",
+    "evaluation",
+    "reporting",
     "recipes",
     "serving",
     "commands",
@@ -49,6 +51,8 @@ OWNERS = {
     "diffusers": ("serving.stock_pipeline",),
     "transformers": ("formats.tokenizer", "serving.stock_pipeline"),
     "huggingface_hub": ("formats.hub",),
+    "jinja2": ("reporting",),
+    "wandb": ("training.wandb_log",),
     "tensorflow": (),
 }
 

@@ -29,9 +29,12 @@ def finished(made_once):
 def test_run_leaves_pictures_report_export_and_metrics(finished):
     names = {path.name for path in finished.iterdir()}
     assert {"config.json", "teacher", "checkpoints", "metrics.jsonl", "tensorboard"} <= names
-    assert {"samples", "summary.json", "summary.md", "export"} <= names
+    assert {"samples", "summary.json", "summary.md", "export", "report.html"} <= names
     ladders = {path.name for path in (finished / "samples").iterdir()}
-    assert ladders == {"ladder.png", "step_000003.png", "step_000006.png"}
+    assert ladders == {
+        *("ladder.png", "step_000003.png", "step_000006.png"),
+        *("ladder", "step_000003", "step_000006"),
+    }
     summary = json.loads((finished / "summary.json").read_text())
     rows = [(row["model"], row["steps"]) for row in summary["results"]]
     assert rows == [("teacher", 3), ("student", 1), ("student", 2)]

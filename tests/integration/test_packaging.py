@@ -57,7 +57,14 @@ def test_wheel_holds_package_and_recipes_and_nothing_else(wheel):
     recipes = {f"slam_jax/configs/{p.name}" for p in (ROOT / "configs").glob("*.py")}
     assert len(package) > 50 and "slam_jax/configs/digits.py" in recipes
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert held == package | recipes | {"slam_jax/py.typed"}
+    # Its template and what that inlines.
+    page = {
+        str(p.relative_to(ROOT))
+        for p in (ROOT / "slam_jax/reporting").rglob("*.*")
+        if p.suffix != ".pyc"
+    }
+    assert {f"slam_jax/reporting/report.{end}" for end in ("html.j2", "css", "js")} <= page
+    assert held == package | recipes | page | {"slam_jax/py.typed"}
 
 
 def test_installed_it_runs_without_the_repository(wheel, tmp_path):
@@ -105,4 +112,5 @@ def test_requirements_are_what_the_package_imports():
     tfds = {"tensorflow_datasets"}
     assert tfds <= named(extras["tfds"]) and named(extras["eval"]) <= core
     imported = imported_distributions() - NO_REQUIREMENTS
-    assert imported == core - ASKED_FOR_BY_OTHERS | tfds
+    assert named(extras["wandb"]) == {"wandb"}
+    assert imported == core - ASKED_FOR_BY_OTHERS | tfds | {"wandb"}

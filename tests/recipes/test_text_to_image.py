@@ -25,9 +25,13 @@ def test_run_leaves_checkpoints_pictures_report_and_a_diffusers_folder(finished_
     assert names == {
         *("config.json", "teacher.json", "checkpoints", "metrics.jsonl", "tensorboard"),
         *("samples", "summary.json", "summary.md", "export", ".lock"),
+        *("run.json", "report.html"),
     }
     ladders = {path.name for path in (finished_sd / "samples").iterdir()}
-    assert ladders == {"ladder.png", "step_000002.png", "step_000004.png"}
+    assert ladders == {
+        *("ladder.png", "step_000002.png", "step_000004.png"),
+        *("ladder", "step_000002", "step_000004"),
+    }
     rows = json.loads((finished_sd / "summary.json").read_text())["results"]
     assert [(row["model"], row["steps"]) for row in rows] == [("teacher", 2), ("student", 1)]
     assert 0 < rows[1]["rmse_to_teacher"] < 1

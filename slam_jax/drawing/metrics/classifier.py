@@ -20,14 +20,14 @@ class LabelAccuracy(Metric):
     """The share of pictures that the classifier reads as the label they were drawn for; the higher
     the better."""
 
-    name, title, needs_reference = "label_accuracy", "label accuracy", True
+    name, title, compares_with = "label_accuracy", "label accuracy", "reference"
     lower_is_better = False
 
     def applies(self, drawn: Drawn) -> bool:
         return has_labels(drawn)
 
     def compute(self, drawn: Drawn) -> float:
-        assert drawn.reference is not None  # which this metric needs
+        assert drawn.images is not None and drawn.reference is not None  # it applies
         return classifier_of(drawn.reference).label_accuracy(drawn.images, drawn.prompts)
 
 
@@ -76,7 +76,8 @@ class Classifier:
 def has_labels(drawn: Drawn) -> bool:
     """Whether a classifier of the real pictures' labels can judge these: they are small, of these
     labels, and there are several real ones of each."""
-    assert drawn.reference is not None  # which its metrics need
+    if drawn.reference is None or drawn.images is None:
+        return False
     counts = Counter(drawn.reference.labels)
     small = drawn.images[0].size <= MOST_VALUES
     return small and min(counts.values()) >= FEW and set(drawn.prompts) <= counts.keys()

@@ -1,80 +1,99 @@
-"""Frechet distances: between Gaussians fitted to two sets of pictures or of their features."""
+"""Frechet distances: between Gaussians fitted to two sets of pictures or of their features.
+
+FID (Heusel et al. 2017) is that of InceptionV3's features. With the same pictures it falls as more
+are taken, so that two FIDs are compared at the same number only.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
 
 from slam_jax.drawing.metrics.classifier import classifier_of, has_labels
-from slam_jax.drawing.metrics.metric import MOST_VALUES, Drawn, Metric, flat
+from slam_jax.drawing.metrics.metric import Drawn, Metric, flat, is_small
+from slam_jax.features.moments import frechet_distance, moments_of
 
 
 class FdPixels(Metric):
     """To real pictures, in pixels; of small pictures only."""
 
-    name, title, needs_reference = "fd_pixels", "FD pixels", True
+    name, title, compares_with = "fd_pixels", "FD pixels", "reference"
 
     def applies(self, drawn: Drawn) -> bool:
-        return _enough(drawn)
+        return is_small(drawn.images) and drawn.reference is not None
 
     def compute(self, drawn: Drawn) -> float:
-        assert drawn.reference is not None  # which this metric needs
-        return frechet_distance(flat(drawn.images), flat(drawn.reference.images))
+        assert drawn.images is not None and drawn.reference is not None  # it applies
+        return between(flat(drawn.images), flat(drawn.reference.images))
 
 
 class FdFeatures(Metric):
     """To real pictures with labels, in the features of a classifier that is fitted to them."""
 
-    name, title, needs_reference = "fd_features", "FD features", True
+    name, title, compares_with = "fd_features", "FD features", "reference"
 
     def applies(self, drawn: Drawn) -> bool:
-        return _enough(drawn) and has_labels(drawn)
+        return is_small(drawn.images) and has_labels(drawn)
 
     def compute(self, drawn: Drawn) -> float:
-        assert drawn.reference is not None
+        assert drawn.images is not None and drawn.reference is not None
         classifier, real = classifier_of(drawn.reference), drawn.reference.images
-        return frechet_distance(classifier.features(drawn.images), classifier.features(real))
+        return between(classifier.features(drawn.images), classifier.features(real))
 
 
 class FdToTeacher(Metric):
     """To the teacher's pictures of the same noise, in pixels; of small pictures only."""
 
-    name, title = "fd_to_teacher", "FD to teacher"
+    name, title, compares_with = "fd_to_teacher", "FD to teacher", "teacher"
 
     def applies(self, drawn: Drawn) -> bool:
-        return _enough(drawn)
+        return is_small(drawn.images) and drawn.teacher is not None
 
     def compute(self, drawn: Drawn) -> float:
-        return frechet_distance(flat(drawn.images), flat(drawn.teacher))
+        assert drawn.images is not None and drawn.teacher is not None
+        return between(flat(drawn.images), flat(drawn.teacher))
 
 
-def _enough(drawn: Drawn) -> bool:
-    """Whether pictures are small, and more than two."""
-    return drawn.images[0].size <= MOST_VALUES and len(drawn.images) > 2
-
-
-def frechet_distance(a: Float[np.ndarray, "N D"], b: Float[np.ndarray, "M D"]) -> float:
-    """Frechet distance between Gaussians fitted to two sets of images or features.
-
-    |mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)), Heusel et al. 2017 (arXiv
-    1706.08500), equation 6.
+class FdOfNetwork(Metric):
+    """In the features of a network.
 
     Args:
-      a, b: one row per example; at least two rows each.
-
-    Raises:
-      ValueError: the rows have different lengths, or there is one row only.
+      name, title: of the metric.
+      network: a name in `features.registry`.
+      compares_with: real pictures, or the teacher's.
     """
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise ValueError(
-            f"frechet_distance: expected [N, D] and [M, D] with N, M > 1, got {a.shape} and "
-            f"{b.shape}"
-        )
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    cov_a, cov_b = np.atleast_2d(cov_a), np.atleast_2d(cov_b)
-    # tr (cov_a cov_b)^(1/2) by the symmetric root_a cov_b root_a, whose eigenvalues are real.
-    values, vectors = np.linalg.eigh(cov_a)
-    root_a = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root_a @ cov_b @ root_a), 0)).sum()
-    squared_distance = np.sum((a.mean(0) - b.mean(0)) ** 2)
-    # Rounding may take equal sets a hair below zero.
-    return max(float(squared_distance + np.trace(cov_a + cov_b) - 2 * cross), 0.0)
+
+    def __init__(
+        self, name: str, title: str, network: str, compares_with: Literal["teacher", "reference"]
+    ):
+        self.name, self.title, self.compares_with = name, title, compares_with
+        self.networks = (network,)
+
+    def compute(self, drawn: Drawn) -> float:
+        (network,), whose = self.networks, self.compares_with
+        assert whose is not None  # what it is made with
+        ours, others = drawn.features["model", network], drawn.features[whose, network]
+        return frechet_distance(ours.moments, others.moments)
+
+    def fewest(self, widths: Mapping[str, int]) -> int:
+        """One more than features: the covariance of fewer is singular."""
+        return widths[self.networks[0]] + 1
+
+    def interval(self, drawn: Drawn, resamples: int) -> tuple[float, float] | None:
+        """By the bootstrap: pictures of the model are drawn again, with replacement. It lies around
+        the number itself, as a sample that repeats pictures has a larger distance."""
+        (network,), whose = self.networks, self.compares_with
+        assert whose is not None
+        ours, others = drawn.features["model", network], drawn.features[whose, network].moments
+        count, generator = ours.moments.count, np.random.default_rng(0)
+        values = []
+        for _ in range(resamples):
+            counts = generator.multinomial(count, np.full(count, 1 / count))
+            values.append(frechet_distance(moments_of(ours, counts), others))
+        number, half = self.compute(drawn), 1.96 * float(np.std(values, ddof=1))
+        return number - half, number + half
+
+
+def between(a: np.ndarray, b: np.ndarray) -> float:
+    """The distance between two sets of rows, [N, D] and [M, D]."""
+    return frechet_distance(moments_of([a]), moments_of([b]))

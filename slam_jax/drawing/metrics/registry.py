@@ -8,14 +8,43 @@ from collections.abc import Sequence
 from slam_jax.base.options import OptionError
 from slam_jax.config.options import Config
 from slam_jax.drawing.metrics.classifier import LabelAccuracy
-from slam_jax.drawing.metrics.frechet import FdFeatures, FdPixels, FdToTeacher
+from slam_jax.drawing.metrics.clip_score import ClipScore, Diversity
+from slam_jax.drawing.metrics.cmmd import Cmmd
+from slam_jax.drawing.metrics.frechet import FdFeatures, FdOfNetwork, FdPixels, FdToTeacher
 from slam_jax.drawing.metrics.metric import Drawn, Metric
+from slam_jax.drawing.metrics.precision_recall import Precision, Recall
 from slam_jax.drawing.metrics.rmse import RmseToTeacher
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
-    for metric in (FdPixels(), FdFeatures(), LabelAccuracy(), FdToTeacher(), RmseToTeacher())
+    for metric in (
+        FdPixels(),
+        FdFeatures(),
+        LabelAccuracy(),
+        FdToTeacher(),
+        RmseToTeacher(),
+        FdOfNetwork("fid", "FID", "inception", "reference"),
+        FdOfNetwork("fid_to_teacher", "FID to teacher", "inception", "teacher"),
+        FdOfNetwork("patch_fid", "patch FID", "inception_patch", "reference"),
+        FdOfNetwork("fd_clip", "FD CLIP", "clip_l14", "reference"),
+        FdOfNetwork("fd_dinov2", "FD DINOv2", "dinov2", "reference"),
+        Cmmd(),
+        ClipScore(),
+        Precision(),
+        Recall(),
+        Diversity(),
+    )
 }
+
+
+def choose(names: Sequence[str]) -> list[Metric]:
+    """The metrics of these names; none: all that read no network's features."""
+    return [METRICS[name] for name in names] or [m for m in METRICS.values() if not m.networks]
+
+
+def networks_of(metrics: Sequence[Metric]) -> list[str]:
+    """Names of all networks that they read."""
+    return list(dict.fromkeys(name for metric in metrics for name in metric.networks))
 
 
 def measure(drawn: Drawn, names: Sequence[str] = ()) -> dict[str, float]:
@@ -23,12 +52,17 @@ def measure(drawn: Drawn, names: Sequence[str] = ()) -> dict[str, float]:
 
     Args:
       drawn: the pictures.
-      names: of METRICS; none: all.
+      names: of METRICS; none: all that read no network's features.
     """
-    chosen = [METRICS[name] for name in names or METRICS]
-    if drawn.reference is None:
-        chosen = [metric for metric in chosen if not metric.needs_reference]
-    return {metric.name: metric.compute(drawn) for metric in chosen if metric.applies(drawn)}
+    return {m.name: m.compute(drawn) for m in choose(names) if is_possible(m, drawn)}
+
+
+def is_possible(metric: Metric, drawn: Drawn) -> bool:
+    """Whether pictures have what a metric reads, and it applies to them."""
+    asked = {"model": True, "prompts": metric.reads_prompts, metric.compares_with: True}
+    whose = [name for name, is_read in asked.items() if name and is_read]
+    there = all((w, network) in drawn.features for network in metric.networks for w in whose)
+    return there and metric.applies(drawn)
 
 
 def check_metrics(config: Config) -> None:
@@ -42,8 +76,12 @@ def check_metrics(config: Config) -> None:
             expected = f"one of {', '.join(METRICS)}"
             raise OptionError("evaluation.metrics", name, expected)
     steps = config.evaluation.student_steps
-    chosen = [METRICS[name] for name in config.evaluation.metrics or METRICS]
-    drawn = [m.name for m in chosen if m.lower_is_better and not m.needs_reference]
+    drawn = [m.name for m in choose(config.evaluation.metrics) if is_measured_in_training(m)]
     names = ["loss", *(f"{name}_{count}" for name in drawn for count in steps)]
     if (best := config.training.best_metric) not in names:
         raise OptionError("training.best_metric", best, f"one of {', '.join(names)}")
+
+
+def is_measured_in_training(metric: Metric) -> bool:
+    """Whether checkpoints can be kept by it: it needs no real pictures, and less is better."""
+    return metric.lower_is_better and metric.compares_with != "reference"

@@ -1,0 +1,1 @@
+"""Models measured on many pictures: prompts, protocols, references, results."""

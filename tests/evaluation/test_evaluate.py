@@ -1,0 +1,309 @@
+"""slam-jax evaluate and reference: numbers, meshes, processes, kills, files and refusals. The
+pictures are a small student's of the digits, the network is one of tests."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import colours
+import jax
+import numpy as np
+import pytest
+from digits_runs import launch
+from PIL import Image
+
+import slam_jax
+from slam_jax.commands import evaluate, reference
+from slam_jax.data import digits
+from slam_jax.drawing.metrics.frechet import between
+from slam_jax.drawing.metrics.metric import flat
+from slam_jax.evaluation import parts
+from slam_jax.features.moments import frechet_distance, moments_of
+
+ROOT = Path(__file__).parents[2]
+METRIC_NAMES = "fd_pixels,fd_colours_reference,fd_colours_teacher"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "PART", 16)
+        colours.register(patch.setitem)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(made_once):
+    return made_once("digits_to_measure", launch)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """Eighty real digits as PNGs of three channels."""
+    folder = tmp_path_factory.mktemp("real")
+    for index, image in enumerate(digits.load()[0][:80]):
+        grey = np.round((image[..., 0] + 1) * 127.5).astype(np.uint8)
+        Image.fromarray(grey).convert("RGB").save(folder / f"{index:03d}.png")
+    return folder
+
+
+def options(run, real, out, *more):
+    return [
+        *("--model", str(run), "--count", "70", "--steps", "1,2", "--teacher-steps", "3"),
+        *("--metrics", METRIC_NAMES, "--reference", str(real), "--out", str(out), *more),
+    ]
+
+
+def results(out):
+    return json.loads((out / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def measured(run, real, tmp_path_factory):
+    out = tmp_path_factory.mktemp("measured") / "out"
+    evaluate.main(options(run, real, out, "--save-pictures"))
+    return out
+
+
+def test_numbers_are_those_of_the_pictures_that_sample_draws(run, measured):
+    student, teacher = slam_jax.load(run), slam_jax.load(run / "teacher")
+    prompts = [str(index % 10) for index in range(70)]
+    network = colours.open_colours("0")
+    real, _ = digits.load()
+
+    def seen(images):
+        rgb = [np.broadcast_to(image, (*image.shape[:2], 3)) for image in images]
+        x = np.stack([network.prepare(image) for image in rgb])
+        return np.asarray(network.apply(network.params, x))
+
+    draws = {steps: slam_jax.sample(student, prompts, steps) for steps in (1, 2)}
+    of_teacher = slam_jax.sample(teacher, prompts, 3, guidance=student.method.w + 1)
+    as_uint8 = np.round((real[:80] + 1) * 127.5).astype(np.uint8)
+    rows = results(measured)["results"]
+    assert [(row["model"], row["steps"], row["pictures"]) for row in rows] == [
+        *(("student", 1, 70), ("student", 2, 70))
+    ]
+    for row in rows:
+        images = draws[row["steps"]]
+        assert row["fd_colours_teacher"] == pytest.approx(
+            between(seen(images), seen(of_teacher)), rel=1e-4
+        )
+        assert row["fd_colours_reference"] == pytest.approx(
+            between(seen(images), seen(as_uint8)), rel=1e-4
+        )
+        low, high = row["fd_colours_reference_interval"]
+        assert low < row["fd_colours_reference"] < high
+        # Without --reference the digits bring their own; with it these are not compared in pixels.
+        assert "fd_pixels" not in row
+
+
+def test_the_digits_bring_their_own_reference(run, tmp_path, capsys):
+    arguments = ["--model", str(run), "--count", "70", "--steps", "2", "--out", str(tmp_path / "m")]
+    evaluate.main([*arguments, "--metrics", "fd_pixels,label_accuracy"])
+    (row,) = results(tmp_path / "m")["results"]
+    images = slam_jax.sample(slam_jax.load(run), [str(i % 10) for i in range(70)], 2)
+    expected = between(flat(images / 127.5 - 1), flat(digits.load()[0]))
+    assert row["fd_pixels"] == pytest.approx(expected, rel=1e-5)
+    assert 0 <= row["label_accuracy"] <= 1
+    assert "| student | 2 | 70 |" in capsys.readouterr().out
+
+
+def test_the_record_says_how_it_was_measured(run, measured, real):
+    protocol = results(measured)["protocol"]
+    assert protocol["prompts"]["count"] == 70 and protocol["seed"] == 0
+    assert protocol["teacher"]["steps"] == 3 and protocol["teacher"]["guidance"] == 3
+    assert protocol["networks"]["colours"]["sha256"]
+    assert protocol["reference"]["count"] == 80 and len(protocol["reference"]["sha256"]) == 64
+    assert len(protocol["model"]["sha256"]) == 64
+    assert protocol["model"]["sha256"] != protocol["teacher"]["sha256"]
+    assert results(measured)["versions"]["jax"] == jax.__version__
+
+
+def test_pictures_are_kept_with_their_prompts(run, measured):
+    tars = sorted((measured / "pictures" / "model_2").iterdir())
+    assert [tar.name for tar in tars] == [f"{number:05d}.tar" for number in range(5)]
+    with tarfile.open(tars[1]) as tar:
+        assert tar.getnames()[:2] == ["000016.png", "000016.txt"] and len(tar.getnames()) == 32
+        assert tar.extractfile("000017.txt").read() == b"7"
+        with Image.open(tar.extractfile("000017.png")) as picture:
+            found = np.asarray(picture)
+    drawn = slam_jax.sample(slam_jax.load(run), [str(i % 10) for i in range(18)], 2)
+    assert np.abs(found[..., :1].astype(int) - drawn[17]).max() <= 1
+
+
+def test_more_steps_draw_only_these(run, real, measured, tmp_path, monkeypatch):
+    out, drawn = shutil.copytree(measured, tmp_path / "out"), []
+    write = parts.Parts.write
+    monkeypatch.setattr(
+        parts.Parts, "write", lambda s, *a: drawn.append(s.folder.name) or write(s, *a)
+    )
+    arguments = options(run, real, out)
+    arguments[arguments.index("1,2")] = "2,4"
+    evaluate.main(arguments)
+    assert set(drawn) == {"model_4"}
+    assert [row["steps"] for row in results(out)["results"]] == [2, 4]
+
+
+def test_what_was_interrupted_goes_on_where_it_was(run, real, measured, tmp_path, monkeypatch):
+    """Ctrl-C after three parts; the numbers are those of a measurement that nothing interrupted."""
+    written, write = [], parts.Parts.write
+
+    def stopping(self, number, arrays):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append((self.folder.name, number))
+        write(self, number, arrays)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(parts.Parts, "write", stopping)
+        evaluate.main(options(run, real, tmp_path / "out"))
+    assert stopped.value.code == 130 and not (tmp_path / "out/results.json").exists()
+    again = []
+    monkeypatch.setattr(
+        parts.Parts, "write", lambda s, n, a: again.append((s.folder.name, n)) or write(s, n, a)
+    )
+    evaluate.main(options(run, real, tmp_path / "out"))
+    assert not set(written) & set(again)
+    assert_same(results(tmp_path / "out"), results(measured))
+
+
+def assert_same(found, expected):
+    for row, other in zip(found["results"], expected["results"], strict=True):
+        assert row.keys() == other.keys() and row.pop("model") == other["model"]
+        for name, value in row.items():
+            assert value == pytest.approx(other[name], rel=1e-5), name
+
+
+def start(arguments, devices, **variables):
+    """`slam-jax evaluate` in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "tests/support/colours.py"), "evaluate", *arguments],
+        env={
+            **os.environ,
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "PYTHONPATH": str(ROOT),
+            **variables,
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def parts_in(out):
+    return len(list(out.glob("features/*/*.safetensors")))
+
+
+@pytest.mark.slow
+def test_one_device_killed_and_two_processes_measure_the_same(run, real, measured, tmp_path):
+    """SIGKILL on one device after a few parts; then two processes of two devices go on."""
+    out = tmp_path / "out"
+    arguments = options(run, real, out)
+    killed = start(arguments, 1)
+    while killed.poll() is None and parts_in(out) < 7:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    said, _ = killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, said
+    assert 7 <= parts_in(out) < 20
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        address = f"localhost:{listener.getsockname()[1]}"
+    shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    two = [
+        start([*arguments, "--distributed"], 2, **shared, JAX_PROCESS_ID=str(index))
+        for index in range(2)
+    ]
+    for process in two:
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+    assert_same(results(out), results(measured))
+
+
+def test_a_file_of_statistics_stands_for_its_pictures(run, real, measured, tmp_path):
+    out = tmp_path / "real.npz"
+    reference.main(
+        [
+            "--images",
+            str(real),
+            "--metrics",
+            "fd_colours_reference",
+            "--size",
+            "0",
+            "--out",
+            str(out),
+        ]
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["real.npz"]
+    evaluate.main(options(run, out, tmp_path / "out"))
+    found, whole = results(tmp_path / "out"), results(measured)
+    assert_same(found, whole)
+    names = ("path",)  # the rest is the same
+    for record in (found["protocol"]["reference"], whole["protocol"]["reference"]):
+        record.pop(names[0])
+    assert found["protocol"]["reference"]["sha256"] == whole["protocol"]["reference"]["sha256"]
+    with np.load(out) as file:
+        assert "colours.rows" not in file and file["colours.mean"].dtype == np.float64
+    for changes, message in (
+        (["--weights", "colours=3"], "colours had the sha256 .* expected"),
+        (["--size", "8"], "was made with size 0, expected 8"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            evaluate.main(options(run, out, tmp_path / "other", *changes))
+
+
+def test_mean_and_covariance_of_pytorch_fid_are_read(tmp_path, capsys):
+    from slam_jax.evaluation.reference import read_statistics
+
+    rows = np.random.default_rng(0).standard_normal((2100, 2048))
+    np.savez(tmp_path / "a.npz", mu=rows.mean(0), sigma=np.cov(rows, rowvar=False))
+    real = read_statistics(tmp_path / "a.npz", {"inception": {}}, 256)
+    distance = frechet_distance(real.features["inception"].moments, moments_of([rows + 0.1]))
+    assert distance == pytest.approx(2048 * 0.1**2, rel=1e-6)
+    assert "does not say how its pictures were resized" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="serves no metric but FID"):
+        read_statistics(tmp_path / "a.npz", {"clip_l14": {}}, 256)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--metrics", "fidelity"], "--metrics fidelity: expected of fd_pixels, "),
+        (["--steps", "1,0"], "argument --steps: invalid"),
+        (["--steps", "60"], "60"),
+        (["--count", "6"], "6 pictures: fd_colours_reference takes 7 or more, .* use cmmd"),
+        (["--reference", "nowhere"], "nowhere: "),
+        (["--reference", ""], "--reference: a metric compares with real pictures"),
+        (["--weights", "colour=3"], "--weights colour=3: expected NETWORK=PATH"),
+        (["--weights", "dinov2=3"], "--weights dinov2=3: no metric reads dinov2; .* colours"),
+        (["--preset", "coco"], "coco: no such preset, expected one of coco2014_30k"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--batch", "0"], "--batch 0: expected 1 or more"),
+        (["--guidance", "3"], "a student has its guidance built in"),
+        (["--teacher", "RUN"], "--teacher .*: is a student"),
+    ],
+)
+def test_wrong_options_are_one_line_and_leave_nothing(
+    run, real, tmp_path, capsys, changes, message
+):
+    changes = [str(run) if word == "RUN" else word for word in changes]
+    with pytest.raises(SystemExit) as refused:
+        evaluate.main(options(run, real, tmp_path / "out", *changes))
+    said = capsys.readouterr().err if refused.value.code == 2 else str(refused.value)
+    assert re.search(message, said) and "\n" not in said.strip().split("error: ")[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_another_measurement_is_refused(run, real, measured):
+    with pytest.raises(SystemExit, match="holds another measurement: seed was 0 and is 1; choose"):
+        evaluate.main(options(run, real, measured, "--seed", "1"))
+    with pytest.raises(SystemExit, match="holds no measurement, but is not empty"):
+        evaluate.main(options(run, real, run))

@@ -1,0 +1,121 @@
+"""The report in a real browser: it loads by itself, and its sliders show other pictures."""
+
+import shutil
+
+import pytest
+from report_runs import make_workdir
+
+from slam_jax.reporting.page import write_page
+
+pytestmark = pytest.mark.browser
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+QUIET = [  # a browser that asks for nothing by itself
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.fail(
+            "no Chromium: apt-get install -y chromium, or leave these tests out: -m 'not browser'",
+            pytrace=False,
+        )
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=QUIET)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """(size, changes of the run) -> the page, and a list of what went wrong in it and of what it
+    asked for."""
+    pages = []
+
+    def open_page(viewport=(1200, 900), scheme="light", **changes):
+        path = write_page(make_workdir(tmp_path / f"run{len(pages)}", **changes))
+        width, height = viewport
+        page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+        pages.append(page)
+        trouble = []
+        page.on("console", lambda message: trouble.append(message.text))
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on("request", lambda request: trouble.append(request.url[:100]))
+        page.goto(path.as_uri())
+        page.wait_for_selector("#pairs[data-shown]")
+        own = [path.as_uri()]
+        return page, lambda: [t for t in trouble if t not in own and not t.startswith("data:")]
+
+    yield open_page
+    for page in pages:
+        page.close()
+
+
+def student_pixels(page):
+    return page.evaluate("[...document.querySelectorAll('canvas.student')].map(c => c.toDataURL())")
+
+
+def test_each_slider_shows_other_pictures(opened):
+    page, trouble = opened()
+    assert page.inner_text("#student-name") == "student, 4 steps, after 400 training steps"
+    seen = [student_pixels(page)]
+    for slider, to, name in (
+        ("#step", 0, "student, 4 steps, after 100 training steps"),
+        ("#count", 0, "student, 1 step, after 100 training steps"),
+    ):
+        page.locator(slider).fill(str(to))
+        steps = "100 4" if slider == "#step" else "100 1"
+        page.wait_for_selector(f"#pairs[data-shown='{steps}']")
+        assert page.inner_text("#student-name") == name
+        seen.append(student_pixels(page))
+    assert len(seen[0]) == 3 and len({tuple(pixels) for pixels in seen}) == 3
+    assert trouble() == []
+
+
+def test_the_pixels_are_those_of_the_files(opened, tmp_path):
+    """In the second of three pictures by the teacher."""
+    import numpy as np
+    from PIL import Image
+
+    page, _ = opened()
+    shown = page.evaluate(
+        "[...document.querySelectorAll('canvas.teacher')[1].getContext('2d')"
+        ".getImageData(0, 0, 8, 8).data]"
+    )
+    with Image.open(tmp_path / "run0/samples/step_000400/teacher_50.webp") as strip:
+        expected = np.asarray(strip.convert("RGBA"))[:, 8:16]
+    np.testing.assert_array_equal(np.reshape(shown, (8, 8, 4)), expected)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1200])
+@pytest.mark.parametrize("size", [(8, 8), (96, 128)])
+def test_it_fits_every_screen_and_draws_its_curves(opened, scheme, width, size):
+    page, trouble = opened((width, 800), scheme, size=size)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    drawn = page.evaluate(
+        "[...document.querySelectorAll('[data-chart] canvas')].map(c => "
+        "new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size)"
+    )
+    assert len(drawn) == 6 and min(drawn) > 10  # of different values, where there are lines
+    assert trouble() == []
+
+
+def test_a_click_on_a_name_hides_its_curve(opened):
+    page, trouble = opened()
+    visible = "Chart.getChart(document.querySelectorAll('[data-chart] canvas')[1])"
+    page.locator("[data-chart]").nth(1).scroll_into_view_if_needed()
+    box = page.evaluate(
+        f"(() => {{ const c = {visible}, b = c.legend.legendHitBoxes[0], "
+        "r = c.canvas.getBoundingClientRect();"
+        "return [r.x + b.left + b.width / 2, r.y + b.top + b.height / 2] })()"
+    )
+    assert page.evaluate(f"{visible}.isDatasetVisible(0)")
+    page.mouse.click(*box)
+    assert not page.evaluate(f"{visible}.isDatasetVisible(0)")
+    assert trouble() == []
