@@ -74,7 +74,7 @@ def open_patch(path: str) -> Inception:
 
 
 def _open(name: str, path: str, resizer: Callable[..., np.ndarray], described: str) -> Inception:
-    file = weights.locate(path, ("model.safetensors", *FILES), where=WHERE)
+    file = weights.locate(path, ("model.safetensors", *FILES))
     digest = weights.sha256(file)
     identity = {"network": name, "file": file.name, "sha256": digest, "resizer": described}
     return Inception(name, FEATURES, _params(file, digest), identity, resizer)

@@ -10,6 +10,7 @@ from functools import partial
 from slam_jax.base.errors import InputError
 from slam_jax.features import clip, dinov2, inception
 from slam_jax.features.network import FeatureNetwork
+from slam_jax.features.weights import NoWeights
 
 
 @dataclass(frozen=True)
@@ -65,4 +66,7 @@ def open_network(name: str, path: str = "") -> FeatureNetwork:
     kind = NETWORKS[name]
     if not path and not kind.default:
         raise InputError(f"{name}: give the file of its weights; {kind.where}")
-    return kind.open(path or kind.default)
+    try:
+        return kind.open(path or kind.default)
+    except NoWeights as error:
+        raise InputError(f"{error}; {kind.where}") from error

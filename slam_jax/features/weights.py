@@ -16,17 +16,21 @@ from slam_jax.models.functional import Params
 MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-def locate(path: str, names: Sequence[str], others: Sequence[str] = (), where: str = "") -> Path:
+class NoWeights(InputError):
+    """There is no file; the registry adds where to get it."""
+
+
+def locate(path: str, names: Sequence[str], others: Sequence[str] = ()) -> Path:
     """The file of the weights.
 
     Args:
         path: the file, its folder, or the id "owner/name" of a model on the hub.
         names: what the file may be called in a folder, the first that is there counts.
         others: patterns of what to fetch from the hub beside it.
-        where: where to get the file, for a refusal.
 
     Raises:
-        InputError: it is not there.
+        NoWeights: it is not there.
+        InputError: the hub does not give it.
     """
     local = Path(path).expanduser()
     if local.is_file():
@@ -37,14 +41,14 @@ def locate(path: str, names: Sequence[str], others: Sequence[str] = (), where: s
         # One after the other, as a model may be there in several files.
         folders = (hub.fetch(path, "", [*others, name]) for name in names)
     else:
-        raise InputError(
-            f"{path!r}: no such file or folder, and not a hub id of the form owner/name; {where}"
+        raise NoWeights(
+            f"{path!r}: no such file or folder, and not a hub id of the form owner/name"
         )
     for folder in folders:
         for name in names:
             if (folder / name).is_file():
                 return folder / name
-    raise InputError(f"{path}: has no weights, which are in {' or '.join(names)}; {where}")
+    raise NoWeights(f"{path}: has no weights, which are in {' or '.join(names)}")
 
 
 def sha256(path: Path) -> str:

@@ -72,8 +72,8 @@ def _torch(path: Path) -> ModuleType:
         import torch
     except ImportError as error:
         raise InputError(
-            f"{path}: torch reads it and is not installed; pip install torch, or convert the file to "
-            "safetensors where torch is"
+            f"{path}: torch reads it and is not installed; pip install torch, or convert the file "
+            "to safetensors where torch is"
         ) from error
     return torch
 

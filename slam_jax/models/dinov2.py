@@ -68,7 +68,7 @@ def interpolation(old: int, new: int) -> Float[np.ndarray, "new old"]:
     """The matrix by which `old` values along a line become `new` ones, bicubic as torch does it.
 
     The step is old / (new + 0.1), as in Facebook's own code and so in the published FD-DINOv2;
-    transformers has old / new since 2024.
+    transformers takes old / new.
     """
     places = (np.arange(new) + 0.5) * old / (new + OFFSET) - 0.5
     matrix = np.zeros((new, old))

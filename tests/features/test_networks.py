@@ -1,26 +1,19 @@
-"""Networks from their files to features, against torch; and every refusal."""
+"""Networks from their files to features, against torch."""
 
 import hashlib
-import json
 import re
-import shutil
 import warnings
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-import random_inception
 import tiny_networks
-from helpers import assert_close, jit
+from helpers import assert_close, jit, refusal
 from PIL import Image
 
-from slam_jax.base.errors import InputError
 from slam_jax.features import clip, dinov2, inception, resize, weights
 from slam_jax.features.registry import NETWORKS, open_network
-from slam_jax.formats import safetensors
 
-GOLDEN = Path(__file__).parents[1] / "models/golden/inception.npz"
 CLIP_SIZE = clip.Size(24, 8, 12)
 TEXTS = ("a photograph of an astronaut", "two cats", "cat " * 100)
 
@@ -31,47 +24,6 @@ def picture(height, width):
 
 def sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def refusal(function, *args):
-    with pytest.raises(InputError) as error:
-        function(*args)
-    message = str(error.value)
-    assert "\n" not in message
-    return message
-
-
-@pytest.fixture(scope="module")
-def inception_arrays():
-    with np.load(GOLDEN) as golden:
-        shapes = [tuple(int(n) for n in shape if n) for shape in golden["shapes"]]
-        return random_inception.state_dict(dict(zip(golden["names"].tolist(), shapes, strict=True)))
-
-
-@pytest.fixture(scope="module")
-def inception_file(inception_arrays, tmp_path_factory):
-    path = tmp_path_factory.mktemp("inception") / "model.safetensors"
-    safetensors.save_arrays(path, inception_arrays)
-    return path
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clip")
-    tiny_networks.clip_folder(folder, width=12, image_size=24, patch_size=8)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def dinov2_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dinov2")
-    tiny_networks.dinov2_folder(folder, hidden_size=24, image_size=224)
-    return folder
-
-
-@pytest.fixture
-def changeable(clip_folder, tmp_path):
-    return shutil.copytree(clip_folder, tmp_path / "clip")
 
 
 def torch_features(model, x):
@@ -271,98 +223,3 @@ def test_the_pickle_is_not_fetched_where_there_is_better(clip_folder, monkeypatc
     clip.open_clip("tiny", CLIP_SIZE, "owner/tiny")
     (only,) = asked
     assert "tokenizer*.json" in only[2] and "pytorch_model.bin" not in only[2]
-
-
-def test_no_such_network():
-    message = refusal(open_network, "inception_v3")
-    assert message.startswith("'inception_v3': no such network") and "clip_l14_336" in message
-
-
-@pytest.mark.parametrize("path", ["", "/nowhere/weights.pth"])
-def test_a_refusal_says_where_inception_is(path):
-    message = refusal(open_network, "inception", path)
-    assert "pt_inception-2015-12-05-6726825d.pth" in message
-    assert "github.com/mseitzer/pytorch-fid" in message and "begins with 6726825d" in message
-
-
-def test_a_folder_without_weights(tmp_path):
-    message = refusal(open_network, "inception", str(tmp_path))
-    assert message.startswith(f"{tmp_path}: has no weights") and inception.FILES[0] in message
-
-
-def test_torchvisions_inception_is_refused(tmp_path):
-    path = tmp_path / "inception_v3_google-0cc3c7bd.safetensors"
-    arrays = {"AuxLogits.fc.weight": np.zeros((1000, 768), np.float32)}
-    safetensors.save_arrays(path, arrays)
-    assert "damaged" in refusal(open_network, "inception", str(path))
-    path = path.rename(tmp_path / "inception_v3.safetensors")
-    message = refusal(open_network, "inception", str(path))
-    assert message.startswith(f"{path}: torchvision's Inception") and inception.FILES[0] in message
-    safetensors.save_arrays(path, {"fc.weight": np.zeros((1000, 2048), np.float32)})
-    assert "of 1000 classes" in refusal(open_network, "inception", str(path))
-
-
-def test_a_download_that_broke_off_is_refused(tmp_path):
-    path = tmp_path / inception.FILES[0]
-    path.write_bytes(b"half of it")
-    message = refusal(open_network, "inception", str(path))
-    assert message.startswith(f"{path}: damaged: its SHA-256 begins with ")
-    assert "6726825d" in message
-
-
-def test_weights_of_another_network(clip_folder, inception_file):
-    file = clip_folder / "model.safetensors"
-    message = refusal(open_network, "inception", str(file))
-    assert message.startswith(f"{file}: weights of another network: ") and "missing" in message
-    other = shutil.copy(inception_file, clip_folder / "other.safetensors")
-    message = refusal(clip.open_clip, "tiny", CLIP_SIZE, str(other))
-    assert message.startswith(f"{other}: weights of another network: ")
-
-
-def test_other_kinds_of_files(tmp_path):
-    path = tmp_path / "weights.onnx"
-    path.touch()
-    assert "expected a file .safetensors, .pth" in refusal(open_network, "inception", str(path))
-
-
-def test_clip_without_a_config(changeable):
-    (changeable / "config.json").unlink()
-    message = refusal(clip.open_clip, "tiny", CLIP_SIZE, str(changeable))
-    assert message.startswith(f"{changeable / 'config.json'}: cannot be read")
-    assert "get the whole folder" in message
-
-
-def test_clip_without_a_tokenizer(changeable):
-    (changeable / "vocab.json").unlink()
-    message = refusal(clip.open_clip, "tiny", CLIP_SIZE, str(changeable))
-    assert message.startswith(f"{changeable / 'vocab.json'}: missing")
-
-
-def test_truncated_weights_of_clip(changeable):
-    file = changeable / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-    message = refusal(clip.open_clip, "tiny", CLIP_SIZE, str(changeable))
-    assert message.startswith(f"{file}: truncated")
-
-
-def test_clip_with_other_layers_than_its_config(changeable):
-    config = json.loads((changeable / "config.json").read_text())
-    config["vision_config"]["hidden_size"] = 40
-    (changeable / "config.json").write_text(json.dumps(config))
-    message = refusal(clip.open_clip, "tiny", CLIP_SIZE, str(changeable))
-    assert "weights of another network: vision_model." in message and "has shape" in message
-
-
-def test_config_of_another_model(changeable, dinov2_folder):
-    message = refusal(dinov2.open_dinov2, "tiny", 24, str(changeable))
-    assert message == (
-        f"{changeable / 'config.json'}: DINOv2 config: model_type = 'clip', supported: 'dinov2'"
-    )
-    message = refusal(clip.open_clip, "tiny", CLIP_SIZE, str(dinov2_folder))
-    assert "model_type = 'dinov2', supported: 'clip'" in message
-
-
-def test_dinov2_of_another_size(dinov2_folder):
-    message = refusal(open_network, "dinov2", str(dinov2_folder))
-    config = dinov2_folder / "config.json"
-    assert message == f"{config}: a DINOv2 with hidden_size = 24; dinov2 is one with 1024"

@@ -1,4 +1,4 @@
-"""CLIP's vision tower, and its text encoder beside it, against transformers with the same weights."""
+"""CLIP's vision tower, and its text encoder beside it, against transformers: same weights."""
 
 import functools
 

@@ -29,6 +29,7 @@ def state_dict():
     return random_inception.state_dict(golden()[1])
 
 
+@pytest.mark.slow
 def test_features_match_torch_fidelity():
     abstract = functional.abstract_params(inception.InceptionV3, None)
     params, missing, extra = convert.from_torch(state_dict(), abstract)
@@ -69,35 +70,73 @@ def test_pools_at_the_border_match_torch(kind):
     assert_close(actual, expected.numpy().transpose(0, 2, 3, 1), 1e-6)
 
 
-# Of TensorFlow's graph, where slashes are dots here, and its last two blocks have underscores.
-TENSORFLOW = {
-    "conv": "Conv2d_1a_3x3",
-    "conv_4": "Conv2d_4a_3x3",
-    "mixed.conv": "Mixed_5b.branch1x1",
-    "mixed.tower.conv_1": "Mixed_5b.branch5x5_2",
-    "mixed_1.tower_1.conv_2": "Mixed_5c.branch3x3dbl_3",
-    "mixed_2.tower_2.conv": "Mixed_5d.branch_pool",
-    "mixed_3.conv": "Mixed_6a.branch3x3",
-    "mixed_3.tower.conv_1": "Mixed_6a.branch3x3dbl_2",
-    "mixed_4.tower.conv": "Mixed_6b.branch7x7_1",
-    "mixed_6.tower.conv_2": "Mixed_6d.branch7x7_3",
-    "mixed_7.tower_1.conv_3": "Mixed_6e.branch7x7dbl_4",
-    "mixed_8.tower.conv_1": "Mixed_7a.branch3x3_2",
-    "mixed_8.tower_1.conv_3": "Mixed_7a.branch7x7x3_4",
-    "mixed_9.tower_mixed_conv": "Mixed_7b.branch3x3_2a",
-    "mixed_9.tower_1_conv_1": "Mixed_7b.branch3x3dbl_2",
-    "mixed_10.tower_mixed_conv_1": "Mixed_7c.branch3x3_2b",
-    "mixed_10.tower_1_mixed_conv": "Mixed_7c.branch3x3dbl_3a",
-    "mixed_10.tower_2_conv": "Mixed_7c.branch_pool",
-}
+# Names of TensorFlow's graph and of pytorch-fid, from the program that torch-fidelity made its file
+# with: all in one block of each kind, then one in each of the other blocks.
+TENSORFLOW = """
+conv Conv2d_1a_3x3
+conv_1 Conv2d_2a_3x3
+conv_2 Conv2d_2b_3x3
+conv_3 Conv2d_3b_1x1
+conv_4 Conv2d_4a_3x3
+mixed/conv Mixed_5b.branch1x1
+mixed/tower/conv Mixed_5b.branch5x5_1
+mixed/tower/conv_1 Mixed_5b.branch5x5_2
+mixed/tower_1/conv Mixed_5b.branch3x3dbl_1
+mixed/tower_1/conv_1 Mixed_5b.branch3x3dbl_2
+mixed/tower_1/conv_2 Mixed_5b.branch3x3dbl_3
+mixed/tower_2/conv Mixed_5b.branch_pool
+mixed_3/conv Mixed_6a.branch3x3
+mixed_3/tower/conv Mixed_6a.branch3x3dbl_1
+mixed_3/tower/conv_1 Mixed_6a.branch3x3dbl_2
+mixed_3/tower/conv_2 Mixed_6a.branch3x3dbl_3
+mixed_4/conv Mixed_6b.branch1x1
+mixed_4/tower/conv Mixed_6b.branch7x7_1
+mixed_4/tower/conv_1 Mixed_6b.branch7x7_2
+mixed_4/tower/conv_2 Mixed_6b.branch7x7_3
+mixed_4/tower_1/conv Mixed_6b.branch7x7dbl_1
+mixed_4/tower_1/conv_1 Mixed_6b.branch7x7dbl_2
+mixed_4/tower_1/conv_2 Mixed_6b.branch7x7dbl_3
+mixed_4/tower_1/conv_3 Mixed_6b.branch7x7dbl_4
+mixed_4/tower_1/conv_4 Mixed_6b.branch7x7dbl_5
+mixed_4/tower_2/conv Mixed_6b.branch_pool
+mixed_8/tower/conv Mixed_7a.branch3x3_1
+mixed_8/tower/conv_1 Mixed_7a.branch3x3_2
+mixed_8/tower_1/conv Mixed_7a.branch7x7x3_1
+mixed_8/tower_1/conv_1 Mixed_7a.branch7x7x3_2
+mixed_8/tower_1/conv_2 Mixed_7a.branch7x7x3_3
+mixed_8/tower_1/conv_3 Mixed_7a.branch7x7x3_4
+mixed_9/conv Mixed_7b.branch1x1
+mixed_9/tower/conv Mixed_7b.branch3x3_1
+mixed_9/tower/mixed/conv Mixed_7b.branch3x3_2a
+mixed_9/tower/mixed/conv_1 Mixed_7b.branch3x3_2b
+mixed_9/tower_1/conv Mixed_7b.branch3x3dbl_1
+mixed_9/tower_1/conv_1 Mixed_7b.branch3x3dbl_2
+mixed_9/tower_1/mixed/conv Mixed_7b.branch3x3dbl_3a
+mixed_9/tower_1/mixed/conv_1 Mixed_7b.branch3x3dbl_3b
+mixed_9/tower_2/conv Mixed_7b.branch_pool
+mixed_1/tower_2/conv Mixed_5c.branch_pool
+mixed_2/tower_2/conv Mixed_5d.branch_pool
+mixed_5/tower_2/conv Mixed_6c.branch_pool
+mixed_6/tower_2/conv Mixed_6d.branch_pool
+mixed_7/tower_2/conv Mixed_6e.branch_pool
+mixed_10/tower_2/conv Mixed_7c.branch_pool
+"""
 
 
-@pytest.mark.parametrize("theirs", TENSORFLOW)
-def test_tensorflow_names(theirs):
+def nvidias(name):
+    """A name of TensorFlow's as the modules in NVIDIA's program are called."""
+    block, *path = name.split("/")
+    between = "_" if block in ("mixed_9", "mixed_10") else "."
+    return ".".join(["layers", block, *([between.join(path)] if path else [])])
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [line.split() for line in TENSORFLOW.strip().splitlines()]
+)
+def test_tensorflow_names(theirs, ours):
     arrays = {name: np.full(2, i) for i, name in enumerate(("weight", "beta", "mean", "var"))}
-    given = {f"layers.{theirs}.{name}": array for name, array in arrays.items()}
+    given = {f"{nvidias(theirs)}.{name}": array for name, array in arrays.items()}
     renamed = convert.from_tensorflow_names(given)
-    ours = TENSORFLOW[theirs]
     assert renamed.keys() == {
         f"{ours}.{name}"
         for name in ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")

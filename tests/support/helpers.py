@@ -7,7 +7,9 @@ from functools import partial
 
 import jax
 import numpy as np
+import pytest
 
+from slam_jax.base.errors import InputError
 from slam_jax.data.batches import Batches
 from slam_jax.method.schedule import VariancePreserving
 
@@ -54,6 +56,15 @@ def assert_close(actual, expected, tolerance):
     axes = tuple(range(1, expected.ndim))
     error = np.abs(actual - expected).max(axis=axes)
     assert np.all(error <= tolerance * np.abs(expected).max(axis=axes))
+
+
+def refusal(function, *args):
+    """The one line that `function(*args)` refuses its input with."""
+    with pytest.raises(InputError) as error:
+        function(*args)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
 
 
 def interrupt_in_step(monkeypatch, number):
