@@ -254,8 +254,8 @@ def test_the_report_is_asked_for_when_its_row_is_there(tmp_path):
 
 
 def test_the_learning_rate_of_a_row_is_that_of_its_steps(tmp_path):
-    """By its formula: a rise from half of it in two steps, then half a cosine down to 2%; steps that
-    were skipped do not count."""
+    """By its formula: a rise from half of it in two steps, then half a cosine down to 2%; steps
+    that were skipped do not count."""
     optimizer = Optimizer(learning_rate=0.1, schedule="cosine", warmup_steps=2)
     run_loop(
         tmp_path,
