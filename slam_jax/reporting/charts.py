@@ -1,7 +1,7 @@
 """The curves of a run, as a page can draw them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,13 +10,14 @@ from slam_jax.drawing.metrics.registry import METRICS
 from slam_jax.reporting.data import Row, RunData
 
 MOST_POINTS = 400  # of a curve; of more, neighbours are averaged
+WIDE = 8  # largest to smallest value
 NOT_SHOWN = {"step", "skipped", "rejected_examples"}  # told in words
-# Of metrics that every run has: title, and whether it may range over orders of magnitude.
+# Of metrics that every run has.
 KNOWN = {
-    "loss": ("Loss", True),
-    "grad_norm": ("Gradient norm", True),
-    "learning_rate": ("Learning rate", False),
-    "samples_per_second": ("Samples per second", False),
+    "loss": "Loss",
+    "grad_norm": "Gradient norm",
+    "learning_rate": "Learning rate",
+    "samples_per_second": "Samples per second",
 }
 BINNED = {"loss_t": "Loss by t, as a share of the schedule", "loss_gamma": "Loss by gamma"}
 
@@ -69,22 +70,27 @@ def charts(run: RunData) -> tuple[list[Chart], list[Chart]]:
             binned.setdefault(by_bin[1], []).append(name)
         else:
             rest.append(name)
-    order = [*(name for name in KNOWN if name in rest), *(n for n in rest if n not in KNOWN)]
-    plain = [_of_training(run, name) for name in order]
-    bins = [_by_bin(run.rows, stem, sorted(of_stem)) for stem, of_stem in binned.items()]
+    plain = [_of_training(run, name) for name in _in_order(rest, KNOWN)]
+    bins = [_by_bin(run.rows, stem, sorted(binned[stem])) for stem in _in_order(binned, BINNED)]
     ladders = [_of_ladders(run, stem, sorted(counts)) for stem, counts in measured.items()]
     return ladders, [*plain[:1], *bins, *plain[1:]]
 
 
+def _in_order(names: Iterable[str], known: Collection[str]) -> list[str]:
+    """The names, those that are known first and in their order."""
+    names = list(names)
+    return [*(n for n in known if n in names), *(n for n in names if n not in known)]
+
+
 def _of_training(run: RunData, name: str) -> Chart:
     """A metric by itself."""
-    title, log = KNOWN.get(name, (name.replace("_", " "), False))
+    title = KNOWN.get(name, name.replace("_", " "))
     curve = Curve(title, points(run.rows, name))
     if name != "grad_norm":
-        return Chart(title, "", [curve], log)
+        return Chart(title, "", [curve], name != "learning_rate" and _is_wide([curve]))
     norm = run.config.training.optimizer.clip_norm
     clip = Curve(f"clipped above {norm:g}", [(x, norm) for x, _ in curve.points], True, 1)
-    return Chart(title, "", [curve, clip], log)
+    return Chart(title, "", [curve, clip], _is_wide([curve, clip]))
 
 
 def _by_bin(rows: Sequence[Row], stem: str, names: list[str]) -> Chart:
@@ -94,7 +100,7 @@ def _by_bin(rows: Sequence[Row], stem: str, names: list[str]) -> Chart:
         Curve(f"{i / count:.2g} to {(i + 1) / count:.2g}", points(rows, name), color=i)
         for i, name in enumerate(names)
     ]
-    return Chart(BINNED.get(stem, stem.replace("_", " ")), "", curves, log=stem.startswith("loss"))
+    return Chart(BINNED.get(stem, stem.replace("_", " ")), "", curves, _is_wide(curves))
 
 
 def _of_ladders(run: RunData, stem: str, counts: list[int]) -> Chart:
@@ -107,7 +113,13 @@ def _of_ladders(run: RunData, stem: str, counts: list[int]) -> Chart:
             line = [(x, value) for x, _ in found]
             curves.append(Curve(_in_steps("teacher", steps), line, True, color))
     best = "lower" if metric.lower_is_better else "higher"
-    return Chart(metric.title, f"{best} is better", curves)
+    return Chart(metric.title, f"{best} is better", curves, _is_wide(curves))
+
+
+def _is_wide(curves: Sequence[Curve]) -> bool:
+    """Whether the values range so far that only a logarithmic axis shows all of them."""
+    values = [y for curve in curves for _, y in curve.points if y is not None]
+    return bool(values) and min(values) > 0 and max(values) > WIDE * min(values)
 
 
 def _in_steps(model: str, steps: int) -> str:

@@ -71,6 +71,7 @@ def render(run: RunData) -> str:
         ladder_charts=[chart.title for chart in ladders],
         curve_charts=[chart.title for chart in curves],
         data={
+            "step": run.step,
             "charts": [asdict(chart) for chart in (*ladders, *curves)],
             "images": [f"data:image/webp;base64,{base64.b64encode(i).decode()}" for i in images],
             "ladders": [_pictures(ladder, run.rows, images) for ladder in run.ladders],

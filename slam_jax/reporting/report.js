@@ -32,7 +32,8 @@ function number(value) {
 
 // Of a logarithmic axis: what is 1, 2 or 5 times a power of ten.
 function round(value) {
-  return "125".includes(value.toExponential()[0]) && value.toExponential().length < 6 ? number(value) : "";
+  const [digits] = Number(value.toPrecision(6)).toExponential().split("e");
+  return ["1", "2", "5"].includes(digits) ? number(value) : "";
 }
 
 function options(chart) {
@@ -46,6 +47,8 @@ function options(chart) {
     scales: {
       x: {
         type: "linear",
+        min: 0,
+        max: data.step,
         grid: { display: false },
         border: { color: line },
         ticks: { ...ticks, maxTicksLimit: 6, callback: (value) => value.toLocaleString("en") },

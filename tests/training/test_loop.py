@@ -17,7 +17,7 @@ from helpers import interrupt_in_step
 from points import BATCH, OPTIMIZER, Points, setup
 
 from slam_jax.base.errors import InputError
-from slam_jax.config.options import Training
+from slam_jax.config.options import Optimizer, Training
 from slam_jax.data.batches import Batches
 from slam_jax.formats.safetensors import load_arrays
 from slam_jax.parallel.sharding import shard
@@ -239,3 +239,34 @@ def test_a_source_that_is_mostly_damaged_stops_the_run(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, parts, whole)
     rows = read_metrics(tmp_path / "whole")[-1], read_metrics(tmp_path)[-1]
     assert rows[0]["rejected_examples"] == rows[1]["rejected_examples"] > 0
+
+
+def test_the_report_is_asked_for_when_its_row_is_there(tmp_path):
+    """At each step ladder, also where nothing is measured of it."""
+    told = []
+
+    def report():
+        told.append([row["step"] for row in read_metrics(tmp_path)][-1])
+
+    run_loop(tmp_path, steps=10, sample_every=3, draw_samples=lambda *_: {}, report=report)
+    assert told == [3, 6, 9]
+    assert [row["step"] for row in read_metrics(tmp_path)] == [2, 3, 4, 6, 8, 9, 10]
+
+
+def test_the_learning_rate_of_a_row_is_that_of_its_steps(tmp_path):
+    """By its formula: a rise from half of it in two steps, then half a cosine down to 2%; steps
+    that were skipped do not count."""
+    optimizer = Optimizer(learning_rate=0.1, schedule="cosine", warmup_steps=2)
+    run_loop(
+        tmp_path,
+        steps=16,
+        source=Holed(),
+        optimizer=optimizer,
+        setup=dict(optimizer=optimizer, steps=16),
+    )
+    _, holed = holes()
+    updates = np.array([i - sum(step < i + 1 for step in holed) for i in range(16)])
+    down = 0.1 * (0.02 + 0.98 * (1 + np.cos(np.pi * (updates - 2) / 14)) / 2)
+    expected = np.where(updates < 2, 0.05 * (1 + updates / 2), down)
+    rates = [row["learning_rate"] for row in read_metrics(tmp_path)]
+    np.testing.assert_allclose(rates, expected.reshape(8, 2).mean(axis=1), rtol=1e-5)
