@@ -8,6 +8,8 @@ from slam_jax import __version__
 COMMANDS = {
     "train": "train a student, or go on with it; then draw, measure and export it",
     "sample": "draw with a student or a teacher",
+    "evaluate": "measure a student or a teacher on many pictures",
+    "reference": "what networks see in real pictures, for evaluate",
     "export": "write a student for diffusers, or a sampler that needs jax alone",
     "check": "look through a published few-step student",
     "prepare": "encode pictures and captions once, for training",
