@@ -19,6 +19,7 @@ function dataset(curve) {
     borderColor: color(`--c${curve.color % 8}`),
     backgroundColor: color(`--c${curve.color % 8}`),
     borderDash: curve.reference ? [5, 4] : [],
+    clip: 6, // a point on the edge is whole
     borderWidth: curve.reference ? 1.5 : 2,
     pointRadius: few && !curve.reference ? 2.5 : 0,
     pointHoverRadius: 4,
@@ -30,10 +31,10 @@ function number(value) {
   return short && Math.abs(short) < 1e-3 ? short.toExponential() : short.toString();
 }
 
-// Of a logarithmic axis: what is 1, 2 or 5 times a power of ten.
-function round(value) {
-  const [digits] = Number(value.toPrecision(6)).toExponential().split("e");
-  return ["1", "2", "5"].includes(digits) ? number(value) : "";
+// Whether a tick of a logarithmic axis is 1, 2 or 5 times a power of ten.
+function isRound(tick) {
+  const [digits] = Number(tick.value.toPrecision(6)).toExponential().split("e");
+  return ["1", "2", "5"].includes(digits);
 }
 
 function options(chart) {
@@ -57,7 +58,10 @@ function options(chart) {
         type: chart.log ? "logarithmic" : "linear",
         grid: { color: line },
         border: { display: false },
-        ticks: { ...ticks, maxTicksLimit: 6, callback: chart.log ? round : number },
+        ticks: { ...ticks, maxTicksLimit: 6, callback: number },
+        afterBuildTicks(axis) {
+          if (chart.log) axis.ticks = axis.ticks.filter(isRound);
+        },
       },
     },
     plugins: {
