@@ -1,0 +1,47 @@
+"""slam-jax evaluate of a tiny Stable Diffusion, with prompts of a file and a tiny CLIP."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny_networks import clip_folder
+from transformers import CLIPTokenizer
+
+import slam_jax
+from slam_jax.commands import evaluate
+from slam_jax.features.resize import clip
+
+PROMPTS = ("a lighthouse by the sea", "two dogs")
+
+
+@pytest.mark.slow
+def test_clip_score_and_diversity_of_a_student(finished_sd, teachers, tmp_path, capsys):
+    """Against transformers' CLIP on the pictures that `sample` draws."""
+    folder = tmp_path / "clip"
+    model = clip_folder(folder, width=512, image_size=224, patch_size=32)
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    out = tmp_path / "out"
+    evaluate.main(
+        [
+            *("--model", str(finished_sd), "--prompts", str(tmp_path / "prompts.txt")),
+            *("--per-prompt", "2", "--steps", "1", "--metrics", "clip_score,diversity"),
+            *("--weights", f"clip_b32={folder}", "--out", str(out), "--batch", "1"),
+        ]
+    )
+    (row,) = json.loads((out / "results.json").read_text())["results"]
+    prompts = [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]]
+    images = slam_jax.sample(slam_jax.load(finished_sd), prompts, steps=1)
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    pixels = np.stack([clip(image, 224) for image in images]).transpose(0, 3, 1, 2)
+    texts = [f"A photo depicts {prompt}" for prompt in prompts]
+    tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        seen = model.get_image_features(torch.tensor(pixels))
+        read = model.get_text_features(tokens.input_ids)
+    seen, read = (getattr(x, "pooler_output", x) for x in (seen, read))
+    cosines = torch.nn.functional.cosine_similarity(seen, read)
+    assert row["clip_score"] == pytest.approx(cosines.mean().item(), rel=1e-4)
+    pairs = torch.nn.functional.cosine_similarity(seen[::2], seen[1::2])
+    assert row["diversity"] == pytest.approx(1 - pairs.mean().item(), rel=1e-3, abs=1e-6)
+    assert row["pictures"] == 4
