@@ -7,6 +7,7 @@ Killed, the same command goes on where it was; with more --steps it draws only t
 """
 
 import argparse
+import dataclasses
 import os
 import sys
 from contextlib import nullcontext
@@ -21,6 +22,7 @@ from slam_jax.drawing.draw import Settings, choose_guidance, make_sampler
 from slam_jax.drawing.metrics.metric import Metric
 from slam_jax.drawing.metrics.registry import METRICS, choose, networks_of
 from slam_jax.evaluation.evaluate import Task, check_pictures, compared_networks, evaluate
+from slam_jax.evaluation.images import Images
 from slam_jax.evaluation.presets import PRESETS, find, preset_of
 from slam_jax.evaluation.prompts import PromptList, read_prompts
 from slam_jax.evaluation.reference import open_reference
@@ -66,18 +68,40 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def teacher_path(arguments: argparse.Namespace, model: Model) -> str | None:
+    """Where the teacher is: as the user says, as trained in the model's workdir, or as its record
+    says; None: not known."""
+    trained_here = Path(arguments.model) / "teacher"
+    known = (
+        str(trained_here) if trained_here.is_dir() else model.info.get("teacher", {}).get("path")
+    )
+    return arguments.teacher or known
+
+
+def metrics_for(arguments: argparse.Namespace, model: Model) -> list[Metric]:
+    """The metrics that are asked for; none: those of small pictures, as far as there is what they
+    compare with.
+
+    Raises:
+      InputError: there is no such metric; or none is asked for, and the pictures are large.
+    """
+    metrics = read_metrics(arguments.metrics)
+    if arguments.metrics:
+        return metrics
+    if model.pipeline.image_size is not None:
+        networked = ", ".join(name for name, metric in METRICS.items() if metric.networks)
+        raise InputError(f"--metrics or --preset: expected one; metrics are {networked}")
+    teacher = teacher_path(arguments, model)
+    return [metric for metric in metrics if metric.compares_with != "teacher" or teacher]
+
+
 def read_teacher(arguments: argparse.Namespace, model: Model) -> tuple[Model, float]:
     """The teacher, where one is named or known, and the usual scale of its guidance.
 
     Raises:
       InputError: it cannot be read, or is a student.
     """
-    path = arguments.teacher
-    if path is None:
-        trained_here = Path(arguments.model) / "teacher"
-        known = model.info.get("teacher", {}).get("path")
-        path = str(trained_here) if trained_here.is_dir() else known
-    if path is None:
+    if (path := teacher_path(arguments, model)) is None:
         raise InputError("--teacher: a metric compares with it; say where it is")
     teacher = load(path, LoadOptions(dtype=arguments.dtype))
     if teacher.method is not None:
@@ -126,23 +150,25 @@ def task_of(arguments: argparse.Namespace) -> Task:
     Raises:
       InputError: something cannot be read, or does not fit the model.
     """
-    metrics = read_metrics(arguments.metrics)
     options = ("revision", "variant", "height", "width", "dtype")
     model = load(arguments.model, LoadOptions(*(getattr(arguments, name) for name in options)))
     asked = arguments.guidance
     if asked is None and not model.is_student:
         asked = arguments.guidance_of_preset
     guidance = choose_guidance(model, asked)
+    metrics = metrics_for(arguments, model)
     settings = Settings(guidance=guidance, dtype=arguments.dtype)
     for steps in arguments.steps:
         make_sampler(model, Settings(steps, guidance))
-    record: dict[str, Any] = {"model": identity(arguments.model, model)}
+    record: dict[str, Any] = {"model": identity(model)}
+    paths = {"model": arguments.model}
     teacher, teacher_guidance = None, 1.0
     if any(metric.compares_with == "teacher" for metric in metrics):
         teacher, teacher_guidance = read_teacher(arguments, model)
         make_sampler(teacher, Settings(arguments.teacher_steps, teacher_guidance))
-        record["teacher"] = identity(arguments.teacher or "of the model", teacher)
-        record["teacher"] |= {"steps": arguments.teacher_steps, "guidance": teacher_guidance}
+        drawn = {"steps": arguments.teacher_steps, "guidance": teacher_guidance}
+        record["teacher"] = {**identity(teacher), **drawn}
+        paths["teacher"] = str(teacher_path(arguments, model))
     networks = open_networks(networks_of(metrics), arguments.weights, "--weights")
     real, names = None, compared_networks(metrics, "reference")
     if names and not arguments.reference:
@@ -150,6 +176,8 @@ def task_of(arguments: argparse.Namespace) -> Task:
     if names:
         identities = {name: networks[name].identity for name in names}
         real = open_reference(arguments.reference, identities, arguments.size)
+        known = {"path": real.name, "count": len(real)} if isinstance(real, Images) else real.record
+        record["reference"] = known
     task = Task(
         model=model,
         steps=arguments.steps,
@@ -165,15 +193,22 @@ def task_of(arguments: argparse.Namespace) -> Task:
         metrics=tuple(metric.name for metric in metrics),
         networks=networks,
         reference=real,
-        record={**record, "reference": arguments.reference},
+        record=record,
+        paths=paths,
     )
     check_pictures(task)
     return task
 
 
-def identity(path: str, model: Model) -> dict[str, Any]:
-    """Which model it is: where it was, and the SHA-256 of the denoiser's weights."""
-    return {"path": path, "sha256": fingerprint(model.params)}
+def identity(model: Model) -> dict[str, Any]:
+    """Which model it is, wherever it lies: its weights, and what else decides on its pictures."""
+    weights = {"denoiser": model.params, **model.frozen}
+    return {
+        "sha256": {name: fingerprint(params) for name, params in weights.items()},
+        "method": None if model.method is None else dataclasses.asdict(model.method),
+        "scheduler": model.pipeline.scheduler,
+        "latent_shape": list(model.pipeline.latent_shape),
+    }
 
 
 def with_preset(arguments: argparse.Namespace) -> argparse.Namespace:

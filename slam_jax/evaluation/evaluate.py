@@ -1,6 +1,7 @@
 """One model measured on many pictures, in one or several numbers of steps."""
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ class Task:
       metrics: names.
       networks: that these metrics read.
       reference: real pictures, or what networks see in them; None: those of the family.
-      record: who the models are, in JSON.
+      record: who the models and the real pictures are, in JSON.
+      paths: where the models are.
     """
 
     model: Model
@@ -66,6 +68,7 @@ class Task:
     networks: Mapping[str, FeatureNetwork]
     reference: Images | RealPictures | None
     record: dict[str, Any]
+    paths: dict[str, str]
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -127,7 +130,8 @@ def evaluate(
     claim(task.protocol(), out)
     evaluation = Evaluation(task, out, keep_pictures)
     rows = evaluation.run()
-    return rows, {**task.protocol(), "reference": evaluation.reference}
+    found = {} if evaluation.reference is None else {"reference": evaluation.reference}
+    return rows, {**task.protocol(), **found, "paths": task.paths}
 
 
 def compared_networks(metrics: Sequence[Metric], compared: Whose) -> list[str]:
@@ -224,8 +228,10 @@ def _numbers(metrics: Sequence[Metric], drawn: Drawn) -> dict[str, Any]:
     """What is measured of one set of pictures, and the interval of each number that has one."""
     found: dict[str, Any] = {}
     for metric in metrics:
-        if is_possible(metric, drawn):
-            found[metric.name] = metric.compute(drawn)
-            if interval := metric.interval(drawn, RESAMPLES):
-                found[f"{metric.name}_interval"] = list(interval)
+        if not is_possible(metric, drawn):
+            print(f"note: {metric.name} does not apply to these pictures", file=sys.stderr)
+            continue
+        found[metric.name] = metric.compute(drawn)
+        if interval := metric.interval(drawn, RESAMPLES):
+            found[f"{metric.name}_interval"] = list(interval)
     return found

@@ -122,8 +122,10 @@ def test_the_record_says_how_it_was_measured(run, measured, real):
     assert protocol["teacher"]["steps"] == 3 and protocol["teacher"]["guidance"] == 3
     assert protocol["networks"]["colours"]["sha256"]
     assert protocol["reference"]["count"] == 80 and len(protocol["reference"]["sha256"]) == 64
-    assert len(protocol["model"]["sha256"]) == 64
-    assert protocol["model"]["sha256"] != protocol["teacher"]["sha256"]
+    ours, others = (protocol[name]["sha256"]["denoiser"] for name in ("model", "teacher"))
+    assert len(ours) == 64 and ours != others
+    assert protocol["model"]["method"]["w"] == 2 and protocol["teacher"]["method"] is None
+    assert protocol["paths"] == {"model": str(run), "teacher": str(run / "teacher")}
     assert results(measured)["versions"]["jax"] == jax.__version__
 
 
