@@ -158,11 +158,11 @@ def read_ladders(samples: Path, last: int, step: int) -> tuple[Strips, ...]:
       step: that the run has come to; what an interrupted run drew later is left out.
     """
     found = {}
-    for path in samples.glob(f"*/{ROWS_FILE}"):
+    for path in sorted(samples.glob(f"*/{ROWS_FILE}")):  # "ladder" before that of the last step
         name = path.parent.name
         number = re.fullmatch(r"step_(\d+)", name)
         at = last if name == "ladder" else int(number[1]) if number else None
-        if at is not None and at <= step and (name == "ladder" or at not in found):
+        if at is not None and at <= step and at not in found:
             found[at] = _read_strips(path, at)
     ladders = [found[at] for at in sorted(found)]
     return thinned([one for one in ladders if one.layout == ladders[-1].layout])

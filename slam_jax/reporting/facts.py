@@ -35,18 +35,18 @@ def headline(run: RunData) -> Iterator[Fact]:
     yield Fact("training steps", f"{run.step:,}", f"of {training.steps:,}")
     yield Fact("samples seen", f"{seen:,}", f"{training.batch_size:,} in a step")
     if "loss" in last:
-        yield Fact("loss", f"{last['loss']:.3g}", "mean since the row before")
+        yield Fact("loss", f"{last['loss']:.3g}", "mean of the last row")
     speeds = [row["samples_per_second"] for row in run.rows if "samples_per_second" in row]
     if speeds:
         speed = sorted(speeds)[len(speeds) // 2]
-        yield Fact("samples per second", f"{speed:,.3g}", "median; pictures and reports left out")
+        yield Fact("samples per second", f"{speed:,.3g}", "median, in training")
     if "peak_memory_gb" in summary:
         yield Fact("memory of the host", f"{summary['peak_memory_gb']:.1f} GiB", "at the peak")
     if "seconds" in summary:
         yield Fact("time", duration(summary["seconds"]), "all of the last start")
     if share := evaluation_share(summary):
         seconds = duration(summary["evaluation_seconds"])
-        yield Fact("evaluation", f"{share:.1%}", f"{seconds}, of the time for all else")
+        yield Fact("evaluation", f"{share:.1%}", f"{seconds}, compared with all else")
 
 
 def evaluation_share(summary: dict[str, Any]) -> float | None:
@@ -58,12 +58,13 @@ def evaluation_share(summary: dict[str, Any]) -> float | None:
 
 
 def duration(seconds: float) -> str:
-    """Such as "3 min 20 s"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.3g} s"
+    """Such as "3 min 20 s", as exact as it matters."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    if seconds < 600:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def what_was_run(run: RunData) -> Iterator[Fact]:

@@ -118,6 +118,7 @@ def results_table(summary: dict[str, Any]) -> dict[str, Any] | None:
     heads = [(METRICS[name].title if name in METRICS else name) for name in names]
     return {
         "heads": heads,
+        "marked": bool(best),
         "rows": [
             {
                 "model": row["model"],

@@ -108,7 +108,7 @@ function load(number) {
 }
 
 function makePairs(ladder) {
-  const small = Math.max(ladder.width, ladder.height) <= 64;
+  const small = Math.max(ladder.width, ladder.height) <= 32;
   byId("pairs").classList.toggle("small", small);
   for (const prompt of ladder.prompts) {
     const pair = document.createElement("figure"), both = document.createElement("div");

@@ -19,6 +19,7 @@ GROUPS = [found.key for found in describe(Config()) if found.default is None]
 # What may be another one when a run goes on: nothing that its weights depend on. Of teacher.path
 # and data.source, what is found there is compared.
 FREE = {
+    "config.wandb_project",
     *("config.mesh.data", "config.mesh.fsdp", "config.execution.attention"),
     *(key for key in OPTIONS if key.startswith("config.evaluation.")),
     *("config.teacher.path", "config.teacher.revision"),

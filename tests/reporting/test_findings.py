@@ -58,7 +58,7 @@ def test_rejected_examples():
         (lambda u: 0.4 * np.exp(-u), False),
         (lambda u: 0.4 + (u < 0.2), False),  # only the start is high
         (lambda u: 0.05 + min(u, 0.3), False),  # rises at the start, as the target moves off
-        (lambda u: 0.4 + 0.02 * u, False),  # within a tenth
+        (lambda u: 0.4 + 0.06 * u, False),  # within a tenth
         (lambda u: 0.4 * np.exp(u), True),
     ],
 )
@@ -69,8 +69,9 @@ def test_the_loss_of_the_last_t_bin_grows(course, grows):
 
 
 def test_a_loss_that_only_jumps_about_does_not_grow():
-    noise = np.random.default_rng(1).standard_normal(21)
-    found = rows(loss_t3=lambda u: np.exp(1.5 * noise[int(u * 20)]))
+    """Its mean is 4.2 in the second quarter and 5.8 in the last."""
+    high = {7, 9, 17, 19, 20}
+    found = rows(loss_t3=lambda u: 9 if round(20 * u) in high else 1)
     assert texts(findings.growing_loss_of_last_t_bin(found)) == []
     few = rows(6, loss_t3=lambda u: u)
     assert texts(findings.growing_loss_of_last_t_bin(few)) == []

@@ -10,6 +10,7 @@ from report_runs import make_workdir
 from slam_jax.__main__ import main
 from slam_jax.base.errors import InputError
 from slam_jax.reporting import page
+from slam_jax.reporting.facts import duration
 from slam_jax.reporting.record import record_of
 
 RESULTS = [
@@ -77,7 +78,7 @@ def test_a_finished_run(tmp_path):
         "samples seen 38,400 96 in a step",
         "time 5 min 0 s",
         "memory of the host 1.5 GiB",
-        "evaluation 4.2% 12 s, of the time for all else",  # 12 of 288
+        "evaluation 4.2% 12 s, compared with all else",  # 12 of 288
         "guidance 9 of the teacher; w = 8",
         "steps of the student 1, 4",
     ):
@@ -165,3 +166,11 @@ def test_a_page_that_fails_says_so_and_no_more(tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"note: {workdir / 'report.html'}: not written (InputError: ")
     assert (workdir / "report.html").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.05, "0.05 s"), (59, "59 s"), (200, "3 min 20 s"), (1023, "17 min"), (7260, "2 h 1 min")],
+)
+def test_durations(seconds, words):
+    assert duration(seconds) == words
