@@ -42,7 +42,7 @@ def registered():
 
 @pytest.fixture(scope="module")
 def run(made_once):
-    return made_once("digits_to_measure", launch)
+    return made_once("finished_digits", launch)
 
 
 @pytest.fixture(scope="module")

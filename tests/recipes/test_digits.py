@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# The whole training of the config; of its report only what is looked at here.
+# Of the report only what is looked at here.
 FLAGS = [
     "--config.training.sample_every=0",
     "--config.evaluation.teacher_steps=(50,2)",
@@ -17,11 +17,21 @@ FLAGS = [
 ]
 
 
-@pytest.mark.slow
+HALF = ["--config.teacher.training.steps=2000", "--config.training.steps=750"]
+
+
 @pytest.mark.timeout(1800)
-def test_the_student_draws_in_two_and_four_steps_like_its_teacher_in_fifty(tmp_path):
+@pytest.mark.parametrize(
+    "training",
+    [
+        pytest.param(HALF, marks=pytest.mark.slow, id="half of the training"),
+        pytest.param([], marks=pytest.mark.nightly, id="the whole training"),
+    ],
+)
+def test_the_student_draws_in_two_and_four_steps_like_its_teacher_in_fifty(tmp_path, training):
     # In a process of its own, as a user starts it: one device, and code compiled for speed.
     command = [sys.executable, "-m", "slam_jax.main", "--config", "configs/digits.py", *FLAGS]
+    command += training
     foreign = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")
     environment = {name: value for name, value in os.environ.items() if name not in foreign}
     subprocess.run([*command, "--workdir", tmp_path / "run"], cwd=ROOT, env=environment, check=True)

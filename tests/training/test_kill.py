@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 SEED = "3434"  # the kill while a checkpoint is saved comes 3 ms after its beginning
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_run_that_is_killed_ends_in_the_bits_of_one_that_is_not(tmp_path):
     assert "PYTHONPATH=. python benchmarks/kill.py\n" in (ROOT / "docs/reliability.md").read_text()
     small = ["--aims", "step", "save", "start", "--steps", "18", "--seed", SEED]
