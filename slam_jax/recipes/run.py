@@ -1,6 +1,7 @@
 """A whole run: teacher, distillation, report and export."""
 
 import dataclasses
+import json
 import resource
 import sys
 import time
@@ -11,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from slam_jax.base.errors import InputError, options_of, prefixed
-from slam_jax.base.json_file import write_json
+from slam_jax.base.json_file import read_json, write_json
 from slam_jax.config.options import Config
 from slam_jax.data.batches import Source, check_position
 from slam_jax.drawing.ladder import Artists, Ladder
@@ -42,7 +43,7 @@ from slam_jax.reporting.record import record_of
 from slam_jax.training.checkpoint_files import read_position
 from slam_jax.training.step import check_batch_size
 from slam_jax.training.wandb_log import check_wandb
-from slam_jax.training.workdir import RUN_FILE, claimed, ladder_file
+from slam_jax.training.workdir import RUN_FILE, TEACHER_METRICS_FILE, claimed, ladder_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,12 +219,15 @@ def _ladder(run: Run, artists: Artists) -> Ladder:
 
 
 def _measure_teacher(run: Run, ladder: Ladder) -> None:
-    """Writes what the teacher's smaller numbers of steps measure, once in a run's life."""
-    path = run.workdir / "teacher_metrics.json"
-    if not as_first(path.exists()):
+    """Writes what the teacher's smaller numbers of steps measure, if that is not there yet."""
+    path = run.workdir / TEACHER_METRICS_FILE
+    how = {"seed": run.config.seed, **dataclasses.asdict(run.config.evaluation)}
+    how = json.loads(json.dumps(how))
+    known = path.exists() and read_json(path, "remove it").get("evaluation") == how
+    if not as_first(known):
         measured = ladder.teacher_metrics()
         if is_main():
-            write_json(path, measured)
+            write_json(path, {"metrics": measured, "evaluation": how})
 
 
 def _artists(run: Run, frozen: Any, network: Any) -> Artists:

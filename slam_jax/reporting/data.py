@@ -1,6 +1,5 @@
 """What a workdir says of its run: read from its files, whichever are there yet."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,15 +14,15 @@ from slam_jax.config.options import Config
 from slam_jax.config.validate import freeze
 from slam_jax.drawing.report import SUMMARY_FILE
 from slam_jax.drawing.strips import ROWS_FILE
+from slam_jax.training.metric_log import read_rows
 from slam_jax.training.workdir import (
     CONFIG_FILE,
-    METRICS_FILE,
     RUN_FILE,
     SAMPLES,
     TEACHER_FILE,
+    TEACHER_METRICS_FILE,
 )
 
-TEACHER_METRICS_FILE = "teacher_metrics.json"  # "rmse_to_teacher_8" and so on, of the teacher
 MOST_LADDERS = 20
 MOST_BYTES = 2_000_000  # of all strips
 AGAIN = "run slam-jax train again with --resume"
@@ -113,7 +112,7 @@ def read_run_data(workdir: Path) -> RunData:
     """
     config = freeze(read_json(workdir / CONFIG_FILE, "give the --workdir of a run"))
     summary = _read(workdir / SUMMARY_FILE)
-    rows = read_rows(workdir / METRICS_FILE)
+    rows = read_rows(workdir)
     return RunData(
         workdir,
         config,
@@ -124,28 +123,12 @@ def read_run_data(workdir: Path) -> RunData:
             workdir / SAMPLES, config.training.steps, int(rows[-1]["step"]) if rows else 0
         ),
         summary,
-        _read(workdir / TEACHER_METRICS_FILE),
+        (_read(workdir / TEACHER_METRICS_FILE) or {}).get("metrics"),
     )
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     return read_json(path, AGAIN) if path.exists() else None
-
-
-def read_rows(path: Path) -> tuple[Row, ...]:
-    """The rows of metrics; a last one that is being written is left out.
-
-    Raises:
-      InputError: another one is damaged; names the file and the line.
-    """
-    lines, rows = path.read_text().splitlines() if path.exists() else [], []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            if number < len(lines):
-                raise InputError(f"{path}: line {number} is damaged ({error}); {AGAIN}") from error
-    return tuple(rows)
 
 
 def read_ladders(samples: Path, last: int, step: int) -> tuple[Strips, ...]:

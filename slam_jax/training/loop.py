@@ -103,7 +103,9 @@ class Events:
         self._votes, self._saved = Votes(2), time.monotonic()
         self._previous: tuple[int, dict[str, jax.Array], dict[str, jax.Array]] | None = None
         best = run.options.patience, run.options.best_metric
-        self._patience = Patience(*best, read_rows(run.folder, self._first))
+        self._patience = Patience(
+            *best, [row for row in read_rows(run.folder) if row["step"] <= self._first]
+        )
         self.over = self._patience.is_over
         self._log = MetricLog(run.folder, self._first, run.options.batch_size, run.wandb)
         self._bar = tqdm(

@@ -5,7 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from slam_jax.base.errors import InputError
 from slam_jax.base.files import write_whole
 from slam_jax.data.rejects import Rejects
 from slam_jax.parallel.processes import is_main
@@ -38,7 +39,7 @@ class MetricLog:
         if is_main():
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / METRICS_FILE
-            rows = read_rows(folder, np.inf)
+            rows = read_rows(folder)
             kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
             write_whole(path, kept.encode())
             if wandb and wandb.project:
@@ -111,11 +112,20 @@ class MetricLog:
         return SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._first + 1)
 
 
-def read_rows(folder: Path, step: float) -> list[dict[str, float]]:
-    """The rows that a run has written up to a step; none where there is no file."""
+def read_rows(folder: Path) -> tuple[dict[str, float], ...]:
+    """The rows that a run has written so far; a last one that is being written, or that a kill cut
+    off, is left out.
+
+    Raises:
+      InputError: another one is damaged; names the file and the line.
+    """
     path = folder / METRICS_FILE
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with suppress(json.JSONDecodeError):  # the last line of a run that was killed in it
+    lines, rows = path.read_text().splitlines() if path.exists() else [], []
+    for number, line in enumerate(lines, 1):
+        try:
             rows.append(json.loads(line))
-    return [row for row in rows if row["step"] <= step]
+        except ValueError as error:
+            if number < len(lines):
+                why = f"line {number} is damaged ({error})"
+                raise InputError(f"{path}: {why}; remove the line") from error
+    return tuple(rows)

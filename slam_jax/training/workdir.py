@@ -17,6 +17,7 @@ RUN_FILE = "run.json"  # command, versions and devices that it was last started 
 TEACHER_FILE = "teacher.json"  # which teacher the run began with
 SAMPLES = "samples"  # folder of the step ladders
 METRICS_FILE = "metrics.jsonl"
+TEACHER_METRICS_FILE = "teacher_metrics.json"  # the ladder's metrics of the teacher in few steps
 # The disk, the quota, a file's size; or a file system that became read-only after an error.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 

@@ -30,7 +30,14 @@ FREE = {
         for training in ("training", "teacher.training")
         for name in (
             *("accumulation", "remat", "log_every", "sample_every", "checkpoint_every"),
-            *("checkpoint_minutes", "keep_checkpoints", "keep_best", "best_metric", "max_skipped"),
+            *(
+                "checkpoint_minutes",
+                "keep_checkpoints",
+                "keep_best",
+                "best_metric",
+                "max_skipped",
+                "patience",
+            ),
         )
     ),
 }
@@ -67,7 +74,7 @@ def wrong_values(key):
     """Values that an option cannot have, by its type and its range."""
     default, facts = OPTIONS[key], field_of(key).metadata
     if isinstance(default, tuple):
-        item = str if key.rsplit(".")[-1] in ("prompts", "metrics") else int
+        item = str if key.rsplit(".")[-1] in ("prompts", "metrics", "weights") else int
         yield from (5, None, "ab", *((value,) for value in WRONG_ITEMS[item]))
     else:
         yield from WRONG[type(default)]

@@ -53,7 +53,7 @@ def test_a_run_is_read_as_far_as_it_is(tmp_path):
     assert (
         run.ladders[0].prompts == ("a", "b", "c") and opened(run.ladders[0].teacher).shape[1] == 24
     )
-    (tmp_path / "run/teacher_metrics.json").write_text('{"rmse_to_teacher_4": 0.3}')
+    (tmp_path / "run/teacher_metrics.json").write_text('{"metrics": {"rmse_to_teacher_4": 0.3}}')
     assert read_run_data(tmp_path / "run").teacher_metrics == {"rmse_to_teacher_4": 0.3}
 
 
