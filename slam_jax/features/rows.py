@@ -29,6 +29,19 @@ class Rows:
         """Mean and covariance."""
         return moments_of(self)
 
+    def groups(self, count: int) -> Iterator[Float[np.ndarray, "n D"]]:
+        """The rows in so many groups of neighbours, all of a size but for one row."""
+        bounds = np.linspace(0, self.moments.count, count + 1).astype(int)[1:]
+        held, seen, number = [], 0, 0
+        for block in self:
+            while len(block):
+                taken = block[: bounds[number] - seen]
+                held.append(taken)
+                seen, block = seen + len(taken), block[len(taken) :]
+                if seen == bounds[number]:
+                    yield np.concatenate(held)
+                    held, number = [], number + 1
+
     def array(self) -> Float[np.ndarray, "N D"]:
         """All of them at once."""
         return np.concatenate(list(self))

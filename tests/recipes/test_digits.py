@@ -22,13 +22,15 @@ HALF = ["--config.teacher.training.steps=2000", "--config.training.steps=750"]
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    "training",
+    ("training", "accuracy", "accuracy_of_one_step"),
     [
-        pytest.param(HALF, marks=pytest.mark.slow, id="half of the training"),
-        pytest.param([], marks=pytest.mark.nightly, id="the whole training"),
+        pytest.param(HALF, 0.95, 0.8, marks=pytest.mark.slow, id="half of the training"),
+        pytest.param([], 0.99, 0.95, marks=pytest.mark.nightly, id="the whole training"),
     ],
 )
-def test_the_student_draws_in_two_and_four_steps_like_its_teacher_in_fifty(tmp_path, training):
+def test_the_student_draws_in_two_and_four_steps_like_its_teacher_in_fifty(
+    tmp_path, training, accuracy, accuracy_of_one_step
+):
     # In a process of its own, as a user starts it: one device, and code compiled for speed.
     command = [sys.executable, "-m", "slam_jax.main", "--config", "configs/digits.py", *FLAGS]
     command += training
@@ -39,8 +41,8 @@ def test_the_student_draws_in_two_and_four_steps_like_its_teacher_in_fifty(tmp_p
     rows = {(row["model"], row["steps"]): row for row in summary["results"]}
     teacher_50 = rows["teacher", 50]["fd_pixels"]
     for steps in (2, 4):
-        assert rows["student", steps]["label_accuracy"] >= 0.99
+        assert rows["student", steps]["label_accuracy"] >= accuracy
         assert rows["student", steps]["fd_pixels"] <= 1.15 * teacher_50
         assert rows["student", steps]["fd_pixels"] < 0.7 * rows["teacher", 2]["fd_pixels"]
-    assert rows["student", 1]["label_accuracy"] > 0.95
+    assert rows["student", 1]["label_accuracy"] > accuracy_of_one_step
     assert summary["peak_memory_gb"] < 3

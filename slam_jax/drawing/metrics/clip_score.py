@@ -1,5 +1,7 @@
 """CLIP score: how well pictures fit their prompts; and the variety of pictures of one prompt."""
 
+from collections import Counter
+
 import numpy as np
 from jaxtyping import Float
 
@@ -28,7 +30,7 @@ class Diversity(Metric):
     networks, needs_rows = ("clip_b32",), True
 
     def applies(self, drawn: Drawn) -> bool:
-        return len(set(drawn.prompts)) < len(drawn.prompts)
+        return min(Counter(drawn.prompts).values()) > 1
 
     def compute(self, drawn: Drawn) -> float:
         features = unit(drawn.features["model", self.networks[0]].array())

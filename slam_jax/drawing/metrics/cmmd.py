@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from slam_jax.drawing.metrics.clip_score import unit
@@ -9,6 +10,7 @@ from slam_jax.drawing.metrics.metric import Drawn, Metric
 from slam_jax.features.rows import Rows
 
 SIGMA, SCALE = 10.0, 1000.0
+BLOCK = 1024  # rows that are compared at a time
 
 
 class Cmmd(Metric):
@@ -28,12 +30,12 @@ class Cmmd(Metric):
 
 def mean_kernel(a: Rows, b: Rows) -> float:
     """The mean of k - 1 over all pairs; the ones cancel in CMMD, and would cost its digits."""
-    total, pairs = 0.0, 0
-    for x in a:
-        for y in b:
-            total += float(_sum(unit(x), unit(y)))
-            pairs += len(x) * len(y)
-    return total / pairs
+    x, y = (unit(rows.array()).astype(np.float32) for rows in (a, b))
+    total = 0.0
+    for i in range(0, len(x), BLOCK):
+        for j in range(0, len(y), BLOCK):
+            total += float(_sum(x[i : i + BLOCK], y[j : j + BLOCK]))
+    return total / (len(x) * len(y))
 
 
 @jax.jit

@@ -5,6 +5,7 @@ are taken, so that two FIDs are compared at the same number only.
 """
 
 from collections.abc import Mapping
+from itertools import repeat
 from typing import Literal
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from slam_jax.drawing.metrics.classifier import classifier_of, has_labels
 from slam_jax.drawing.metrics.metric import Drawn, Metric, flat, is_small
 from slam_jax.features.moments import frechet_distance, moments_of
+
+GROUPS = 20  # of pictures, one of which is left out
 
 
 class FdPixels(Metric):
@@ -63,6 +66,8 @@ class FdOfNetwork(Metric):
       compares_with: real pictures, or the teacher's.
     """
 
+    too_few = "the covariance of fewer pictures than features means nothing; draw more, or use cmmd"
+
     def __init__(
         self, name: str, title: str, network: str, compares_with: Literal["teacher", "reference"]
     ):
@@ -76,22 +81,30 @@ class FdOfNetwork(Metric):
         return frechet_distance(ours.moments, others.moments)
 
     def fewest(self, widths: Mapping[str, int]) -> int:
-        """One more than features: the covariance of fewer is singular."""
         return widths[self.networks[0]] + 1
 
-    def interval(self, drawn: Drawn, resamples: int) -> tuple[float, float] | None:
-        """By the bootstrap: pictures of the model are drawn again, with replacement. It lies around
-        the number itself, as a sample that repeats pictures has a larger distance."""
+    def interval(self, drawn: Drawn) -> tuple[float, float] | None:
+        """1.96 standard errors on both sides, by the jackknife: each time one of GROUPS groups of
+        neighbouring pictures is left out, on both sides where these are pictures of the same noise
+        (Efron and Tibshirani 1993, section 11.5). Pictures of one prompt are neighbours, and stay
+        together. The bootstrap is of no use here: a sample that repeats pictures has a covariance
+        of lower rank, and near as many pictures as features its spread is several times too large.
+        """
         (network,), whose = self.networks, self.compares_with
         assert whose is not None
-        ours, others = drawn.features["model", network], drawn.features[whose, network].moments
-        count, generator = ours.moments.count, np.random.default_rng(0)
-        values = []
-        for _ in range(resamples):
-            counts = generator.multinomial(count, np.full(count, 1 / count))
-            values.append(frechet_distance(moments_of(ours, counts), others))
-        number, half = self.compute(drawn), 1.96 * float(np.std(values, ddof=1))
-        return number - half, number + half
+        ours, others = drawn.features["model", network], drawn.features[whose, network]
+        if ours.moments.count < 2 * GROUPS:
+            return None
+        same_noise, values = whose == "teacher", []
+        kept = others.groups(GROUPS) if same_noise else repeat(None, GROUPS)
+        for group, other in zip(ours.groups(GROUPS), kept, strict=True):
+            left, right = ours.moments.without(moments_of([group])), others.moments
+            if other is not None:
+                right = right.without(moments_of([other]))
+            values.append(frechet_distance(left, right))
+        error = np.sqrt((GROUPS - 1) * np.mean((values - np.mean(values)) ** 2))
+        number = self.compute(drawn)
+        return number - 1.96 * float(error), number + 1.96 * float(error)
 
 
 def between(a: np.ndarray, b: np.ndarray) -> float:

@@ -50,6 +50,7 @@ class Metric(ABC):
         computed where it is asked for by name.
       reads_prompts: whether it reads features of the prompts, too.
       needs_rows: whether the features' mean and covariance are not enough.
+      too_few: why it takes as many pictures as `fewest` says, and what to do.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Metric(ABC):
     networks: tuple[str, ...] = ()
     reads_prompts: bool = False
     needs_rows: bool = False
+    too_few: str = "draw more"
 
     def applies(self, drawn: Drawn) -> bool:
         """Whether it can be computed for these pictures; what it compares with is there."""
@@ -70,7 +72,7 @@ class Metric(ABC):
         """The number."""
 
     def fewest(self, widths: Mapping[str, int]) -> int:
-        """How many pictures it takes at least.
+        """How many pictures, drawn and real, it takes at least.
 
         Args:
           widths: features of a picture, by network.
@@ -78,14 +80,10 @@ class Metric(ABC):
         del widths
         return 1
 
-    def interval(self, drawn: Drawn, resamples: int) -> tuple[float, float] | None:
-        """Where the number would lie in 95 of 100 repetitions with other pictures; None: not told.
-
-        Args:
-          drawn: the pictures.
-          resamples: of them, that are measured.
-        """
-        del drawn, resamples
+    def interval(self, drawn: Drawn) -> tuple[float, float] | None:
+        """Where the number would lie in 95 of 100 repetitions with other pictures; None: not
+        told."""
+        del drawn
         return None
 
 
