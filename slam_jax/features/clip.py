@@ -1,6 +1,6 @@
 """CLIP, whose features of pictures and of texts can be compared: for CLIP score and CMMD."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -41,6 +41,22 @@ class Size(NamedTuple):
         return f"pictures of {self.image} pixels, patches of {self.patch}, {self.width} features"
 
 
+class Resizer(NamedTuple):
+    """How a picture becomes what the network sees.
+
+    Attributes:
+        resize: a picture to pixels of a side, standardised.
+        described: the same in words.
+    """
+
+    resize: Callable[[UInt8[np.ndarray, "H W 3"], int], Float[np.ndarray, "S S 3"]]
+    described: str
+
+
+PROCESSOR = Resizer(resize.clip, "CLIP's bicubic and centre crop")
+CMMD = Resizer(resize.cmmd, "CMMD's centre crop and bicubic")
+
+
 @dataclass(frozen=True, eq=False)
 class Clip(TextImageNetwork):
     """Both towers of a CLIP, with their projections; features are not of length 1.
@@ -48,14 +64,16 @@ class Clip(TextImageNetwork):
     Attributes:
         text, vision: their configurations.
         tokenizer: of the texts.
+        resizer: of the pictures.
     """
 
     text: CLIPTextConfig
     vision: CLIPVisionConfig
     tokenizer: Tokenizer
+    resizer: Resizer
 
     def prepare(self, image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "S S 3"]:
-        return resize.clip(image, self.vision.image_size)
+        return self.resizer.resize(image, self.vision.image_size)
 
     def apply(self, params: Params, x: Array) -> Float[Array, "B D"]:
         apply = functional.apply_fn(CLIPVisionModel, self.vision)
@@ -71,13 +89,14 @@ class Clip(TextImageNetwork):
         return full_precision(apply)(encoder, tokens).pooled
 
 
-def open_clip(name: str, size: Size, path: str) -> Clip:
+def open_clip(name: str, size: Size, path: str, resizer: Resizer = PROCESSOR) -> Clip:
     """A CLIP in the layout of transformers.
 
     Args:
         name: in the registry.
         size: what it has to be.
         path: its folder, the weights in it, or a hub id.
+        resizer: of the pictures.
 
     Raises:
         InputError: a file is missing, damaged or another network's, or the CLIP is of another size.
@@ -92,10 +111,10 @@ def open_clip(name: str, size: Size, path: str) -> Clip:
         "network": name,
         "file": file.name,
         "sha256": digest,
-        "resizer": f"CLIP's bicubic and centre crop to {size.image} pixels",
+        "resizer": f"{resizer.described} to {size.image} pixels",
     }
     tokenizer = read_tokenizer(Folder(file.parent, path), "")
-    return Clip(name, size.width, params, identity, text, vision, tokenizer)
+    return Clip(name, size.width, params, identity, text, vision, tokenizer, resizer)
 
 
 def _configs(path: Path, name: str, size: Size) -> tuple[CLIPTextConfig, CLIPVisionConfig]:

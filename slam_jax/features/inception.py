@@ -61,6 +61,19 @@ def open_whole(path: str) -> Inception:
     return _open("inception", path, resize.clean, "clean-fid's bicubic to 299 pixels")
 
 
+def open_tensorflow1(path: str) -> Inception:
+    """The network for whole pictures, resized as torch-fidelity and the first FIDs do.
+
+    Args:
+        path: as in `open_whole`.
+
+    Raises:
+        InputError: as in `open_whole`.
+    """
+    described = "TensorFlow 1.x's bilinear to 299 pixels, as torch-fidelity"
+    return _open("inception_tf1", path, resize.tensorflow1, described)
+
+
 def open_patch(path: str) -> Inception:
     """The network for the middle of large pictures, which is not resized.
 

@@ -34,6 +34,7 @@ def _on_hub(open: Callable[[str], FeatureNetwork], name: str) -> Kind:
 
 NETWORKS: dict[str, Kind] = {
     "inception": Kind(inception.open_whole, where=inception.WHERE),
+    "inception_tf1": Kind(inception.open_tensorflow1, where=inception.WHERE),
     "inception_patch": Kind(inception.open_patch, where=inception.WHERE),
     "clip_b32": _on_hub(
         partial(clip.open_clip, "clip_b32", clip.Size(224, 32, 512)),
@@ -44,7 +45,7 @@ NETWORKS: dict[str, Kind] = {
         "openai/clip-vit-large-patch14",
     ),
     "clip_l14_336": _on_hub(
-        partial(clip.open_clip, "clip_l14_336", clip.Size(336, 14, 768)),
+        partial(clip.open_clip, "clip_l14_336", clip.Size(336, 14, 768), resizer=clip.CMMD),
         "openai/clip-vit-large-patch14-336",
     ),
     "dinov2": _on_hub(partial(dinov2.open_dinov2, "dinov2", 1024), "facebook/dinov2-large"),

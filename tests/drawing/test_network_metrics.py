@@ -93,6 +93,7 @@ def test_manifolds_larger_than_a_block():
     [
         ("fid", "inception", "reference"),
         ("fid_to_teacher", "inception", "teacher"),
+        ("fid_tf1", "inception_tf1", "reference"),
         ("patch_fid", "inception_patch", "reference"),
         ("fd_clip", "clip_l14", "reference"),
         ("fd_dinov2", "dinov2", "reference"),

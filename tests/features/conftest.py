@@ -1,23 +1,17 @@
 """Files of networks, with random weights."""
 
 import shutil
-from pathlib import Path
 
-import numpy as np
 import pytest
 import random_inception
 import tiny_networks
 
 from slam_jax.formats import safetensors
 
-GOLDEN = Path(__file__).parents[1] / "models/golden/inception.npz"
-
 
 @pytest.fixture(scope="session")
 def inception_arrays():
-    with np.load(GOLDEN) as golden:
-        shapes = [tuple(int(n) for n in shape if n) for shape in golden["shapes"]]
-        return random_inception.state_dict(dict(zip(golden["names"].tolist(), shapes, strict=True)))
+    return random_inception.published()
 
 
 @pytest.fixture(scope="session")

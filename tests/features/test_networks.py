@@ -37,7 +37,14 @@ def torch_features(model, x):
         return model(nchw).pooler_output.numpy()
 
 
-@pytest.mark.parametrize("name", ["inception", "inception_patch"])
+INCEPTIONS = {
+    "inception": resize.clean,
+    "inception_tf1": resize.tensorflow1,
+    "inception_patch": resize.center_crop,
+}
+
+
+@pytest.mark.parametrize("name", INCEPTIONS)
 def test_inception(inception_file, inception_arrays, name):
     network = open_network(name, str(inception_file))
     assert (network.name, network.width) == (name, 2048)
@@ -46,7 +53,7 @@ def test_inception(inception_file, inception_arrays, name):
     np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), expected)
     assert {leaf.dtype for leaf in jax.tree.leaves(network.params)} == {np.dtype(np.float32)}
     image = picture(310, 320)
-    wanted = {"inception": resize.clean, "inception_patch": resize.center_crop}[name](image, 299)
+    wanted = INCEPTIONS[name](image, 299)
     prepared = network.prepare(image)
     assert prepared.dtype == np.float32
     np.testing.assert_array_equal(prepared, wanted)
@@ -61,10 +68,10 @@ def test_inception(inception_file, inception_arrays, name):
 
 
 def test_the_ways_to_prepare_for_inception_have_names(inception_file):
-    names = ["inception", "inception_patch"]
-    networks = [open_network(name, str(inception_file.parent)) for name in names]
-    assert networks[0].identity["resizer"] != networks[1].identity["resizer"]
-    assert networks[0].identity["sha256"] == networks[1].identity["sha256"]
+    networks = [open_network(name, str(inception_file.parent)) for name in INCEPTIONS]
+    clean, tensorflow1, crop = (network.identity["resizer"] for network in networks)
+    assert "clean-fid" in clean and "TensorFlow 1.x" in tensorflow1 and "crop" in crop
+    assert len({network.identity["sha256"] for network in networks}) == 1
 
 
 def test_inception_from_a_pickle(inception_file, inception_arrays, tmp_path):
@@ -145,6 +152,17 @@ def test_clip_of_pictures(clip_folder):
         "sha256": sha256(file),
         "resizer": network.identity["resizer"],
     }
+
+
+def test_clip_of_cmmd_crops_before_it_resizes(tmp_path):
+    tiny_networks.clip_folder(tmp_path, width=768, image_size=336, patch_size=14)
+    network = open_network("clip_l14_336", str(tmp_path))
+    image = picture(50, 37)
+    np.testing.assert_array_equal(network.prepare(image), resize.cmmd(image, 336))
+    assert network.identity["resizer"] == "CMMD's centre crop and bicubic to 336 pixels"
+    with_processor = clip.open_clip("tiny", clip.Size(336, 14, 768), str(tmp_path))
+    np.testing.assert_array_equal(with_processor.prepare(image), resize.clip(image, 336))
+    assert with_processor.identity["resizer"] == "CLIP's bicubic and centre crop to 336 pixels"
 
 
 def test_clip_of_texts(clip_folder):

@@ -24,6 +24,7 @@ METRICS: dict[str, Metric] = {
         FdToTeacher(),
         RmseToTeacher(),
         FdOfNetwork("fid", "FID", "inception", "reference"),
+        FdOfNetwork("fid_tf1", "FID, TF1 resizing", "inception_tf1", "reference"),
         FdOfNetwork("fid_to_teacher", "FID to teacher", "inception", "teacher"),
         FdOfNetwork("patch_fid", "patch FID", "inception_patch", "reference"),
         FdOfNetwork("fd_clip", "FD CLIP", "clip_l14", "reference"),
