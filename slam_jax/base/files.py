@@ -1,5 +1,6 @@
 """Files that are whole or not there at all, whenever a run is killed and whoever else writes."""
 
+import errno
 import fcntl
 import os
 import socket
@@ -10,6 +11,29 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from slam_jax.base.errors import InputError
+
+# The disk, the quota, a file's size; or a file system that became read-only after an error.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+@contextmanager
+def room_for(folder: Path, advice: str) -> Iterator[None]:
+    """Turns a full disk into a refusal.
+
+    Args:
+      folder: what is written to.
+      advice: what to do.
+
+    Raises:
+      InputError: it is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = error.filename or folder
+        raise InputError(f"{where}: cannot be written ({error.strerror}); {advice}") from error
 
 
 @contextmanager

@@ -75,6 +75,16 @@ def check_seed(seed: int) -> None:
         raise InputError(f"--seed {seed}: expected 0 to {SEEDS - 1}")
 
 
+def check_size(size: int) -> None:
+    """Refuses a --size below 0.
+
+    Raises:
+      InputError: it is.
+    """
+    if size < 0:
+        raise InputError(f"--size {size}: expected 1 or more, or 0 for pictures as they are")
+
+
 def check_png(out: Path | None) -> None:
     """Refuses an --out that does not end in .png.
 

@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 
 from slam_jax.base.errors import InputError
-from slam_jax.base.files import locked
-from slam_jax.commands.command import check_counts, parser_of, run
-from slam_jax.commands.evaluate import add_network_options, read_metrics
+from slam_jax.base.files import locked, room_for
+from slam_jax.commands.command import check_counts, check_size, parser_of, run
+from slam_jax.commands.evaluate import add_network_options
 from slam_jax.drawing.metrics.registry import networks_of
 from slam_jax.evaluation.images import open_images
 from slam_jax.evaluation.parts import claim
@@ -20,11 +20,13 @@ from slam_jax.features.choose import open_networks
 from slam_jax.features.extract import Extractor
 from slam_jax.parallel import runtime
 from slam_jax.parallel.sharding import make_mesh
+from slam_jax.recipes.measure import read_metrics
 
 
 def work(arguments: argparse.Namespace) -> None:
     """Looks at all pictures, and writes the file; killed, the same command goes on."""
     check_counts(arguments, "batch")
+    check_size(arguments.size)
     if arguments.out.suffix != ".npz":
         raise InputError(f"--out {arguments.out}: expected a file that ends in .npz")
     metrics = [m for m in read_metrics(arguments.metrics) if m.compares_with == "reference"]
@@ -39,8 +41,11 @@ def work(arguments: argparse.Namespace) -> None:
     extractor = Extractor(networks, mesh, batch, view_of(arguments.size))
     folder = arguments.out.with_suffix(".unfinished")
     how = {"size": arguments.size, "networks": identities}
-    with locked(folder):
-        claim({"images": arguments.images, "count": len(images), **how}, folder)
+    if len(images) < 2:
+        raise InputError(f"{arguments.images}: one picture; expected two or more")
+    advice = "make room; the same command goes on"
+    with locked(folder), room_for(folder, advice):
+        claim({"images": images.name, "identity": images.identity, **how}, folder)
         real = from_pictures(images, folder / "features", extractor)
         real = RealPictures(real.features, {**real.record, **how})
         write_statistics(arguments.out, real, metrics)

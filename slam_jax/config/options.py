@@ -103,6 +103,9 @@ class Training(Options):
                 self.checkpoint_every,
                 f"a multiple of {measured} (of {every}), where best_metric is measured",
             )
+        if self.patience and self.best_metric != "loss":
+            shown = self.sample_every
+            check(shown > 0, "sample_every", shown, "1 or more, for patience to measure something")
         warmup = self.optimizer.warmup_steps
         expected = f"less than steps = {self.steps}"
         check(warmup < self.steps, "optimizer.warmup_steps", warmup, expected)

@@ -18,7 +18,7 @@ from slam_jax.features.choose import open_networks
 from slam_jax.features.extract import Extractor, Features
 from slam_jax.features.rows import Rows, in_memory
 from slam_jax.formats.safetensors import load_arrays, save_arrays
-from slam_jax.parallel.processes import is_main
+from slam_jax.parallel.processes import as_first, is_main
 from slam_jax.parallel.sharding import make_mesh
 
 LOOKED_AT = 32  # pictures that networks on a device see at a time
@@ -72,7 +72,7 @@ class Seen:
         what = json.dumps([self.prompts, self._how, networks])
         name = f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.safetensors"
         path = self._folder and self._folder / name
-        if path and path.exists():
+        if path and as_first(path.exists()):
             arrays = load_arrays(path)
         else:
             seen, read = self._look(self._teacher), self._extractor.texts(self.prompts)

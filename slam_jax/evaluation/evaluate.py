@@ -20,13 +20,13 @@ from slam_jax.evaluation.prompts import PromptList
 from slam_jax.evaluation.reference import RealPictures, from_pictures
 from slam_jax.evaluation.views import view_of
 from slam_jax.families.family import Model
-from slam_jax.features.extract import Extractor
+from slam_jax.features.extract import PREFIX, Extractor
 from slam_jax.features.network import FeatureNetwork
-from slam_jax.features.rows import Rows
-from slam_jax.parallel.processes import is_main, wait
+from slam_jax.features.rows import Rows, Summary
+from slam_jax.parallel.processes import compare, is_main, wait
 from slam_jax.parallel.sharding import make_mesh
 
-RESAMPLES = 30  # of the bootstrap
+LOOKED_AT = 32  # pictures that networks on a device see at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,23 +90,41 @@ class Task:
             "guidance": self.settings.guidance,
             "dtype": self.settings.dtype,
             "networks": {name: network.identity for name, network in self.networks.items()},
+            "texts": f"{PREFIX}..." if any(m.reads_prompts for m in self.measured()) else None,
         }
 
 
 def check_pictures(task: Task) -> None:
-    """Refuses too few pictures for a metric, before any is drawn.
+    """Refuses, before any picture is drawn, what a metric cannot be computed of.
 
     Raises:
-      InputError: names the metric, and says what to use.
+      InputError: names the metric, and says what to do.
     """
-    count = len(task.texts)
     widths = {name: network.width for name, network in task.networks.items()}
+    real = task.reference
+    real_count = len(real) if isinstance(real, Images) else real and real.record.get("count")
     for metric in task.measured():
-        if count < (fewest := metric.fewest(widths)):
+        counts = {"pictures": len(task.texts)}
+        if metric.compares_with == "reference" and metric.networks and real_count is not None:
+            counts["real pictures"] = real_count
+        for what, count in counts.items():
+            if count < (fewest := metric.fewest(widths)):
+                raise InputError(
+                    f"{count} {what}: {metric.title} takes {fewest} or more; {metric.too_few}"
+                )
+        if task.per_prompt < metric.of_a_prompt:
             raise InputError(
-                f"{count} pictures: {metric.title} takes {fewest} or more, as the covariance of "
-                "fewer pictures than features means nothing; draw more, or use cmmd"
+                f"--per-prompt {task.per_prompt}: {metric.name} takes {metric.of_a_prompt} or more "
+                "pictures of each prompt"
             )
+        if not metric.networks and task.model.pipeline.image_size is not None:
+            raise InputError(
+                f"--metrics {metric.name}: it is of small pictures, such as digits; leave it out"
+            )
+        if metric.needs_rows and isinstance(real, RealPictures):
+            for name in metric.networks:
+                if isinstance(rows := real.features.get(name), Summary):
+                    rows.array()  # which it refuses
 
 
 def evaluate(
@@ -127,6 +145,7 @@ def evaluate(
     Raises:
       InputError: the folder holds something else, or pictures cannot be read or drawn.
     """
+    compare({"measurement": task.protocol(), "steps": task.steps})
     claim(task.protocol(), out)
     evaluation = Evaluation(task, out, keep_pictures)
     rows = evaluation.run()
@@ -150,11 +169,12 @@ class Evaluation:
 
     def __init__(self, task: Task, out: Path, keep_pictures: bool):
         self._task, self._out = task, out
-        self._tars = out / "pictures" if keep_pictures else None
+        self._keep = keep_pictures
         self._mesh = make_mesh(devices=jax.local_devices())
         self._batch = task.batch * self._mesh.size
         view = view_of(task.size)
-        self._extractor = Extractor(task.networks, self._mesh, self._batch, view)
+        looked_at = LOOKED_AT * self._mesh.size
+        self._extractor = Extractor(task.networks, self._mesh, looked_at, view)
         self._features: dict[tuple[Whose, str], Rows] = {}
         self.reference: dict[str, Any] | None = None  # its record
 
@@ -190,7 +210,9 @@ class Evaluation:
         return compared_networks(self._task.measured(), compared)
 
     def _parts(self, name: str) -> Parts:
-        return Parts(self._out / "features" / name, len(self._task.texts))
+        drawn = name.startswith(("model", "teacher"))
+        tars = self._out / "pictures" / name if self._keep and drawn else None
+        return Parts(self._out / "features" / name, len(self._task.texts), tars)
 
     def _know(self, whose: Whose, parts: Parts, networks: Sequence[str]) -> None:
         wait(f"{parts.folder.name} is whole")
@@ -201,9 +223,7 @@ class Evaluation:
     ) -> Parts:
         parts = self._parts(f"{whose}_{settings.steps}")
         artist = Artist(model, settings, self._task.seed, self._batch, self._mesh)
-        tars = self._tars and self._tars / parts.folder.name
-        extractor = self._extractor.only(networks)
-        draw_parts(artist, self._task.texts, parts, extractor, tars)
+        draw_parts(artist, self._task.texts, parts, self._extractor.only(networks))
         self._know(whose, parts, networks)
         return parts
 
@@ -232,6 +252,6 @@ def _numbers(metrics: Sequence[Metric], drawn: Drawn) -> dict[str, Any]:
             print(f"note: {metric.name} does not apply to these pictures", file=sys.stderr)
             continue
         found[metric.name] = metric.compute(drawn)
-        if interval := metric.interval(drawn, RESAMPLES):
+        if interval := metric.interval(drawn):
             found[f"{metric.name}_interval"] = list(interval)
     return found

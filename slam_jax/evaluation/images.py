@@ -4,6 +4,7 @@ A published result is measured with every picture of its reference. So one that 
 not passed over, as in training: the whole is refused.
 """
 
+import hashlib
 import os
 import zipfile
 import zlib
@@ -32,6 +33,9 @@ class Files(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def identity(self) -> str: ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
@@ -45,10 +49,11 @@ class Images:
 
     Attributes:
       name: what the user called them.
+      identity: changes when there are other files, as far as their names, sizes and times tell.
     """
 
     def __init__(self, files: Files):
-        self._files, self.name = files, files.name
+        self._files, self.name, self.identity = files, files.name, files.identity
 
     def __len__(self) -> int:
         return len(self._files)
@@ -110,12 +115,14 @@ class _Listed:
       name: what the user called it.
       names: of the files.
       content: (name of a file, bytes from its beginning) -> them.
+      stamp: name of a file -> what changes when its content does.
       rejects: what may hide pictures.
     """
 
     name: str
     names: list[str]
     content: Callable[[str, int], bytes]
+    stamp: Callable[[str], str]
     rejects: Rejects = field(default_factory=Rejects)
 
     def __len__(self) -> int:
@@ -124,6 +131,12 @@ class _Listed:
     def __getitem__(self, index: int) -> Example:
         name = self.names[index]
         return Example(metadata.printable(name), self.content(name, WHOLE), ())
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of all names and stamps."""
+        lines = "\n".join(f"{name} {self.stamp(name)}" for name in self.names)
+        return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
 
     def look(self, index: int) -> None:
         """Raises Rejected where the beginning of a file tells that it cannot be used."""
@@ -170,7 +183,11 @@ def _of_folder(folder: Path) -> _Listed:
         except OSError as error:
             raise InputError(f"{folder / name}: cannot be read: {error.strerror}") from error
 
-    return _Listed(str(folder), sorted(_pictures(names)), content, rejects)
+    def stamp(name: str) -> str:
+        found = (folder / name).stat()
+        return f"{found.st_size} {found.st_mtime_ns}"
+
+    return _Listed(str(folder), sorted(_pictures(names)), content, stamp, rejects)
 
 
 def _of_zip(name: str) -> _Listed:
@@ -184,7 +201,10 @@ def _of_zip(name: str) -> _Listed:
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise Rejected("damaged in the zip", metadata.printable(member)) from error
 
-    return _Listed(name, sorted(_pictures(archive.namelist())), content)
+    def stamp(member: str) -> str:
+        return str(archive.getinfo(member).CRC)
+
+    return _Listed(name, sorted(_pictures(archive.namelist())), content, stamp)
 
 
 def _pictures(names: list[str]) -> Iterator[str]:

@@ -59,21 +59,28 @@ class Parts:
     Attributes:
       folder: of the files.
       count: pictures.
+      tars: folder for the pictures themselves; None: they are not kept.
     """
 
     folder: Path
     count: int
+    tars: Path | None = None
 
     def path(self, number: int) -> Path:
         """The file of a part."""
         return self.folder / f"{number:05d}.safetensors"
+
+    def tar(self, number: int) -> Path | None:
+        """Where the pictures of a part are kept."""
+        return self.tars and self.tars / f"{number:05d}.tar"
 
     def missing(self) -> Iterator[tuple[int, range]]:
         """(number, its pictures) of the parts that this process has to make still: it makes every
         so many-th."""
         for number, first in enumerate(range(0, self.count, PART)):
             mine = number % jax.process_count() == jax.process_index()
-            if mine and not self.path(number).exists():
+            files = [self.path(number), *filter(None, [self.tar(number)])]
+            if mine and not all(file.exists() for file in files):
                 yield number, range(first, min(first + PART, self.count))
 
     def write(self, number: int, arrays: Features) -> None:

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +21,8 @@ from slam_jax.evaluation.parts import DIGESTS, IMAGES, Parts, save_pictures
 from slam_jax.families.family import Model
 from slam_jax.features.extract import THREADS, Extractor
 from slam_jax.parallel.sharding import replicated
+
+AT_A_TIME = 64  # real pictures, of any size, that are held at a time
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,7 @@ class Artist:
             yield number, pictures, np.concatenate(images)
 
 
-def draw_parts(
-    artist: Artist, texts: Sequence[str], parts: Parts, extractor: Extractor, tars: Path | None
-) -> None:
+def draw_parts(artist: Artist, texts: Sequence[str], parts: Parts, extractor: Extractor) -> None:
     """Draws and looks at the parts that are missing.
 
     Args:
@@ -83,7 +82,6 @@ def draw_parts(
       texts: prompt of every picture.
       parts: where features go.
       extractor: what looks at pictures.
-      tars: folder for the pictures themselves; None: they are not kept.
 
     Raises:
       InputError: a picture is not finite.
@@ -94,9 +92,9 @@ def draw_parts(
             features: dict[str, Any] = extractor.images(list(images))
             if images[0].size <= MOST_VALUES:
                 features[IMAGES] = images
-            if tars is not None:
+            if (tar := parts.tar(number)) is not None:
                 named = [texts[place] for place in pictures]
-                save_pictures(tars / f"{number:05d}.tar", pictures.start, list(images), named)
+                save_pictures(tar, pictures.start, list(images), named)
             parts.write(number, features)
             bar.update(len(pictures))
 
@@ -113,12 +111,17 @@ def look_at(images: Images, parts: Parts, extractor: Extractor) -> None:
     total = sum(len(pictures) for _, pictures in missing)
     with progress(parts, total) as bar, ThreadPoolExecutor(THREADS) as pool:
         for number, pictures in missing:
-            seen = list(pool.map(images.__getitem__, pictures))
-            digests = [hashlib.sha256(image.tobytes()).digest() for image in seen]
-            features: dict[str, Any] = extractor.images(seen)
-            features[DIGESTS] = np.frombuffer(b"".join(digests), np.uint8).reshape(len(seen), -1)
-            parts.write(number, features)
-            bar.update(len(pictures))
+            found = []
+            for first in range(pictures.start, pictures.stop, AT_A_TIME):
+                some = range(first, min(first + AT_A_TIME, pictures.stop))
+                seen = list(pool.map(images.__getitem__, some))
+                digests = b"".join(hashlib.sha256(image.tobytes()).digest() for image in seen)
+                rows = np.frombuffer(digests, np.uint8).reshape(len(seen), -1)
+                found.append({**extractor.images(seen), DIGESTS: rows})
+                bar.update(len(seen))
+            parts.write(
+                number, {name: np.concatenate([f[name] for f in found]) for name in found[0]}
+            )
 
 
 def read_prompts_of(texts: Sequence[str], parts: Parts, extractor: Extractor) -> None:

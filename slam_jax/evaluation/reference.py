@@ -26,6 +26,7 @@ from slam_jax.evaluation.parts import DIGESTS, Parts
 from slam_jax.evaluation.pictures import look_at
 from slam_jax.features.extract import Extractor
 from slam_jax.features.moments import Moments
+from slam_jax.features.registry import NETWORKS
 from slam_jax.features.rows import Rows, Summary, in_memory
 from slam_jax.parallel.processes import wait
 
@@ -117,8 +118,10 @@ def read_statistics(path: Path, networks: Mapping[str, Any], size: int) -> RealP
     try:
         with np.load(path) as file:
             arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: cannot be read as .npz ({error}); {AGAIN}") from error
+    # A .npy in disguise is no context manager, and has no files.
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        why = " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be read as .npz ({why}); {AGAIN}") from error
     if set(arrays) == OF_PYTORCH_FID:
         return _of_pytorch_fid(path, arrays, networks)
     try:
@@ -128,7 +131,8 @@ def read_statistics(path: Path, networks: Mapping[str, Any], size: int) -> RealP
         raise InputError(
             f"{path}: no statistics of slam-jax reference ({error}); {AGAIN}"
         ) from error
-    for key, found, expected in differences(seen, {"size": size}):
+    originals = all(NETWORKS[name].sees_original for name in networks)
+    for key, found, expected in differences(seen, seen if originals else {"size": size}):
         raise InputError(f"{path}: was made with {key} {found}, expected {expected}; {AGAIN}")
     features = {}
     for name, identity in networks.items():
@@ -147,7 +151,11 @@ def read_statistics(path: Path, networks: Mapping[str, Any], size: int) -> RealP
 def _features(path: Path, arrays: Mapping[str, np.ndarray], name: str) -> Rows:
     if (rows := arrays.get(f"{name}.rows")) is not None:
         return in_memory(rows)
-    count, mean, covariance = (arrays[f"{name}.{key}"] for key in ("count", "mean", "covariance"))
+    try:
+        parts = (arrays[f"{name}.{key}"] for key in ("count", "mean", "covariance"))
+        count, mean, covariance = parts
+    except KeyError as error:
+        raise InputError(f"{path}: lacks {error}; {AGAIN}") from error
     return Summary.of(Moments(int(count), mean, covariance), str(path))
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from slam_jax.base.files import write_whole
-from slam_jax.base.json_file import write_json
+from slam_jax.base.json_file import read_json, write_json
 from slam_jax.drawing.metrics.registry import METRICS
 from slam_jax.evaluation.published import beside
 from slam_jax.parallel.runtime import versions
@@ -34,15 +34,24 @@ def _number(row: dict[str, Any], name: str) -> str:
     return number
 
 
-def write_results(out: Path, rows: Rows, protocol: dict[str, Any], preset: str = "") -> None:
-    """Writes results.json and results.md into a folder, each whole or not at all.
+def write_results(out: Path, rows: Rows, protocol: dict[str, Any], preset: str = "") -> Rows:
+    """Writes results.json and results.md into a folder, each whole or not at all. Rows of other
+    numbers of steps that were measured there before stay.
 
     Args:
       out: the folder.
       rows: numbers.
       protocol: how they were measured.
       preset: its name; "" where there is none.
+
+    Returns:
+      All rows.
     """
-    content = {"results": rows, "protocol": protocol, "versions": versions()}
-    write_json(out / "results.json", content)
+    path, steps = out / "results.json", {row["steps"] for row in rows}
+    before = read_json(path, "remove it")["results"] if path.exists() else []
+    kept = [row for row in before if row["steps"] not in steps]
+    rows = sorted([*kept, *rows], key=lambda row: row["steps"])
+    content = {"results": rows, "preset": preset, "protocol": protocol, "versions": versions()}
+    write_json(path, content)
     write_whole(out / "results.md", to_markdown(rows, preset))
+    return rows

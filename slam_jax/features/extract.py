@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
 from slam_jax.features.network import FeatureNetwork, TextImageNetwork
+from slam_jax.features.registry import NETWORKS
 from slam_jax.parallel.sharding import batch_sharding, replicated
 
 THREADS = 8  # that resize pictures
@@ -27,7 +28,8 @@ class Extractor:
       networks: by name.
       mesh: devices of this process.
       batch: pictures that a network sees at a time, a multiple of the devices.
-      view: what is done to every picture before a network sees it, drawn or real.
+      view: what is done to every picture, drawn or real, before a network sees it that does not
+        see originals.
     """
 
     def __init__(
@@ -57,10 +59,12 @@ class Extractor:
         """Features of pictures, by network; C is 3, or 1 for grey ones."""
         if not self.networks:
             return {}
-        seen = list(self._pool.map(lambda image: self._view(_rgb(image)), images))
+        seen: dict[bool, list[np.ndarray]] = {True: [_rgb(image) for image in images]}
         found = {}
         for name, network in self.networks.items():
-            x = np.stack(list(self._pool.map(network.prepare, seen)))
+            if not (original := NETWORKS[name].sees_original) and original not in seen:
+                seen[original] = list(self._pool.map(self._view, seen[True]))
+            x = np.stack(list(self._pool.map(network.prepare, seen[original])))
             found[name] = self._run(self._apply[name], self._params[name], x)
         return found
 

@@ -21,21 +21,23 @@ class Kind:
         open: a file, folder or hub id to the network.
         default: the hub id of its weights; "" if the hub does not have them.
         where: where to get them, one line.
+        sees_original: pictures as they are, whatever the others see them resized to.
     """
 
     open: Callable[[str], FeatureNetwork]
     default: str = ""
     where: str = ""
+    sees_original: bool = False
 
 
-def _on_hub(open: Callable[[str], FeatureNetwork], name: str) -> Kind:
-    return Kind(open, name, f"take https://huggingface.co/{name}")
+def _on_hub(open: Callable[[str], FeatureNetwork], name: str, sees_original: bool = False) -> Kind:
+    return Kind(open, name, f"take https://huggingface.co/{name}", sees_original)
 
 
 NETWORKS: dict[str, Kind] = {
     "inception": Kind(inception.open_whole, where=inception.WHERE),
     "inception_tf1": Kind(inception.open_tensorflow1, where=inception.WHERE),
-    "inception_patch": Kind(inception.open_patch, where=inception.WHERE),
+    "inception_patch": Kind(inception.open_patch, where=inception.WHERE, sees_original=True),
     "clip_b32": _on_hub(
         partial(clip.open_clip, "clip_b32", clip.Size(224, 32, 512)),
         "openai/clip-vit-base-patch32",
@@ -47,6 +49,7 @@ NETWORKS: dict[str, Kind] = {
     "clip_l14_336": _on_hub(
         partial(clip.open_clip, "clip_l14_336", clip.Size(336, 14, 768), resizer=clip.CMMD),
         "openai/clip-vit-large-patch14-336",
+        sees_original=True,
     ),
     "dinov2": _on_hub(partial(dinov2.open_dinov2, "dinov2", 1024), "facebook/dinov2-large"),
 }

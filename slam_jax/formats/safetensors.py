@@ -8,6 +8,7 @@ and offsets), and the arrays' bytes. A sharded set is several of them and an ind
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,8 @@ def save_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> No
         try:
             save_file(arrays, beside, metadata={"format": "pt"})
         except SafetensorError as error:  # a full disk, or no permission
-            raise OSError(str(error)) from error
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else 0, str(error), str(path)) from error
         beside.chmod(mode)  # safetensors would leave it to its owner alone
 
 

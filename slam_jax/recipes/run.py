@@ -111,15 +111,19 @@ def _check_evaluation(config: Config, family: Family) -> None:
                 raise InputError(f"config.evaluation.{name}: {error}") from error
     if evaluation.prompts and evaluation.prompts_file:
         raise InputError("config.evaluation: expected prompts or prompts_file, not both")
-    prompts = evaluation.prompts or family.pipeline.example_prompts
-    if evaluation.prompts_file:
-        with prefixed("config.evaluation.prompts_file: "):
+    name = "prompts_file" if evaluation.prompts_file else "prompts"
+    with prefixed(f"config.evaluation.{name}: "):
+        prompts = evaluation.prompts or family.pipeline.example_prompts
+        if evaluation.prompts_file:
             prompts = read_prompts(evaluation.prompts_file).texts
-    with prefixed("config.evaluation.prompts: "):
         family.pipeline.prompts(prompts)
-    for prompt in prompts:
-        if cut := family.pipeline.cut(prompt):
-            print(f"note: config.evaluation.prompts: cut off: {cut!r}", file=sys.stderr)
+    if cut := [prompt for prompt in prompts if family.pipeline.cut(prompt)]:
+        end = family.pipeline.cut(cut[0])
+        print(
+            f"note: config.evaluation.{name}: {len(cut)} too long for the text encoder; cut off of "
+            f"the first: {end!r}",
+            file=sys.stderr,
+        )
 
 
 def run(
@@ -183,7 +187,8 @@ def _run(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         _measure_teacher(run, ladder)
         measured = ladder.save(ladder_file(run.workdir, step), student)
         best = config.training.best_metric
-        if config.training.keep_best and best not in ("loss", *measured):
+        compared = config.training.keep_best or config.training.patience
+        if compared and best not in ("loss", *measured):
             raise InputError(
                 f"config.training.best_metric = {best!r}: of these pictures are measured "
                 f"{', '.join(measured)}"

@@ -19,7 +19,7 @@ from slam_jax.base.errors import InputError
 from slam_jax.config.options import Training
 from slam_jax.data.batches import Batches
 from slam_jax.formats.safetensors import save_arrays
-from slam_jax.parallel.processes import Votes, is_main, wait
+from slam_jax.parallel.processes import Votes, as_first, is_main, wait
 from slam_jax.parallel.sharding import rows_here, shard, shard_batch, shardings_of
 from slam_jax.training.checkpoint import Checkpoints
 from slam_jax.training.metric_log import MetricLog, read_rows
@@ -106,7 +106,7 @@ class Events:
         self._patience = Patience(
             *best, [row for row in read_rows(run.folder) if row["step"] <= self._first]
         )
-        self.over = self._patience.is_over
+        self.over = run.options.patience > 0 and as_first(self._patience.is_over)
         self._log = MetricLog(run.folder, self._first, run.options.batch_size, run.wandb)
         self._bar = tqdm(
             desc=run.name,

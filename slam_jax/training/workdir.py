@@ -1,12 +1,11 @@
 """The folder of a run: one run at a time, always with the same config."""
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from slam_jax.base.errors import InputError
-from slam_jax.base.files import is_empty, locked, write_whole
+from slam_jax.base.files import is_empty, locked, room_for, write_whole
 from slam_jax.base.json_file import read_json
 from slam_jax.config.options import Config
 from slam_jax.config.validate import first_change, to_json
@@ -18,8 +17,6 @@ TEACHER_FILE = "teacher.json"  # which teacher the run began with
 SAMPLES = "samples"  # folder of the step ladders
 METRICS_FILE = "metrics.jsonl"
 TEACHER_METRICS_FILE = "teacher_metrics.json"  # the ladder's metrics of the teacher in few steps
-# The disk, the quota, a file's size; or a file system that became read-only after an error.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def ladder_file(workdir: Path, step: int) -> Path:
@@ -37,16 +34,12 @@ def claimed(workdir: Path, config: Config, resume: bool) -> Iterator[None]:
       InputError: it cannot be written, now or later; another run is using it; or it holds a run and
         `resume` is not asked for, or another config's run, or something that is no run.
     """
-    with _claim(workdir, config, resume) if is_main() else _join(workdir):
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            raise InputError(
-                f"{error.filename or workdir}: cannot be written ({error.strerror}); checkpoints "
-                "are kept; make room, then go on with --resume"
-            ) from error
+    advice = "checkpoints are kept; make room, then go on with --resume"
+    with (
+        _claim(workdir, config, resume) if is_main() else _join(workdir),
+        room_for(workdir, advice),
+    ):
+        yield
 
 
 @contextmanager

@@ -110,21 +110,37 @@ def test_frechet_distances_of_networks(name, network, compared):
     assert not is_possible(METRICS[name], without)
 
 
-def test_the_interval_of_a_distance_has_the_width_of_repetitions():
-    """The deviation of the bootstrap against that of 200 other sets of pictures."""
+REPEATED = 60
+
+
+@pytest.mark.parametrize(
+    ("count", "kind"),
+    [(61, "real"), (120, "real"), (900, "real"), (300, "paired"), (400, "of one prompt")],
+)
+def test_the_interval_of_a_distance_has_the_width_of_repetitions(count, kind):
+    """The deviation of other sets of pictures against what the interval says of each: hardly more
+    pictures than the 60 features, many more, the teacher's pictures of the same noise, and four
+    alike pictures of each prompt."""
     generator = np.random.default_rng(0)
-    others = in_memory(generator.standard_normal((3000, 4)))
-    shift = np.array([[1.0, 0, 0, 0]])
+    shift = np.eye(60)[:1] * 2
+    others = in_memory(generator.standard_normal((3000, 60)))
 
     def sample():
-        return generator.standard_normal((400, 4)) + shift
+        drawn = generator.standard_normal((count, 60))
+        if kind == "of one prompt":
+            drawn = 0.3 * drawn + np.repeat(generator.standard_normal((count // 4, 60)), 4, axis=0)
+        teacher = in_memory(drawn + 0.2 * generator.standard_normal((count, 60)))
+        return in_memory(drawn + shift), teacher if kind == "paired" else others
 
-    repeated = [frechet_distance(moments_of([sample()]), others.moments) for _ in range(200)]
-    fid = METRICS["fid"]
-    widths = []
-    for _ in range(5):
-        of = drawn("inception", model=sample(), reference=others)
-        low, high = fid.interval(of, resamples=100)
-        assert low + high == pytest.approx(2 * fid.compute(of))
+    metric = METRICS["fid_to_teacher" if kind == "paired" else "fid"]
+    compared = metric.compares_with
+    found, widths = [], []
+    for _ in range(REPEATED):
+        ours, theirs = sample()
+        of = drawn("inception", model=ours, **{compared: theirs})
+        found.append(metric.compute(of))
+        low, high = metric.interval(of)
+        assert low + high == pytest.approx(2 * found[-1])
         widths.append(high - low)
-    assert np.mean(widths) == pytest.approx(2 * 1.96 * np.std(repeated), rel=0.25)
+    ratio = np.mean(widths) / (2 * 1.96 * np.std(found, ddof=1))
+    assert 0.7 < ratio < 1.6

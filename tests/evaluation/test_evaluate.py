@@ -1,9 +1,7 @@
-"""slam-jax evaluate and reference: numbers, meshes, processes, kills, files and refusals. The
-pictures are a small student's of the digits, the network is one of tests."""
+"""slam-jax evaluate and reference: numbers, meshes, processes, kills and files. The pictures are a
+small student's of the digits, the network is one of tests."""
 
-import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -17,7 +15,7 @@ import colours
 import jax
 import numpy as np
 import pytest
-from digits_runs import launch
+from evaluated import options, results
 from PIL import Image
 
 import slam_jax
@@ -29,48 +27,7 @@ from slam_jax.evaluation import parts
 from slam_jax.features.moments import frechet_distance, moments_of
 
 ROOT = Path(__file__).parents[2]
-METRIC_NAMES = "fd_pixels,fd_colours_reference,fd_colours_teacher"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def registered():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "PART", 16)
-        colours.register(patch.setitem)
-        yield
-
-
-@pytest.fixture(scope="module")
-def run(made_once):
-    return made_once("finished_digits", launch)
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory):
-    """Eighty real digits as PNGs of three channels."""
-    folder = tmp_path_factory.mktemp("real")
-    for index, image in enumerate(digits.load()[0][:80]):
-        grey = np.round((image[..., 0] + 1) * 127.5).astype(np.uint8)
-        Image.fromarray(grey).convert("RGB").save(folder / f"{index:03d}.png")
-    return folder
-
-
-def options(run, real, out, *more):
-    return [
-        *("--model", str(run), "--count", "70", "--steps", "1,2", "--teacher-steps", "3"),
-        *("--metrics", METRIC_NAMES, "--reference", str(real), "--out", str(out), *more),
-    ]
-
-
-def results(out):
-    return json.loads((out / "results.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def measured(run, real, tmp_path_factory):
-    out = tmp_path_factory.mktemp("measured") / "out"
-    evaluate.main(options(run, real, out, "--save-pictures"))
-    return out
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 def test_numbers_are_those_of_the_pictures_that_sample_draws(run, measured):
@@ -151,7 +108,21 @@ def test_more_steps_draw_only_these(run, real, measured, tmp_path, monkeypatch):
     arguments[arguments.index("1,2")] = "2,4"
     evaluate.main(arguments)
     assert set(drawn) == {"model_4"}
-    assert [row["steps"] for row in results(out)["results"]] == [2, 4]
+    # What was measured before stays.
+    rows = results(out)["results"]
+    assert [row["steps"] for row in rows] == [1, 2, 4]
+    assert rows[:2] == results(measured)["results"]
+
+
+def test_pictures_that_were_not_kept_are_drawn_when_they_are_asked_for(run, real, tmp_path):
+    out, short = tmp_path / "out", ["--metrics", "fd_colours_teacher", "--steps", "1"]
+    arguments = [x for x in options(run, real, out) if x not in ("--reference", str(real))]
+    evaluate.main([*arguments, *short])
+    assert not (out / "pictures").exists()
+    before = results(out)["results"]
+    evaluate.main([*arguments, *short, "--save-pictures"])
+    assert len(list((out / "pictures/model_1").iterdir())) == 5
+    assert results(out)["results"] == before
 
 
 def test_what_was_interrupted_goes_on_where_it_was(run, real, measured, tmp_path, monkeypatch):
@@ -248,9 +219,6 @@ def test_a_file_of_statistics_stands_for_its_pictures(run, real, measured, tmp_p
     evaluate.main(options(run, out, tmp_path / "out"))
     found, whole = results(tmp_path / "out"), results(measured)
     assert_same(found, whole)
-    names = ("path",)  # the rest is the same
-    for record in (found["protocol"]["reference"], whole["protocol"]["reference"]):
-        record.pop(names[0])
     assert found["protocol"]["reference"]["sha256"] == whole["protocol"]["reference"]["sha256"]
     with np.load(out) as file:
         assert "colours.rows" not in file and file["colours.mean"].dtype == np.float64
@@ -259,7 +227,7 @@ def test_a_file_of_statistics_stands_for_its_pictures(run, real, measured, tmp_p
         (["--size", "8"], "was made with size 0, expected 8"),
     ):
         with pytest.raises(SystemExit, match=message):
-            evaluate.main(options(run, out, tmp_path / "other", *changes))
+            evaluate.main(options(run, out, tmp_path / f"other{changes[1]}", *changes))
 
 
 def test_mean_and_covariance_of_pytorch_fid_are_read(tmp_path, capsys):
@@ -273,39 +241,3 @@ def test_mean_and_covariance_of_pytorch_fid_are_read(tmp_path, capsys):
     assert "does not say how its pictures were resized" in capsys.readouterr().err
     with pytest.raises(ValueError, match="serves no metric but FID"):
         read_statistics(tmp_path / "a.npz", {"clip_l14": {}}, 256)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (["--metrics", "fidelity"], "--metrics fidelity: expected of fd_pixels, "),
-        (["--steps", "1,0"], "argument --steps: invalid"),
-        (["--steps", "60"], "60"),
-        (["--count", "6"], "6 pictures: fd_colours_reference takes 7 or more, .* use cmmd"),
-        (["--reference", "nowhere"], "nowhere: "),
-        (["--reference", ""], "--reference: a metric compares with real pictures"),
-        (["--weights", "colour=3"], "--weights colour=3: expected NETWORK=PATH"),
-        (["--weights", "dinov2=3"], "--weights dinov2=3: no metric reads dinov2; .* colours"),
-        (["--preset", "coco"], "coco: no such preset, expected one of coco2014_30k"),
-        (["--seed", "-1"], "--seed -1"),
-        (["--batch", "0"], "--batch 0: expected 1 or more"),
-        (["--guidance", "3"], "a student has its guidance built in"),
-        (["--teacher", "RUN"], "--teacher .*: is a student"),
-    ],
-)
-def test_wrong_options_are_one_line_and_leave_nothing(
-    run, real, tmp_path, capsys, changes, message
-):
-    changes = [str(run) if word == "RUN" else word for word in changes]
-    with pytest.raises(SystemExit) as refused:
-        evaluate.main(options(run, real, tmp_path / "out", *changes))
-    said = capsys.readouterr().err if refused.value.code == 2 else str(refused.value)
-    assert re.search(message, said) and "\n" not in said.strip().split("error: ")[-1]
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_with_another_measurement_is_refused(run, real, measured):
-    with pytest.raises(SystemExit, match="holds another measurement: seed was 0 and is 1; choose"):
-        evaluate.main(options(run, real, measured, "--seed", "1"))
-    with pytest.raises(SystemExit, match="holds no measurement, but is not empty"):
-        evaluate.main(options(run, real, run))

@@ -72,14 +72,21 @@ def test_blocks_of_any_size_give_numpys_mean_and_covariance(cuts):
     )
 
 
-def test_rows_count_as_often_as_they_are_told():
-    rows = normal(10, 30, 3)
-    counts = np.random.default_rng(0).integers(0, 4, 30)
-    found = moments_of([rows[:11], rows[11:]], counts)
-    repeated = np.repeat(rows, counts, axis=0)
-    assert found.count == counts.sum()
-    np.testing.assert_allclose(found.mean, repeated.mean(0))
-    np.testing.assert_allclose(found.covariance, np.cov(repeated, rowvar=False))
+def test_moments_without_a_part_are_those_of_the_rest():
+    rows = normal(10, 40, 3) + 5
+    found = moments_of([rows]).without(moments_of([rows[7:19]]))
+    rest = np.concatenate([rows[:7], rows[19:]])
+    assert found.count == 28
+    np.testing.assert_allclose(found.mean, rest.mean(0))
+    np.testing.assert_allclose(found.covariance, np.cov(rest, rowvar=False), atol=1e-12)
+
+
+@pytest.mark.parametrize("cuts", [[], [1, 2], [5, 20, 21], [30]])
+def test_groups_are_neighbours_whatever_the_blocks(cuts):
+    array = normal(13, 31, 2)
+    groups = list(Rows(lambda: np.split(array, cuts)).groups(4))
+    assert [len(group) for group in groups] == [7, 8, 8, 8]
+    np.testing.assert_array_equal(np.concatenate(groups), array)
 
 
 def test_a_distance_refuses_other_widths_and_single_rows():

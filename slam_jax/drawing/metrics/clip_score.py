@@ -23,14 +23,14 @@ class ClipScore(Metric):
 
 
 class Diversity(Metric):
-    """One minus the mean cosine between CLIP's features of two pictures of the same prompt; where
-    every prompt has one picture there is no such number."""
+    """One minus the mean cosine between CLIP's features of two pictures of the same prompt; no
+    prompt may have one picture only."""
 
     name, title, lower_is_better = "diversity", "diversity", False
-    networks, needs_rows = ("clip_b32",), True
+    networks, needs_rows, of_a_prompt = ("clip_b32",), True, 2
 
     def applies(self, drawn: Drawn) -> bool:
-        return min(Counter(drawn.prompts).values()) > 1
+        return min(Counter(drawn.prompts).values()) >= self.of_a_prompt
 
     def compute(self, drawn: Drawn) -> float:
         features = unit(drawn.features["model", self.networks[0]].array())

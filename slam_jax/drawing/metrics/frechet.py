@@ -102,9 +102,8 @@ class FdOfNetwork(Metric):
             if other is not None:
                 right = right.without(moments_of([other]))
             values.append(frechet_distance(left, right))
-        error = np.sqrt((GROUPS - 1) * np.mean((values - np.mean(values)) ** 2))
-        number = self.compute(drawn)
-        return number - 1.96 * float(error), number + 1.96 * float(error)
+        number, half = self.compute(drawn), 1.96 * float(np.std(values)) * (GROUPS - 1) ** 0.5
+        return number - half, number + half
 
 
 def between(a: np.ndarray, b: np.ndarray) -> float:

@@ -50,6 +50,7 @@ class Metric(ABC):
         computed where it is asked for by name.
       reads_prompts: whether it reads features of the prompts, too.
       needs_rows: whether the features' mean and covariance are not enough.
+      of_a_prompt: how many pictures of each prompt it takes.
       too_few: why it takes as many pictures as `fewest` says, and what to do.
     """
 
@@ -60,6 +61,7 @@ class Metric(ABC):
     networks: tuple[str, ...] = ()
     reads_prompts: bool = False
     needs_rows: bool = False
+    of_a_prompt: int = 1
     too_few: str = "draw more"
 
     def applies(self, drawn: Drawn) -> bool:
