@@ -6,7 +6,7 @@ JOBS ?= 2
 PYTEST = -m pytest -n $(JOBS) --dist worksteal
 FAST := -m "not slow and not nightly and not browser"
 
-.PHONY: help demo demo-sd test test-fast test-all test-oldest test-newest docs lint typecheck clean
+.PHONY: help demo demo-sd test test-fast test-browser test-all test-oldest test-newest docs lint typecheck clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -23,13 +23,16 @@ demo-sd: .venv/installed-test ## the whole way of a Stable Diffusion, with a tin
 	  --out $(RUNS)/tiny_sd/lighthouse.png
 	$(RUN) -m slam_jax export --workdir $(RUNS)/tiny_sd --out $(RUNS)/tiny_sd_export --verify
 
-test: .venv/installed-test ## the tests that have to pass before a merge; needs Chromium
+test: .venv/installed-test ## the tests that have to pass before a merge, with python3 alone
 	$(RUN) $(PYTEST)
 
 test-fast: .venv/installed-test ## those of them that take seconds
 	$(RUN) $(PYTEST) $(FAST)
 
-test-all: .venv/installed-test ## all tests, those of every night too
+test-browser: .venv/installed-test ## reports in Chromium, which has to be there; as well before a merge
+	$(RUN) -m pytest -m browser
+
+test-all: .venv/installed-test ## all tests, those of every night and of Chromium too
 	$(RUN) $(PYTEST) -m ""
 
 test-oldest: ## test-fast with the oldest releases that requirements.txt allows to PYTHON

@@ -15,16 +15,18 @@ from slam_jax.models import functional
 from slam_jax.models.functional import Params
 from slam_jax.models.inception import FEATURES, SIZE, InceptionV3
 
-# The same network three times: by pytorch-fid, by torch-fidelity, and by NVIDIA in TorchScript.
+# The same network three times: by pytorch-fid, by torch-fidelity, and by NVIDIA in TorchScript. The
+# names of the first two end in the first digits of their SHA-256.
 FILES = (
     "pt_inception-2015-12-05-6726825d.pth",
     "weights-inception-2015-12-05-6726825d.pth",
     "inception-2015-12-05.pt",
 )
+SHA256_BEGINS = "6726825d"
 SCRIPT_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 WHERE = (
     f"take {FILES[0]} from https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights (its "
-    "SHA-256 begins with 6726825d)"
+    f"SHA-256 begins with {SHA256_BEGINS})"
 )
 LAST_LAYER = ("fc.weight", "fc.bias")
 CLASSES = 1008
@@ -89,6 +91,11 @@ def open_patch(path: str) -> Inception:
 def _open(name: str, path: str, resizer: Callable[..., np.ndarray], described: str) -> Inception:
     file = weights.locate(path, ("model.safetensors", *FILES))
     digest = weights.sha256(file)
+    if file.name in FILES[:2] and not digest.startswith(SHA256_BEGINS):
+        raise InputError(
+            f"{file}: damaged: its SHA-256 begins with {digest[:8]}, by its name it should begin "
+            f"with {SHA256_BEGINS}; get it again"
+        )
     identity = {"network": name, "file": file.name, "sha256": digest, "resizer": described}
     return Inception(name, FEATURES, _params(file, digest), identity, resizer)
 

@@ -1,7 +1,6 @@
 """Finds and reads the published weights of a feature network."""
 
 import hashlib
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -55,21 +54,13 @@ def sha256(path: Path) -> str:
     """The hash of a file.
 
     Raises:
-        InputError: it cannot be read, or its name ends in other digits, as published files' names
-            do ("name-6726825d.pth").
+        InputError: it cannot be read.
     """
     try:
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    named = re.search(r"-([0-9a-f]{8})\.\w+$", path.name)
-    if named and not digest.startswith(named[1]):
-        raise InputError(
-            f"{path}: damaged: its SHA-256 begins with {digest[:8]}, by its name it should begin "
-            f"with {named[1]}; get it again"
-        )
-    return digest
 
 
 def read_arrays(path: Path) -> Mapping[str, np.ndarray]:

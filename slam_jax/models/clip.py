@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from slam_jax.models import layers
 from slam_jax.models.attention import attention
 from slam_jax.models.execution import Execution
-from slam_jax.models.published_config import require
+from slam_jax.models.published_config import require, require_counts
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -36,7 +36,10 @@ def require_layers(config: Any) -> None:
         ValueError: says what is supported.
     """
     activations = " and ".join(map(repr, ACTIVATIONS))
-    require(config, "hidden_act", config.hidden_act in ACTIVATIONS, activations)
+    require(config, "hidden_act", config.hidden_act in list(ACTIVATIONS), activations)
+    require_counts(config, "hidden_size", "num_hidden_layers", "num_attention_heads")
+    eps = config.layer_norm_eps
+    require(config, "layer_norm_eps", isinstance(eps, int | float) and eps > 0, "numbers above 0")
     divides = config.hidden_size % config.num_attention_heads == 0
     require(config, "num_attention_heads", divides, "divisors of hidden_size")
 
@@ -59,9 +62,10 @@ class CLIPTextConfig:
 
     def __post_init__(self):
         require(self, "eos_token_id", isinstance(self.eos_token_id, int), "one integer")
+        require_counts(self, "vocab_size", "intermediate_size", "max_position_embeddings")
         require_layers(self)
-        ok = isinstance(self.projection_dim, int) or not self.projection
-        require(self, "projection_dim", ok, "an integer")
+        if self.projection:
+            require_counts(self, "projection_dim")
 
     @classmethod
     def from_dict(cls, mapping: Mapping) -> "CLIPTextConfig":

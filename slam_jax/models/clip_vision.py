@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from slam_jax.models import layers
 from slam_jax.models.clip import CLIPEncoder, CLIPTextConfig, require_layers
-from slam_jax.models.published_config import require
+from slam_jax.models.published_config import require, require_counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,7 @@ class CLIPVisionConfig:
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self):
+        require_counts(self, "intermediate_size", "projection_dim", "image_size", "patch_size")
         require_layers(self)
         divides = self.image_size % self.patch_size == 0
         require(self, "patch_size", divides, "divisors of image_size")
@@ -57,9 +58,14 @@ def read_config(mapping: Mapping[str, Any]) -> tuple[CLIPTextConfig, CLIPVisionC
         width = mapping.get("projection_dim", CLIPVisionConfig.projection_dim)
         parts[name] = {**mapping[name], "projection_dim": width}
     fields = CLIPVisionConfig.__dataclass_fields__.keys() & parts["vision_config"].keys()
-    vision = CLIPVisionConfig(**{key: parts["vision_config"][key] for key in fields})
     projecting = {"architectures": ["CLIPTextModelWithProjection"]}
-    return CLIPTextConfig.from_dict(parts["text_config"] | projecting), vision
+    part = "vision_config"
+    try:
+        vision = CLIPVisionConfig(**{key: parts[part][key] for key in fields})
+        part = "text_config"
+        return CLIPTextConfig.from_dict(parts[part] | projecting), vision
+    except ValueError as error:
+        raise ValueError(f"{part}: {error}") from error
 
 
 class CLIPVisionEmbeddings(nnx.Module):

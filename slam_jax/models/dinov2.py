@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from slam_jax.models import layers
 from slam_jax.models.clip import CLIPMLP, CLIPAttention, require_layers
-from slam_jax.models.published_config import require
+from slam_jax.models.published_config import require, require_counts
 
 CUBIC = -0.75  # torch's kernel
 OFFSET = 0.1  # of patches, see `interpolation`
@@ -41,6 +41,7 @@ class Dinov2Config:
     use_swiglu_ffn: bool = False  # the giant's
 
     def __post_init__(self):
+        require_counts(self, "mlp_ratio", "image_size", "patch_size")
         require_layers(self)
         require(self, "qkv_bias", self.qkv_bias, "True")
         require(self, "use_swiglu_ffn", not self.use_swiglu_ffn, "False")

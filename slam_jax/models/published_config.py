@@ -15,6 +15,17 @@ def require(config: Any, name: str, ok: bool, supported: str) -> None:
         raise ValueError(f"{name} = {getattr(config, name)!r}, supported: {supported}")
 
 
+def require_counts(config: Any, *names: str) -> None:
+    """Refuses a config in which one of these values is no number of things.
+
+    Raises:
+        ValueError: says what is supported.
+    """
+    for name in names:
+        value = getattr(config, name)
+        require(config, name, type(value) is int and value > 0, "whole numbers above 0")
+
+
 @dataclasses.dataclass(frozen=True)
 class PublishedConfig:
     """A frozen dataclass whose fields are the keys of a config.json that may vary.

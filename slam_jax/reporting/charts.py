@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from slam_jax.drawing.metrics.registry import METRICS
-from slam_jax.reporting.data import Row, RunData
+from slam_jax.reporting.data import Row, RunData, names_of
 
 MOST_POINTS = 400  # of a curve; of more, neighbours are averaged
 WIDE = 8  # largest to smallest value
@@ -58,8 +58,7 @@ class Chart:
 
 def charts(run: RunData) -> tuple[list[Chart], list[Chart]]:
     """(metrics of the ladders, curves of the training)."""
-    names = list(dict.fromkeys(name for row in run.rows for name in row))
-    names = [name for name in names if name not in NOT_SHOWN]
+    names = [name for name in names_of(run.rows) if name not in NOT_SHOWN]
     measured, binned, rest = {}, {}, []
     for name in names:
         by_steps = re.fullmatch(r"(.+)_(\d+)", name)
@@ -128,7 +127,9 @@ def _in_steps(model: str, steps: int) -> str:
 
 def points(rows: Sequence[Row], name: str) -> list[tuple[float, float | None]]:
     """(step, value) of a metric, in the rows that have it; of many, means of neighbours."""
-    found = np.array([(row["step"], row[name]) for row in rows if name in row], np.float64)
+    having = [row for row in rows if name in row]
+    steps, values = ([row[key] for row in having] for key in ("step", name))
+    found = np.array([steps, values], np.float64).T
     if len(found) > MOST_POINTS:
         found = np.array([part.mean(axis=0) for part in np.array_split(found, MOST_POINTS)])
     return [(float(x), float(f"{y:.6g}") if np.isfinite(y) else None) for x, y in found]

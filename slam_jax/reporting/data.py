@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from slam_jax.config.validate import freeze
 from slam_jax.drawing.report import SUMMARY_FILE
 from slam_jax.drawing.strips import ROWS_FILE
 from slam_jax.training.metric_log import read_rows
+from slam_jax.training.patience import Patience
 from slam_jax.training.workdir import (
     CONFIG_FILE,
     RUN_FILE,
@@ -112,19 +114,25 @@ def read_run_data(workdir: Path) -> RunData:
     """
     config = freeze(read_json(workdir / CONFIG_FILE, "give the --workdir of a run"))
     summary = _read(workdir / SUMMARY_FILE)
-    rows = read_rows(workdir)
+    rows, training = read_rows(workdir), config.training
+    step = int(rows[-1]["step"]) if rows else 0
+    patience = Patience(training.patience, training.best_metric, rows if training.patience else ())
+    last = step if patience.is_over else training.steps  # it may have ended early
     return RunData(
         workdir,
         config,
         {**(summary or {}), **(_read(workdir / RUN_FILE) or {})},
         _read(workdir / TEACHER_FILE) or {},
         rows,
-        read_ladders(
-            workdir / SAMPLES, config.training.steps, int(rows[-1]["step"]) if rows else 0
-        ),
+        read_ladders(workdir / SAMPLES, last, step),
         summary,
         (_read(workdir / TEACHER_METRICS_FILE) or {}).get("metrics"),
     )
+
+
+def names_of(rows: Sequence[Row]) -> list[str]:
+    """Of all metrics, each once, in the order in which they appear."""
+    return list(dict.fromkeys(chain.from_iterable(rows)))
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -162,6 +170,8 @@ def _read_strips(path: Path, step: int) -> Strips:
         }
         (teacher,) = (strip for (model, _), strip in strips.items() if model == "teacher")
         student = [strip for (model, _), strip in strips.items() if model == "student"]
+        if not student:
+            raise ValueError("no pictures by a student")
         width, height = content["size"]
         return Strips(
             step,

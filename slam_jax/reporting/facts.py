@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from slam_jax.config.describe import Description, describe
-from slam_jax.config.options import Config
-from slam_jax.drawing.metrics.registry import METRICS
+from slam_jax.config.options import Config, Evaluation
+from slam_jax.drawing.ladder import COLUMNS
+from slam_jax.drawing.metrics.registry import METRICS, choose, networks_of
 from slam_jax.reporting.data import RunData
 
 SHOWN_ELSEWHERE = ("config.name", "config.seed", "config.evaluation.prompts")
@@ -44,25 +45,32 @@ def headline(run: RunData) -> Iterator[Fact]:
         yield Fact("memory of the host", f"{summary['peak_memory_gb']:.1f} GiB", "at the peak")
     if "seconds" in summary:
         yield Fact("time", duration(summary["seconds"]), "all of the last start")
-    if share := evaluation_share(summary):
-        seconds = duration(summary["evaluation_seconds"])
-        yield Fact("evaluation", f"{share:.1%}", f"{seconds}, compared with all else")
+    evaluating, steps = seconds_of(run)
+    if evaluating and steps:
+        note = f"{duration(evaluating)} beside {duration(steps)} of training steps"
+        yield Fact("evaluation", f"{evaluating / steps:.1%}", note)
 
 
-def evaluation_share(summary: dict[str, Any]) -> float | None:
-    """Seconds of the evaluations as a share of all other seconds; None: not recorded."""
-    if "evaluation_seconds" not in summary or "seconds" not in summary:
-        return None
-    others = summary["seconds"] - summary["evaluation_seconds"]
-    return summary["evaluation_seconds"] / others if others > 0 else None
+def seconds_of(run: RunData) -> tuple[float, float]:
+    """(of the step ladders, of the training steps), as the rows have them, of all starts together.
+
+    A step whose time no row has, as it was compiled, does not count.
+    """
+    evaluating = steps = before = 0.0
+    for row in run.rows:
+        evaluating += row.get("evaluation_seconds", 0)
+        if speed := row.get("samples_per_second"):
+            steps += (row["step"] - before) * run.config.training.batch_size / speed
+        before = row["step"]
+    return evaluating, steps
 
 
 def duration(seconds: float) -> str:
     """Such as "3 min 20 s", as exact as it matters."""
-    if seconds < 60:
+    if float(f"{seconds:.3g}") < 60:
         return f"{seconds:.3g} s"
-    if seconds < 600:
-        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    if (whole := round(seconds)) < 600:
+        return f"{whole // 60} min {whole % 60} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
@@ -93,19 +101,44 @@ def protocol(run: RunData) -> Iterator[Fact]:
     """How the pictures were drawn and measured."""
     evaluation = run.config.evaluation
     prompts = evaluation.prompts or (run.ladders[-1].prompts if run.ladders else ())
-    if prompts := tuple(dict.fromkeys(prompts)):
-        yield Fact("prompts", " · ".join(prompts))
+    if prompts:
+        yield Fact("prompts", " · ".join(dict.fromkeys(prompts)))
     for model in ("teacher", "student"):
         steps = getattr(evaluation, f"{model}_steps")
         yield Fact(f"steps of the {model}", ", ".join(map(str, steps)))
     guidance = 1 + run.config.method.w
     yield Fact("guidance", f"{guidance:g}", f"of the teacher; w = {guidance - 1:g}, as trained")
     yield Fact("seed", str(run.config.seed), "teacher and student start from the same noise")
-    count = evaluation.samples or evaluation.batch or len(prompts)
-    if count:
-        yield Fact("pictures in a row of the table", f"{count:,}", "of noise that no ladder has")
-    chosen = [METRICS[name].title for name in evaluation.metrics or METRICS if name in METRICS]
-    yield Fact("metrics", ", ".join(chosen), "" if evaluation.metrics else "all that apply")
+    yield from _measured(evaluation, evaluation.batch or min(len(prompts), COLUMNS))
+
+
+def _measured(evaluation: Evaluation, ladder: int) -> Iterator[Fact]:
+    """The metrics of pixels and those of networks, each with the pictures that they are of.
+
+    Args:
+      evaluation: what is measured.
+      ladder: pictures in a row of it; 0: not known yet.
+    """
+    chosen = [METRICS[name] for name in evaluation.metrics if name in METRICS]
+    if not evaluation.metrics:
+        chosen = choose(())
+    by_networks = [metric for metric in chosen if metric.networks]
+    pixels = [metric.title for metric in chosen if not metric.networks]
+    if pixels:
+        count = _pictures(evaluation.samples or ladder)
+        note = f"in the table of {count}, of noise that no ladder has"
+        yield Fact("metrics of pixels", ", ".join(pixels), note)
+    if by_networks:
+        count = _pictures(evaluation.pictures or ladder)
+        note = f"of {count}, of the same noise in ladders and table"
+        yield Fact("metrics of networks", ", ".join(m.title for m in by_networks), note)
+        where = {name: path for name, _, path in (w.partition("=") for w in evaluation.weights)}
+        for name in networks_of(by_networks):
+            yield Fact(f"weights of {name}", where.get(name, "as published"))
+
+
+def _pictures(count: int) -> str:
+    return f"{count:,} pictures" if count else "the ladder's number of pictures"
 
 
 class Choice(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 
 from slam_jax.drawing.metrics.registry import METRICS
 from slam_jax.method.slam import Slam
-from slam_jax.reporting.data import Row, RunData, Strips
+from slam_jax.reporting.data import Row, RunData, Strips, names_of
 
 FEW = 8  # rows, with which a course cannot be told from noise yet
 SIGMAS = 2.0  # standard errors, up to which a difference is noise
@@ -44,7 +44,7 @@ def findings(run: RunData) -> list[Finding]:
 
 def skipped_steps(rows: Sequence[Row]) -> Iterator[Finding]:
     """Steps that changed nothing."""
-    if count := int(rows[-1]["skipped"]) if rows else 0:
+    if count := int(rows[-1].get("skipped", 0)) if rows else 0:
         yield Finding(
             f"{_count(count, 'step was', 'steps were')} skipped: loss or gradient was not finite.",
             "slam-jax replay --workdir of this run shows which examples and arrays it was; the "
@@ -65,7 +65,7 @@ def rejected_examples(rows: Sequence[Row], batch_size: int) -> Iterator[Finding]
 def growing_loss_of_last_t_bin(rows: Sequence[Row]) -> Iterator[Finding]:
     """The loss where there is most noise, in the second quarter of the training (after what only
     the start shows) and in the last."""
-    name = max((name for name in _names(rows) if re.fullmatch(r"loss_t\d", name)), default="")
+    name = max((name for name in names_of(rows) if re.fullmatch(r"loss_t\d", name)), default="")
     values = _column(rows, name)
     if len(values) < FEW:
         return
@@ -85,7 +85,7 @@ def gamma_without_effect(rows: Sequence[Row]) -> Iterator[Finding]:
     """The losses of the first and the last bin of gamma, row by row: the larger gamma is, the
     farther is the point from the end of the sub-path, whose answer is the target. Equal losses say
     that the points are the same, or that the network cannot tell them apart."""
-    names = sorted(name for name in _names(rows) if re.fullmatch(r"loss_gamma\d", name))
+    names = sorted(name for name in names_of(rows) if re.fullmatch(r"loss_gamma\d", name))
     both = [row for row in rows if names and names[0] in row and names[-1] in row]
     if len(names) < 2 or len(both) < FEW:
         return
@@ -116,10 +116,12 @@ def clipped_gradients(rows: Sequence[Row], clip_norm: float) -> Iterator[Finding
 
 def worse_metrics(rows: Sequence[Row]) -> Iterator[Finding]:
     """Metrics of the ladders whose best value is behind."""
-    for name in _names(rows):
+    for name in names_of(rows):
         found = re.fullmatch(r"(.+)_(\d+)", name)
-        measured = [row for row in rows if np.isfinite(row.get(name, np.nan))]
-        if not found or found[1] not in METRICS or len(measured) < 3:
+        if not found or found[1] not in METRICS:
+            continue
+        measured = [row for row in rows if name in row and np.isfinite(row[name])]
+        if len(measured) < 3:
             continue
         metric, values = METRICS[found[1]], _column(measured, name)
         sign = 1 if metric.lower_is_better else -1
@@ -150,11 +152,6 @@ def saturated_pictures(ladder: Strips) -> Iterator[Finding]:
 
 def _count(count: int, one: str, many: str) -> str:
     return f"{count:,} {one if count == 1 else many}"
-
-
-def _names(rows: Sequence[Row]) -> list[str]:
-    """Of all metrics, each once."""
-    return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def _column(rows: Sequence[Row], name: str) -> np.ndarray:

@@ -68,8 +68,8 @@ draws the example of artifact.json. From another program, with draw.py beside it
 Picture i of a batch has the noise of (seed, first + i). The first start on a kind of machine
 compiles; `python draw.py --compile` does that ahead. compiled/ is used where jaxlib, the machine
 and XLA_FLAGS are the same, and JAX_COMPILATION_CACHE_DIR does not name another folder; who can
-write there can make draw.py run code. artifact.json has each
-file's SHA-256; draw.py checks that of the programs, and the weights' size.
+write there can make draw.py run code. artifact.json has each file's SHA-256; draw.py checks that of
+the programs, and the weights' size.
 """
 OF_TOKENS = """from draw import load
 
@@ -245,8 +245,7 @@ def _about(
 
 def _write_surroundings(model: Model, folder: Path, about: dict[str, Any]) -> None:
     """Writes the tokenizers, and the README that tells how to use them."""
-    names = model.pipeline.save_tokenizers(folder)
-    length = about["inputs"]["tokens"]["shape"][-1]
+    names, length = model.pipeline.save_tokenizers(folder), about["inputs"]["tokens"]["shape"][-1]
     readme = README.format(
         model=about["model"],
         steps=about["steps"],

@@ -4,7 +4,7 @@ asked for in Weights & Biases."""
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -120,12 +120,29 @@ def read_rows(folder: Path) -> tuple[dict[str, float], ...]:
       InputError: another one is damaged; names the file and the line.
     """
     path = folder / METRICS_FILE
-    lines, rows = path.read_text().splitlines() if path.exists() else [], []
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
+    try:
+        # All together: faster than one by one, and the rows share the strings of their names.
+        rows = json.loads((b"[" + b",".join(lines) + b"]").decode())
+    except (ValueError, RecursionError):
+        rows = []
+    if len(rows) != len(lines) or not all(map(_is_row, rows)):
+        number, why = next(_damages(lines))
+        raise InputError(f"{path}: line {number} is damaged ({why}); remove the line")
+    return tuple(rows)
+
+
+def _is_row(row: Any) -> bool:
+    return isinstance(row, dict) and isinstance(row.get("step"), int)
+
+
+def _damages(lines: Sequence[bytes]) -> Iterator[tuple[int, str]]:
+    """(number, why) of each line that is no row."""
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            if number < len(lines):
-                why = f"line {number} is damaged ({error})"
-                raise InputError(f"{path}: {why}; remove the line") from error
-    return tuple(rows)
+            if not _is_row(json.loads(line.decode())):
+                yield number, 'expected a JSON object with a "step"'
+        except (ValueError, RecursionError) as error:
+            yield number, str(error)

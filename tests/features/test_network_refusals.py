@@ -36,23 +36,27 @@ def test_a_folder_without_weights(name, where, tmp_path):
 
 
 def test_torchvisions_inception_is_refused(tmp_path):
-    path = tmp_path / "inception_v3_google-0cc3c7bd.safetensors"
+    path = tmp_path / "inception_v3_google-0cc3c7bd.safetensors"  # whose hash does not matter
     arrays = {"AuxLogits.fc.weight": np.zeros((1000, 768), np.float32)}
     safetensors.save_arrays(path, arrays)
-    assert "damaged" in refusal(open_network, "inception", str(path))
-    path = path.rename(tmp_path / "inception_v3.safetensors")
     message = refusal(open_network, "inception", str(path))
     assert message.startswith(f"{path}: torchvision's Inception") and inception.FILES[0] in message
     safetensors.save_arrays(path, {"fc.weight": np.zeros((1000, 2048), np.float32)})
     assert "of 1000 classes" in refusal(open_network, "inception", str(path))
 
 
-def test_a_download_that_broke_off_is_refused(tmp_path):
-    path = tmp_path / inception.FILES[0]
+@pytest.mark.parametrize("name", inception.FILES[:2])
+def test_a_download_that_broke_off_is_refused(name, tmp_path):
+    path = tmp_path / name
     path.write_bytes(b"half of it")
     message = refusal(open_network, "inception", str(path))
     assert message.startswith(f"{path}: damaged: its SHA-256 begins with ")
-    assert "6726825d" in message
+    assert "should begin with 6726825d" in message
+
+
+def test_a_date_in_a_name_is_no_hash(inception_file, tmp_path):
+    path = shutil.copy(inception_file, tmp_path / "weights-20240101.safetensors")
+    assert open_network("inception", str(path)).identity["file"] == path.name
 
 
 def test_weights_of_another_network(clip_folder, inception_file):
@@ -96,6 +100,39 @@ def test_clip_with_other_layers_than_its_config(changeable):
     (changeable / "config.json").write_text(json.dumps(config))
     message = refusal(clip.open_clip, "tiny", CLIP_SIZE, str(changeable))
     assert "weights of another network: vision_model." in message and "has shape" in message
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "supported"),
+    [
+        ("vision_config", "patch_size", 0, "whole numbers above 0"),
+        ("vision_config", "patch_size", 7, "divisors of image_size"),
+        ("vision_config", "image_size", -24, "whole numbers above 0"),
+        ("vision_config", "num_hidden_layers", 1.5, "whole numbers above 0"),
+        ("vision_config", "num_attention_heads", 0, "whole numbers above 0"),
+        ("vision_config", "intermediate_size", None, "whole numbers above 0"),
+        ("text_config", "hidden_size", "24", "whole numbers above 0"),
+        ("text_config", "vocab_size", True, "whole numbers above 0"),
+        ("text_config", "layer_norm_eps", 0, "numbers above 0"),
+        ("text_config", "hidden_act", ["gelu"], "'quick_gelu' and 'gelu'"),
+    ],
+)
+def test_impossible_numbers_in_a_config_of_clip(changeable, part, key, value, supported):
+    path = changeable / "config.json"
+    config = json.loads(path.read_text())
+    config[part][key] = value
+    path.write_text(json.dumps(config))
+    message = refusal(clip.open_clip, "tiny", CLIP_SIZE, str(changeable))
+    assert message == f"{path}: {part}: {key} = {value!r}, supported: {supported}"
+
+
+@pytest.mark.parametrize("key", ["patch_size", "image_size", "num_attention_heads", "mlp_ratio"])
+def test_impossible_numbers_in_a_config_of_dinov2(dinov2_folder, tmp_path, key):
+    folder = shutil.copytree(dinov2_folder, tmp_path / "dinov2")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: 0}))
+    message = refusal(dinov2.open_dinov2, "tiny", 24, str(folder))
+    assert message == f"{path}: {key} = 0, supported: whole numbers above 0"
 
 
 def test_config_of_another_model(changeable, dinov2_folder):

@@ -68,7 +68,7 @@ def assert_refused(action, path, file, *parts):
 
 VAE_INDEX = f"{VAE}.index.json"
 SHARDS = [f"vae/diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
-CLIP = "text_encoder/model.safetensors"
+CLIP, TOKENIZER = "text_encoder/model.safetensors", "tokenizer/tokenizer_config.json"
 BIAS = "decoder.conv_in.bias"
 
 
@@ -276,15 +276,11 @@ def test_pickles_are_refused_with_what_converts_them(changeable, tmp_path):
     [
         (lambda p: (p / "vocab.json").unlink(), "tokenizer/vocab.json", "missing"),
         (lambda p: (p / "merges.txt").unlink(), "tokenizer/merges.txt", "missing"),
-        (
-            lambda p: (p / "tokenizer_config.json").unlink(),
-            "tokenizer/tokenizer_config.json",
-            "No such file",
-        ),
-        (lambda p: shutil.rmtree(p), "tokenizer/tokenizer_config.json", "No such file"),
+        (lambda p: (p / "tokenizer_config.json").unlink(), TOKENIZER, "No such file"),
+        (lambda p: shutil.rmtree(p), TOKENIZER, "No such file"),
         (
             lambda p: edit_json(p / "tokenizer_config.json", model_max_length=10**30),
-            "tokenizer/tokenizer_config.json",
+            TOKENIZER,
             "model_max_length is 1000",
         ),
         (lambda p: (p / "vocab.json").write_text("{"), "tokenizer", "not a CLIP tokenizer ("),

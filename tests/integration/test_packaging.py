@@ -81,6 +81,24 @@ def test_installed_it_runs_without_the_repository(wheel, tmp_path):
     assert not list(empty.iterdir())
 
 
+def test_python_alone_is_enough_for_all_tests_but_those_in_a_browser():
+    """`make test` adds nothing to pytest's own options; CI installs Chromium and runs both."""
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    assert options["addopts"][-2:] == ["-m", "not nightly and not browser"]
+    commands = {}
+    for target in ("test", "test-fast", "test-browser", "test-all"):
+        plan = run("make", "--dry-run", target, folder=ROOT)
+        (commands[target],) = (line for line in plan.splitlines() if "-m pytest" in line)
+    assert " -m " not in commands["test"].replace("-m pytest", "")
+    assert '-m "not slow and not nightly and not browser"' in commands["test-fast"]
+    assert commands["test-browser"].endswith("-m browser")
+    assert commands["test-all"].endswith('-m ""')
+    ci = (ROOT / ".ci/run").read_text().splitlines()
+    places = [ci.index(line) for line in ("make lint", "make test", "make test-browser")]
+    assert places == sorted(places) and any("install" in line for line in ci[: places[0]])
+    assert "- run: .ci/run" in (ROOT / ".github/workflows/ci.yml").read_text()
+
+
 def imported_distributions():
     """Names of what the package imports anywhere, as in requirements, Python's own left out."""
     modules = set()

@@ -253,7 +253,7 @@ def test_defaults_and_keys_are_those_of_transformers():
         ({"num_attention_heads": 7}, ["num_attention_heads", "7", "hidden_size"]),
         (
             {"architectures": ["CLIPTextModelWithProjection"], "projection_dim": None},
-            ["projection_dim", "None", "integer"],
+            ["projection_dim", "None", "whole numbers above 0"],
         ),
     ],
 )

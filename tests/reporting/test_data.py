@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from report_runs import make_workdir, pictures
+from report_runs import make_workdir, pictures, rows
 
 from slam_jax.base.errors import InputError
 from slam_jax.drawing.strips import FEW, SIDE, save_strips
@@ -71,12 +71,25 @@ def test_a_row_that_is_being_written_is_left_out_and_a_damaged_one_named(tmp_pat
     whole = path.read_text()
     path.write_text(whole + '{"step": 420, "lo')
     assert read_run_data(workdir).step == 400
-    path.write_text('{"step": 20, "lo\n' + whole)
-    with pytest.raises(InputError, match=r"metrics.jsonl: line 1 is damaged"):
-        read_run_data(workdir)
+    for damaged in (b'{"step": 20, "lo', b"[1]", b"7", b"{}", b'{"step": "1"}', b"\xff\xfe{"):
+        for before, after in (("", whole), (whole, "")):
+            path.write_bytes(before.encode() + damaged + b"\n" + after.encode())
+            with pytest.raises(InputError, match=r"metrics.jsonl: line (1|21) is damaged") as error:
+                read_run_data(workdir)
+            assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["{}", '{"prompts": [], "size": [1], "rows": []}'])
+TEACHER_ALONE = {"model": "teacher", "steps": 50, "file": "teacher_50.webp", "at_border": 0.1}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        '{"prompts": [], "size": [1], "rows": []}',
+        json.dumps({"prompts": ["a"], "size": [8, 8], "rows": [TEACHER_ALONE]}),
+    ],
+)
 def test_damaged_rows_of_a_ladder_are_named(tmp_path, text):
     workdir = make_workdir(tmp_path / "run")
     (workdir / "samples/step_000400/rows.json").write_text(text)
@@ -104,6 +117,20 @@ def test_the_ladder_at_the_end_takes_the_place_of_that_of_the_last_step(tmp_path
     found = read_run_data(workdir).ladders
     assert [one.step for one in found] == [200, 400]
     assert found[-1].student[0].image == found[-1].student[1].image
+
+
+@pytest.mark.parametrize(("patience", "steps"), [(3, [100, 200]), (4, [100])])
+def test_the_last_ladder_of_a_run_that_ended_early(tmp_path, patience, steps):
+    """Its loss became lower for the last time in the seventh of ten rows. With more patience the
+    run is not over, and "ladder" is of an earlier end."""
+    best = dict(patience=patience, best_metric="loss")
+    workdir = make_workdir(tmp_path / "run", ladders=(100,), training=best)
+    losses = [7, 6, 5, 4, 3, 2, 1, 1, 2, 3]
+    found = [row | {"loss": loss} for row, loss in zip(rows(), losses, strict=False)]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    drawn = {("teacher", 50): pictures(0.5), ("student", 1): pictures(), ("student", 4): pictures()}
+    save_strips(workdir / "samples/ladder", drawn, ("a", "b", "c"), 20)
+    assert [one.step for one in read_run_data(workdir).ladders] == steps
 
 
 def test_ladders_of_other_prompts_are_left_out(tmp_path):

@@ -8,6 +8,10 @@ from slam_jax.reporting import findings
 from slam_jax.reporting.data import RunData, Strip, Strips
 
 
+def test_rows_without_what_newer_ones_have():
+    assert texts(findings.skipped_steps([{"step": 20}])) == []
+
+
 def texts(found):
     return [finding.text for finding in found]
 

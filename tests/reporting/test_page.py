@@ -2,14 +2,16 @@
 
 import json
 import re
+import time
 from html.parser import HTMLParser
 
 import pytest
-from report_runs import make_workdir
+from report_runs import make_workdir, rows
 
 from slam_jax.__main__ import main
 from slam_jax.base.errors import InputError
-from slam_jax.reporting import page
+from slam_jax.reporting import facts, page
+from slam_jax.reporting.data import read_run_data
 from slam_jax.reporting.facts import duration
 from slam_jax.reporting.record import record_of
 
@@ -56,9 +58,13 @@ def written(workdir):
     return Texts(page.write_page(workdir).read_text())
 
 
-def finish(workdir, **facts):
-    facts = {"seconds": 300.0, "peak_memory_gb": 1.5, "evaluation_seconds": 12.0, **facts}
-    (workdir / "summary.json").write_text(json.dumps({**facts, "results": RESULTS}))
+def write_rows(workdir, rows):
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def finish(workdir):
+    summary = {"seconds": 300.0, "peak_memory_gb": 1.5, "results": RESULTS}
+    (workdir / "summary.json").write_text(json.dumps(summary))
     teacher = {"path": "some/teacher", "fingerprints": {"denoiser": "0123456789abcdef"}}
     (workdir / "teacher.json").write_text(json.dumps(teacher))
     (workdir / "run.json").write_text(json.dumps(record_of("slam-jax train --config x")))
@@ -78,7 +84,6 @@ def test_a_finished_run(tmp_path):
         "samples seen 38,400 96 in a step",
         "time 5 min 0 s",
         "memory of the host 1.5 GiB",
-        "evaluation 4.2% 12 s, compared with all else",  # 12 of 288
         "guidance 9 of the teacher; w = 8",
         "steps of the student 1, 4",
     ):
@@ -95,6 +100,59 @@ def test_a_finished_run(tmp_path):
     assert changed["training.batch_size"] == ["96", "12"]
     assert changed["evaluation.student_steps"] == ["1, 4", "1, 2, 4, 8"]
     assert "seed" not in changed and "training.optimizer.b1" not in changed
+
+
+def test_the_share_of_the_evaluation_is_that_of_the_rows(tmp_path):
+    """Of a run of 400 steps of 10 examples, 100 a second: 40 s, but for its first row."""
+    workdir = make_workdir(tmp_path / "run", training=dict(batch_size=10))
+    found = [{**row, "samples_per_second": 100} for row in rows()]
+    del found[0]["samples_per_second"]
+    for row in found[4::5]:
+        row["evaluation_seconds"] = 2.375
+    write_rows(workdir, found)
+    assert "evaluation 25.0% 9.5 s beside 38 s of training steps" in written(workdir).text
+    write_rows(workdir, rows())
+    assert " s of training steps" not in written(workdir).text
+
+
+def protocol(run_folder, **evaluation):
+    run = read_run_data(make_workdir(run_folder, evaluation=evaluation))
+    return {fact.name: (fact.value, fact.note) for fact in facts.protocol(run)}
+
+
+def test_the_protocol_tells_metrics_of_pixels_from_those_of_networks(tmp_path):
+    chosen = dict(
+        samples=500,
+        metrics=("rmse_to_teacher", "fid_to_teacher", "clip_score"),
+        weights=("inception=a/b=c.pth",),
+    )
+    for pictures, count in ((4096, "4,096"), (0, "3")):
+        found = protocol(tmp_path / f"{pictures}", pictures=pictures, **chosen)
+        said = "in the table of 500 pictures, of noise that no ladder has"
+        assert found["metrics of pixels"] == ("RMSE to teacher", said)
+        said = f"of {count} pictures, of the same noise in ladders and table"
+        assert found["metrics of networks"] == ("FID to teacher, CLIP score", said)
+        assert found["weights of inception"] == ("a/b=c.pth", "")
+        assert found["weights of clip_b32"] == ("as published", "")
+
+
+def test_the_protocol_of_metrics_that_are_not_chosen(tmp_path):
+    found = protocol(tmp_path / "run", prompts=tuple("abcdefghijklmnopqrstuvwxyz"))
+    names, note = found["metrics of pixels"]
+    assert names.startswith("FD pixels, ") and "FID" not in names
+    assert note.startswith("in the table of 20 pictures")  # a ladder's row has no more
+    assert not [name for name in found if "network" in name or "weights" in name]
+    assert "metrics of pixels" not in protocol(tmp_path / "other", metrics=("clip_score",))
+
+
+def test_the_page_of_a_long_run_is_there_in_a_moment(tmp_path):
+    """50,000 rows: it is written at every ladder."""
+    workdir = make_workdir(tmp_path / "run", training=dict(steps=1_000_000))
+    usual = rows(rmse_to_teacher_4=lambda u: u)[3]
+    write_rows(workdir, [{**usual, "step": 20 * i} for i in range(1, 50_001)])
+    started = time.process_time()
+    page.write_page(workdir)
+    assert time.process_time() - started < 3
 
 
 def test_the_best_of_the_students_steps_is_marked():
@@ -170,7 +228,11 @@ def test_a_page_that_fails_says_so_and_no_more(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0.05, "0.05 s"), (59, "59 s"), (200, "3 min 20 s"), (1023, "17 min"), (7260, "2 h 1 min")],
+    [
+        *((0.05, "0.05 s"), (59, "59 s"), (59.94, "59.9 s"), (59.97, "1 min 0 s")),
+        *((119.7, "2 min 0 s"), (200, "3 min 20 s"), (599.4, "9 min 59 s"), (599.6, "10 min")),
+        *((1023, "17 min"), (3599, "1 h 0 min"), (7260, "2 h 1 min")),
+    ],
 )
 def test_durations(seconds, words):
     assert duration(seconds) == words

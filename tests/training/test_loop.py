@@ -1,6 +1,5 @@
 """The loop: going on after any end, what is passed over or skipped, when it saves."""
 
-import dataclasses
 import itertools
 import json
 import os
@@ -27,23 +26,17 @@ from slam_jax.training.checkpoint_files import best_step, steps_in
 from slam_jax.training.loop import Interrupted, TrainingRun, fit
 from slam_jax.training.step import init_state
 
+BESIDE = ("draw_samples", "report", "wandb")
 
-def run_loop(
-    folder,
-    steps,
-    source=None,
-    max_rejects=0.1,
-    draw_samples=None,
-    report=None,
-    wandb=None,
-    **changes,
-):
+
+def run_loop(folder, steps, source=None, max_rejects=0.1, **changes):
+    """Trains with other options of the training, others of `setup`, and what BESIDE names."""
     step, _, mesh = setup(**changes.pop("setup", {}))
     init = partial(init_state, tx=OPTIMIZER, mesh=mesh)
+    beside = {name: changes.pop(name) for name in BESIDE if name in changes}
     training = Training(steps=steps, batch_size=BATCH, log_every=2, checkpoint_every=4, **changes)
     data = Batches(source or Points(), BATCH, seed=0, max_rejects=max_rejects)
-    run = TrainingRun(step, init, data, mesh, training, folder, "test", {}, draw_samples)
-    run = dataclasses.replace(run, report=report, wandb=wandb)
+    run = TrainingRun(step, init, data, mesh, training, folder, "test", {}, **beside)
     frozen = shard({"f": np.zeros((), np.float32)}, mesh)
     return fit(run, {"w": np.ones(2, np.float32)}, frozen)
 
