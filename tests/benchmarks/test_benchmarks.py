@@ -97,7 +97,7 @@ def test_the_speed_of_everything(tmp_path, one_level, monkeypatch):
     assert report_of(tmp_path) == report
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_a_switch_gains(tmp_path, one_level):
     import switches
 

@@ -144,7 +144,7 @@ def test_what_is_added_in_the_page_on_extending_trains_draws_and_exports(tmp_pat
     assert "read            3 of them, of which 3 can be used" in said
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_launcher_and_comparison(tmp_path):
     (line,) = (line for line in COMMANDS if line.startswith("launch/"))
     program, *arguments = shlex.split(line)
@@ -158,7 +158,7 @@ def test_launcher_and_comparison(tmp_path):
     assert text.count("±") > 20 and "| FD to teacher |" in text
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_checkpoint_benchmark(tmp_path):
     assert "PYTHONPATH=. python benchmarks/checkpoint.py" in COMMANDS
     small = ["--megabytes", "1", "--turns", "2", "--out", tmp_path]
@@ -167,7 +167,7 @@ def test_checkpoint_benchmark(tmp_path):
     assert state["arrays"] == 701 and state["median_seconds"]["save_returns"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_loading_benchmark(tmp_path):
     assert "PYTHONPATH=. python benchmarks/load_sd15.py" in COMMANDS
     small = ["--small", "--folder", tmp_path / "sd15", "--out", tmp_path / "results"]
@@ -176,7 +176,7 @@ def test_loading_benchmark(tmp_path):
     assert report["from_page_cache"]["seconds"] > 0 and not (tmp_path / "sd15").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_data_benchmark(tmp_path):
     assert "PYTHONPATH=. python benchmarks/data.py" in COMMANDS
     small = ["--small", "--minutes", "0.05", "--folder", tmp_path, "--out", tmp_path / "results"]

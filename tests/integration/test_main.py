@@ -188,7 +188,10 @@ def test_a_student_that_is_told_gamma_and_a_teacher_that_predicts_v(finished, tm
         ("--config.teacher.training.remat=full", "remat = 'full', expected none: it is for"),
         ("--config.data.source=photographs", "source = 'photographs', expected 'digits'"),
         ("--config.data.min_size=9", "config.data: digits: min_size = 9 means nothing"),
-        ("--config.evaluation.metrics=('fid',)", "metrics = 'fid', expected one of fd_pixels"),
+        (
+            "--config.evaluation.metrics=('fidelity',)",
+            "metrics = 'fidelity', expected one of fd_pixels",
+        ),
         ("--config.execution.attention=flash", "config.execution.attention = 'flash', expected"),
         ("--config.training.best_metric=rmse_to_teacher_3", "rmse_to_teacher_1, rmse_to_teacher_2"),
         ("--workdirs=x", "workdirs"),

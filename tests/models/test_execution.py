@@ -67,7 +67,11 @@ LAYERS = {
         X,
         CONTEXT,
     ),
-    "text": (lambda rngs: CLIPAttention(16, 4, rngs=rngs), lambda layer, x: layer(x), X),
+    "text": (
+        lambda rngs: CLIPAttention(16, 4, causal=True, rngs=rngs),
+        lambda layer, x: layer(x),
+        X,
+    ),
     "pixels": (
         lambda rngs: PixelAttention(16, 4, rngs=rngs),
         lambda layer, x: layer(x),

@@ -25,7 +25,7 @@ def test_run_leaves_checkpoints_pictures_report_and_a_diffusers_folder(finished_
     assert names == {
         *("config.json", "teacher.json", "checkpoints", "metrics.jsonl", "tensorboard"),
         *("samples", "summary.json", "summary.md", "export", ".lock"),
-        *("run.json", "report.html"),
+        *("run.json", "report.html", "teacher_metrics.json"),
     }
     ladders = {path.name for path in (finished_sd / "samples").iterdir()}
     assert ladders == {
