@@ -31,8 +31,6 @@ WHERE = (
 LAST_LAYER = ("fc.weight", "fc.bias")
 CLASSES = 1008
 
-_apply = full_precision(functional.apply_fn(InceptionV3, None))
-
 
 @dataclass(frozen=True, eq=False)
 class Inception(FeatureNetwork):
@@ -48,7 +46,7 @@ class Inception(FeatureNetwork):
         return self.resizer(image, SIZE).astype(np.float32)
 
     def apply(self, params: Params, x: Array) -> Float[Array, "B 2048"]:
-        return _apply(params, x)
+        return full_precision(functional.apply_fn(InceptionV3, None))(params, x)
 
 
 def open_whole(path: str) -> Inception:

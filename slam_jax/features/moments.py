@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from scipy import linalg
 
 BLOCK = 256  # rows that are summed at a time
 
@@ -31,6 +30,8 @@ class Moments:
     @cached_property
     def root(self) -> Float[np.ndarray, "D D"]:
         """A matrix R with covariance = R R^T."""
+        from scipy import linalg  # takes a while, and most commands do without
+
         # This driver needs no workspace of two more matrices, as numpy's does.
         values, root = linalg.eigh(self.covariance, driver="evr")
         root *= np.sqrt(np.maximum(values, 0))
@@ -104,6 +105,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"frechet_distance: {a.mean.size} features and {b.mean.size}")
+    from scipy import linalg
+
     # cov_a cov_b has the eigenvalues of root_b^T cov_a root_b, which are real.
     product = b.root.T @ (a.covariance @ b.root)
     values = linalg.eigvalsh(product, overwrite_a=True, driver="evr")

@@ -15,7 +15,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from tqdm import tqdm
 
 from slam_jax import __version__
@@ -83,7 +82,9 @@ def render(run: RunData) -> str:
 
 
 @cache
-def _template() -> jinja2.Template:
+def _template() -> Any:
+    import jinja2  # here, as only a page needs it
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
