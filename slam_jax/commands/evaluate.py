@@ -87,7 +87,10 @@ def main(argv: list[str] | None = None) -> None:
     add("--dtype", choices=DTYPES, default="float32", help="of the networks that draw")
     add("--steps", type=numbers, default=(1, 2, 4, 8), help="numbers of steps, between commas")
     add("--guidance", type=float, help="usual scale, of a teacher that is measured")
-    add("--preset", help=f"a whole protocol: {', '.join(PRESETS)}")
+    add(
+        "--preset",
+        help=f"a whole protocol; {'; '.join(f'{p.name}: {p.about}' for p in PRESETS.values())}",
+    )
     add("--data", type=Path, default=Path(), help="folder with the files of a preset")
     add("--prompts", help="text file, captions JSON of COCO, or images with captions")
     add("--prompts-seed", type=int, default=0, help="of the choice of --count prompts")

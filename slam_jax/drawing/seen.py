@@ -106,10 +106,11 @@ def extractor_of(options: Evaluation) -> Extractor | None:
                 f"metrics: {metric.name} compares with real pictures; measure it with slam-jax "
                 "evaluate"
             )
-        if metric.networks and options.pictures < (fewest := metric.fewest(widths)):
+        # A ladder has at least one picture.
+        if metric.networks and (options.pictures or 1) < (fewest := metric.fewest(widths)):
             raise InputError(
-                f"pictures = {options.pictures}, expected {fewest} or more for {metric.name}: with "
-                "fewer pictures than features it means nothing"
+                f"pictures = {options.pictures}, expected {fewest} or more for {metric.name}; "
+                f"{metric.too_few}"
             )
     mesh = make_mesh(devices=jax.local_devices())
     return Extractor(networks, mesh, LOOKED_AT * mesh.size)

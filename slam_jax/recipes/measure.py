@@ -115,7 +115,7 @@ def read_reference(
     """
     names = compared_networks(metrics, "reference")
     for option, read in (("size", networks), ("reference", names)):
-        if getattr(arguments, option) and not read:
+        if getattr(arguments, option) and not read and arguments.preset is None:
             raise InputError(f"--{option}: no metric here reads it; leave it out")
     if not names:
         return None

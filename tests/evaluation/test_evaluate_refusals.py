@@ -140,6 +140,8 @@ def test_a_preset_fixes_prompts_size_and_reference(run, tmp_path, monkeypatch):
     for option, value in (("count", "5"), ("size", "16"), ("per-prompt", "2"), ("prompts", "x")):
         with pytest.raises(SystemExit, match=f"--{option}: tiny_20 fixes it; leave it out"):
             evaluate.main([*arguments, f"--{option}", value])
+    evaluate.main([*arguments[:-1], str(tmp_path / "other"), "--metrics", "rmse_to_teacher"])
+    assert results(tmp_path / "other")["results"][0]["rmse_to_teacher"] > 0  # reads no size
     with pytest.raises(SystemExit, match="give a file of slam-jax reference"):
         evaluate.main([*arguments, "--reference", str(tmp_path)])
 

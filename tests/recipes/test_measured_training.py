@@ -10,9 +10,11 @@ from helpers import interrupt_in_step
 
 import slam_jax
 from slam_jax.base.errors import InputError
+from slam_jax.config.options import Evaluation
 from slam_jax.drawing.metrics.frechet import between
 from slam_jax.drawing.metrics.metric import Metric
 from slam_jax.drawing.metrics.registry import METRICS
+from slam_jax.drawing.seen import extractor_of
 from slam_jax.features.extract import Extractor
 from slam_jax.training.loop import Interrupted
 
@@ -110,6 +112,15 @@ def test_the_cost_is_in_the_metrics(interrupted_run):
     assert all(rows[step]["evaluation_seconds"] > 0 for step in (2, 4, 6))
 
 
+class Scored(Metric):
+    """One that a single picture is enough for."""
+
+    name, title, networks = "score", "score", ("colours",)
+
+    def compute(self, drawn):
+        return float(drawn.features["model", "colours"].array().mean())
+
+
 class Worse(Metric):
     """A metric that is lowest in the second of its measurements."""
 
@@ -143,6 +154,13 @@ def test_a_run_without_patience_ends_and_stays_ended(tmp_path, capsys, monkeypat
     assert (tmp_path / "run/export").is_dir()
     slam_jax.distill("digits", tmp_path / "run", resume=True, **options)
     assert max(rows_of(tmp_path / "run")) == 5
+
+
+def test_networks_see_the_ladder_where_no_number_of_pictures_is_given():
+    options = {**SMALL["evaluation"], "metrics": ("score",), "pictures": 0}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(METRICS, "score", Scored())
+        assert extractor_of(Evaluation(**options)) is not None
 
 
 @pytest.mark.parametrize(
