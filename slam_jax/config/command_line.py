@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -16,7 +16,8 @@ from slam_jax.config.options import Config
 from slam_jax.config.validate import freeze
 
 USAGE = """\
-slam-jax train --config RECIPE [--workdir DIR] [--resume] [--distributed] [--config.KEY=VALUE ...]
+slam-jax {command} --config RECIPE [--workdir DIR] [--resume] [--distributed]
+    [--config.KEY=VALUE ...]
 
   --config       a recipe ({recipes}; some take a size, as sd:tiny), or a Python file with
                  get_config()
@@ -34,13 +35,13 @@ class Command(NamedTuple):
     """A command line.
 
     Attributes:
-      config: the run.
+      config: the run, of the class that was asked for.
       workdir: its folder.
       resume: whether it may go on with a run that is there.
       distributed: whether this is one of several processes of the run.
     """
 
-    config: Config
+    config: Any
     workdir: Path
     resume: bool
     distributed: bool
@@ -105,17 +106,23 @@ def _refusals() -> Iterator[None]:
         raise InputError(text) from error
 
 
-def parse(argv: list[str]) -> Command:
+def parse(argv: list[str], name: str = "train", kind: type = Config) -> Command:
     """Reads the command line.
+
+    Args:
+      argv: behind the command's name.
+      name: of the command.
+      kind: what its config files describe, `Config` or another dataclass of options.
 
     Raises:
       InputError: an unknown flag, an unreadable config file, an unknown key, a wrong value.
       SystemExit: help was asked for, and is printed.
     """
     if {"-h", "--help"} & {*argv}:
-        print(USAGE.format(recipes=", ".join(recipes()), options=help_text(Config())))
+        text = USAGE.format(command=name, recipes=", ".join(recipes()), options=help_text(kind()))
+        print(text)
         sys.exit(0)
-    values, command = flags.FlagValues(), ["slam-jax train", *_with_file(argv)]
+    values, command = flags.FlagValues(), [f"slam-jax {name}", *_with_file(argv)]
     config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=command)
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     for name in ("resume", "distributed"):
@@ -127,7 +134,7 @@ def parse(argv: list[str]) -> Command:
                 f"expected --config RECIPE ({', '.join(recipes())}) or --config FILE; got "
                 f"{' '.join(rest) or 'neither'}"
             )
-        config = freeze(values.config)
+        config = freeze(values.config, kind)
     workdir = Path(values.workdir or Path("runs") / config.name)
     return Command(config, workdir, values.resume, values.distributed)
 
