@@ -11,6 +11,7 @@ of its own and all with the same --out.
 
 import argparse
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 

@@ -91,7 +91,9 @@ def test_scaling_factor_and_psnr(params, reference):
         decoded = reference.decode(posterior.mean).sample.permute(0, 2, 3, 1).numpy()
     # The variance of N(mean, var) over all pictures is that of the means and the mean variance.
     variance = posterior.mean.double().var(correction=0) + posterior.var.double().mean()
-    assert scaling_factor(CONFIG, params, pictures) == pytest.approx(float(variance) ** -0.5, rel=1e-5)
+    assert scaling_factor(CONFIG, params, pictures) == pytest.approx(
+        float(variance) ** -0.5, rel=1e-5
+    )
     pixels = np.round(127.5 * (decoded.clip(-1, 1) + 1))
     each = [
         peak_signal_noise_ratio(image.astype(float), drawn, data_range=255)
