@@ -11,7 +11,7 @@ from pathlib import Path
 
 from doc_pages import ROOT
 
-# Lists are arguments of slam-jax, texts are Python. A plan ends with an exit status, good or bad.
+# Lists are arguments of slam-jax, texts are Python.
 ONE_AFTER_ANOTHER = """
 import json, sys
 from slam_jax.__main__ import main
@@ -19,8 +19,12 @@ for item in json.loads(sys.argv[1]):
     print(">", *([item] if isinstance(item, str) else item), file=sys.stderr)
     if isinstance(item, str):
         exec(compile(item, "<documentation>", "exec"), {"__name__": "__main__"})
-    else:
+        continue
+    try:
         main(item)
+    except SystemExit as end:  # with 0, the next command's turn comes
+        if end.code:
+            raise
 """
 
 
