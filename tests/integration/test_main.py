@@ -119,6 +119,7 @@ def test_finished_teacher_is_not_trained_again(finished, monkeypatch, tmp_path):
 def test_ctrl_c_saves_and_resume_ends_in_the_same_bits(finished, tmp_path, monkeypatch, capsys):
     """In the teacher's third step, and when the run goes on in the student's."""
     few = ["--config.training.sample_every=0", "--config.evaluation.samples=10"]
+    few += ["--config.evaluation.student_steps=(1,)"]
     for stage, number, resume in (("teacher", 3, []), ("student", 3 + 3, ["--resume"])):
         with monkeypatch.context() as patch:
             interrupt_in_step(patch, number)
