@@ -11,9 +11,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from slam_jax.base.errors import InputError
-from slam_jax.config.describe import help_text
+from slam_jax.config.describe import help_of_kinds, help_text
 from slam_jax.config.options import Config
-from slam_jax.config.validate import freeze
+from slam_jax.config.validate import freeze, with_method
+from slam_jax.method.registry import METHODS
 
 USAGE = """\
 slam-jax train --config RECIPE [--workdir DIR] [--resume] [--distributed] [--config.KEY=VALUE ...]
@@ -27,6 +28,10 @@ slam-jax train --config RECIPE [--workdir DIR] [--resume] [--distributed] [--con
 
 Options, with the defaults that a recipe changes:
 {options}
+
+Other methods, with the options that slam lacks; what the recipe says of those that they share with
+its method stays:
+{methods}
 """
 
 
@@ -113,16 +118,23 @@ def parse(argv: list[str]) -> Command:
       SystemExit: help was asked for, and is printed.
     """
     if {"-h", "--help"} & {*argv}:
-        print(USAGE.format(recipes=", ".join(recipes()), options=help_text(Config())))
+        options, methods = Config(), help_of_kinds(METHODS, Config().method, "config.method")
+        texts = dict(recipes=", ".join(recipes()), options=help_text(options), methods=methods)
+        print(USAGE.format(**texts))
         sys.exit(0)
-    values, command = flags.FlagValues(), ["slam-jax train", *_with_file(argv)]
-    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=command)
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
-    for name in ("resume", "distributed"):
-        flags.DEFINE_bool(name, False, "", flag_values=values)
     with _refusals():
+        recipe, method, command = _chosen(argv)
+        values = flags.FlagValues()
+        flags.DEFINE_string("workdir", None, "", flag_values=values)
+        for name in ("resume", "distributed"):
+            flags.DEFINE_bool(name, False, "", flag_values=values)
+        if recipe is not None:
+            chosen = read_recipe(recipe)
+            # Which options there are depends on the method, and so has to be known before them.
+            chosen.method = ConfigDict(with_method(chosen.method.to_dict(), method))
+            config_flags.DEFINE_config_dict("config", chosen, flag_values=values, sys_argv=command)
         rest = values(command)[1:]
-        if values["config"].value is None or rest:
+        if recipe is None or rest:
             raise InputError(
                 f"expected --config RECIPE ({', '.join(recipes())}) or --config FILE; got "
                 f"{' '.join(rest) or 'neither'}"
@@ -132,12 +144,12 @@ def parse(argv: list[str]) -> Command:
     return Command(config, workdir, values.resume, values.distributed)
 
 
-def _with_file(argv: list[str]) -> list[str]:
-    """The arguments, with a recipe's name replaced by its file."""
-    found = list(argv)
-    for i, word in enumerate(argv):
-        if word.startswith("--config="):
-            found[i] = f"--config={config_file(word.removeprefix('--config='))}"
-        elif word == "--config" and i + 1 < len(argv):
-            found[i + 1] = config_file(argv[i + 1])
-    return found
+def _chosen(argv: list[str]) -> tuple[str | None, str | None, list[str]]:
+    """The recipe, the method where it is another one than the recipe's, and the command without
+    these two."""
+    values = flags.FlagValues()
+    values.set_gnu_getopt()  # a value of an option that is not known here ends nothing
+    for name in ("config", "config.method.name"):
+        flags.DEFINE_string(name, None, "", flag_values=values)
+    command = values(["slam-jax train", *argv], known_only=True)
+    return values["config"].value, values["config.method.name"].value, command
