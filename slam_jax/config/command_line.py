@@ -128,12 +128,13 @@ def parse(argv: list[str]) -> Command:
         flags.DEFINE_string("workdir", None, "", flag_values=values)
         for name in ("resume", "distributed"):
             flags.DEFINE_bool(name, False, "", flag_values=values)
+        rest = command[1:]
         if recipe is not None:
             chosen = read_recipe(recipe)
             # Which options there are depends on the method, and so has to be known before them.
             chosen.method = ConfigDict(with_method(chosen.method.to_dict(), method))
             config_flags.DEFINE_config_dict("config", chosen, flag_values=values, sys_argv=command)
-        rest = values(command)[1:]
+            rest = values(command)[1:]
         if recipe is None or rest:
             raise InputError(
                 f"expected --config RECIPE ({', '.join(recipes())}) or --config FILE; got "

@@ -99,9 +99,16 @@ def authors_loss(params, ema, batch, starts, method, kind):
 
 
 # A number of phases that divides M, where the authors' edges and ours are the same.
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize(("phases", "grid"), [(1, 20), (4, 20), (5, 50), (10, 10)])
-def test_loss_and_gradient_are_the_authors(phases, grid, kind, x64):
+@pytest.mark.parametrize(
+    ("kind", "phases", "grid"),
+    [
+        ("epsilon", 1, 20),
+        ("epsilon", 4, 20),
+        ("v_prediction", 5, 50),
+        ("v_prediction", 10, 10),
+    ],
+)
+def test_loss_and_gradient_are_the_authors(kind, phases, grid, x64):
     method = Pcm(phases=phases, num_ddim_timesteps=grid, w=2.5, huber_c=0.01)
     schedule, batch, key = sd_schedule(kind), examples(jnp.float64), jax.random.key(KEY)
 
@@ -121,7 +128,7 @@ def test_loss_and_gradient_are_the_authors(phases, grid, kind, x64):
     np.testing.assert_allclose(losses, expected.detach().numpy(), rtol=1e-8, atol=1e-14)
     for name, value in params.items():
         assert float(actual[name]) == pytest.approx(value.grad.item(), rel=1e-8)
-    assert set(for_target.values()) == {0.0}
+    assert not any(map(float, for_target.values()))
 
 
 @pytest.mark.parametrize("grid", [50, 40, 20, 8, 1000])
