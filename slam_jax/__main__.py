@@ -7,6 +7,7 @@ from slam_jax import __version__
 
 COMMANDS = {
     "train": "train a student, or go on with it; then draw, measure and export it",
+    "pretrain": "train a small Stable Diffusion from nothing, to be a teacher",
     "sample": "draw with a student or a teacher",
     "evaluate": "measure a student or a teacher on many pictures",
     "reference": "what networks see in real pictures, for evaluate",

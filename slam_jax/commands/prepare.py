@@ -9,13 +9,10 @@ of its own and all with the same --out.
 
 import argparse
 import re
-import sys
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import jax
-from tqdm import tqdm
 
 from slam_jax.base.errors import InputError
 from slam_jax.commands.command import (
@@ -26,19 +23,18 @@ from slam_jax.commands.command import (
     run,
 )
 from slam_jax.config.options import DTYPES
-from slam_jax.data.image_text import CROPS, Transform
-from slam_jax.data.prepared_write import Store, check_folder
-from slam_jax.data.rejects import FEW, Rejects
-from slam_jax.data.sources import add_source_options, data_of, open_examples, say_rejects
-from slam_jax.data.views import Cutter
+from slam_jax.data.image_text import CROPS
+from slam_jax.data.prepared_write import check_folder
+from slam_jax.data.sources import add_source_options, data_of
 from slam_jax.families.stable_diffusion_folder import read_pipeline
 from slam_jax.families.stable_diffusion_pipeline import StableDiffusionPipeline
 from slam_jax.formats.diffusers_folder import Folder, resolve
 from slam_jax.parallel import runtime
-from slam_jax.recipes.encode import Encoder
-from slam_jax.recipes.prepare import encode, plan_of
+from slam_jax.recipes.prepare import Preparation, prepare
 
 STORED = ("float16", "bfloat16")
+# Options that are those of a Preparation.
+HOW = ("captions", "text_embeddings", "seed", "dtype", "precision", "batch", "shard_size")
 
 
 def part_of(text: str) -> tuple[int, int]:
@@ -94,38 +90,9 @@ def work(arguments: argparse.Namespace) -> None:
     model, pipeline = read_model(arguments)
     more = {name: getattr(arguments, name) for name in ("resolution", "crop", "flip", "workers")}
     data = data_of(arguments, arguments.source, **more)
-    examples = open_examples(data)
-    say_rejects(examples)
-    plan = plan_of(arguments, data, examples, model, pipeline)
-    store = Store(arguments.out, plan)
-    mine = range(part, store.shards, parts)
-    todo, used, rejects = [], 0, Rejects()
-    for shard in mine:
-        if (passed_over := store.done(shard)) is None:
-            todo.append(shard)
-        else:
-            used += store.count(shard) - passed_over.total
-            rejects.update(passed_over)
-    if todo or not store.has_empty:
-        batch = arguments.batch
-        encoder = Encoder(pipeline, model, arguments.precision, plan["fields"], batch)
-        if not store.has_empty:
-            store.write_empty(encoder.empty_prompt())
-        transform = Transform(arguments.resolution, arguments.crop, arguments.flip)
-        cutter = Cutter(examples, transform, arguments.seed)
-        total = sum(map(store.count, mine))
-        done = used + rejects.total
-        with (
-            tqdm(total=total, initial=done, unit=" images", smoothing=0.05) as bar,
-            closing(encode(store, todo, encoder, cutter, data, bar)) as made,
-        ):
-            for count, passed_over in made:
-                used += count
-                rejects.update(passed_over)
-                rejects.check(used, data.max_rejects, arguments.source, FEW)
-    for line in rejects.lines():
-        print(f"note: {arguments.source}: passed over {line}", file=sys.stderr)
-    if (info := store.finish(examples.rejects, data.max_rejects)) is None:
+    how = Preparation(data, **{name: getattr(arguments, name) for name in HOW})
+    info = prepare(how, model, pipeline, arguments.out, (part, parts))
+    if info is None:
         print(f"part {part}/{parts} of {arguments.out} is done; others are not yet")
         return
     counts = info["counts"]

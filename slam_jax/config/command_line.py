@@ -1,11 +1,12 @@
 """The command line of a run: a recipe or config file, and changes of its options."""
 
+import dataclasses
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -17,7 +18,8 @@ from slam_jax.config.validate import freeze, with_method
 from slam_jax.method.registry import METHODS
 
 USAGE = """\
-slam-jax train --config RECIPE [--workdir DIR] [--resume] [--distributed] [--config.KEY=VALUE ...]
+slam-jax {command} --config RECIPE [--workdir DIR] [--resume] [--distributed]
+    [--config.KEY=VALUE ...]
 
   --config       a recipe ({recipes}; some take a size, as sd:tiny), or a Python file with
                  get_config()
@@ -28,10 +30,11 @@ slam-jax train --config RECIPE [--workdir DIR] [--resume] [--distributed] [--con
 
 Options, with the defaults that a recipe changes:
 {options}
-
+"""
+METHODS_USAGE = """
 Other methods, with the options that slam lacks; what the recipe says of those that they share with
 its method stays:
-{methods}
+{}
 """
 
 
@@ -39,13 +42,13 @@ class Command(NamedTuple):
     """A command line.
 
     Attributes:
-      config: the run.
+      config: the run, of the class that was asked for.
       workdir: its folder.
       resume: whether it may go on with a run that is there.
       distributed: whether this is one of several processes of the run.
     """
 
-    config: Config
+    config: Any
     workdir: Path
     resume: bool
     distributed: bool
@@ -110,29 +113,36 @@ def _refusals() -> Iterator[None]:
         raise InputError(text) from error
 
 
-def parse(argv: list[str]) -> Command:
+def parse(argv: list[str], name: str = "train", kind: type = Config) -> Command:
     """Reads the command line.
+
+    Args:
+      argv: behind the command's name.
+      name: of the command.
+      kind: what its config files describe, `Config` or another dataclass of options.
 
     Raises:
       InputError: an unknown flag, an unreadable config file, an unknown key, a wrong value.
       SystemExit: help was asked for, and is printed.
     """
+    has_method = any(field.name == "method" for field in dataclasses.fields(kind))
     if {"-h", "--help"} & {*argv}:
-        options, methods = Config(), help_of_kinds(METHODS, Config().method, "config.method")
-        texts = dict(recipes=", ".join(recipes()), options=help_text(options), methods=methods)
-        print(USAGE.format(**texts))
+        texts = dict(recipes=", ".join(recipes()), options=help_text(kind()))
+        print(USAGE.format(command=name, **texts))
+        if has_method:
+            print(METHODS_USAGE.format(help_of_kinds(METHODS, kind().method, "config.method")))
         sys.exit(0)
     with _refusals():
-        recipe, method, command = _chosen(argv)
+        recipe, method, command = _chosen([f"slam-jax {name}", *argv], has_method)
         values = flags.FlagValues()
         flags.DEFINE_string("workdir", None, "", flag_values=values)
-        for name in ("resume", "distributed"):
-            flags.DEFINE_bool(name, False, "", flag_values=values)
+        for flag in ("resume", "distributed"):
+            flags.DEFINE_bool(flag, False, "", flag_values=values)
         rest = command[1:]
         if recipe is not None:
             chosen = read_recipe(recipe)
-            # Which options there are depends on the method, and so has to be known before them.
-            chosen.method = ConfigDict(with_method(chosen.method.to_dict(), method))
+            if has_method:  # on which depends what options there are
+                chosen.method = ConfigDict(with_method(chosen.method.to_dict(), method))
             config_flags.DEFINE_config_dict("config", chosen, flag_values=values, sys_argv=command)
             rest = values(command)[1:]
         if recipe is None or rest:
@@ -140,17 +150,17 @@ def parse(argv: list[str]) -> Command:
                 f"expected --config RECIPE ({', '.join(recipes())}) or --config FILE; got "
                 f"{' '.join(rest) or 'neither'}"
             )
-        config = freeze(values.config)
+        config = freeze(values.config, kind)
     workdir = Path(values.workdir or Path("runs") / config.name)
     return Command(config, workdir, values.resume, values.distributed)
 
 
-def _chosen(argv: list[str]) -> tuple[str | None, str | None, list[str]]:
+def _chosen(command: list[str], has_method: bool) -> tuple[str | None, str | None, list[str]]:
     """The recipe, the method where it is another one than the recipe's, and the command without
     these two."""
     values = flags.FlagValues()
     values.set_gnu_getopt()  # a value of an option that is not known here ends nothing
-    for name in ("config", "config.method.name"):
+    for name in ("config", "config.method.name")[: 1 + has_method]:
         flags.DEFINE_string(name, None, "", flag_values=values)
-    command = values(["slam-jax train", *argv], known_only=True)
-    return values["config"].value, values["config.method.name"].value, command
+    rest = values(command, known_only=True)
+    return values["config"].value, values["config.method.name"].value if has_method else None, rest

@@ -6,7 +6,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -15,16 +15,22 @@ from slam_jax.base.options import kinds_of
 from slam_jax.config.options import Config
 from slam_jax.method.method import Method
 
+T = TypeVar("T")
 
-def freeze(values: ConfigDict | dict[str, Any]) -> Config:
+
+def freeze(values: ConfigDict | dict[str, Any], kind: type[T] = Config) -> T:
     """Checks every key and value.
+
+    Args:
+      values: of a config file.
+      kind: the dataclass of options that they become.
 
     Raises:
       InputError: an unknown or missing key, a wrong type, or an impossible value; names the key.
     """
     if isinstance(values, ConfigDict):
         values = values.to_dict()
-    return _freeze(Config, values, "config")
+    return _freeze(kind, values, "config")
 
 
 def _freeze(cls: type, values: dict[str, Any], path: str) -> Any:

@@ -1,6 +1,7 @@
 """Stable Diffusion 1.x, 2.x and SDXL: a diffusers folder in, a diffusers folder out."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ from slam_jax.formats.diffusers_write import (
     model_index,
     student_scheduler,
     write_card,
-    write_unet,
+    write_network,
 )
 from slam_jax.formats.flax_folder import SavedModel, save_model
 from slam_jax.formats.tokenizer import tokenize
@@ -71,6 +72,9 @@ class StableDiffusion(Family):
         with prefixed("config.teacher.path = "):
             found = resolve(teacher.path, teacher.revision, teacher.variant, weights)
         pipeline = read_pipeline(found, size, size)
+        # Whoever draws with a student of it draws at the size that it is trained at.
+        network = replace(pipeline.network, sample_size=pipeline.latent_shape[0])
+        pipeline = replace(pipeline, network=network)
         if is_student(found, pipeline):
             raise InputError(
                 f"config.teacher.path = {teacher.path!r}: a few-step student ({RECORD_FILE}, "
@@ -158,7 +162,7 @@ class StableDiffusion(Family):
         with whole_folder(out, _is_export, "export") as folder:
             write_json(folder / "model_index.json", index)
             write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-            write_unet(folder / "unet", unet, student.params)
+            write_network(folder / "unet", "unet", unet, student.params)
             copy_surroundings(self.folder, index, folder)
             save_model(folder / "flax", student)
             card = self.folder.name, index["_class_name"], method

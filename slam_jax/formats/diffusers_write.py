@@ -5,6 +5,7 @@ are one float32 file each, with the name that diffusers looks for first.
 """
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from slam_jax.formats.diffusers_folder import (
     read_config,
 )
 from slam_jax.method.method import Method
-from slam_jax.models.functional import Params
+from slam_jax.models.functional import Params, cast
 from slam_jax.models.unet import UNetConfig
 
 COPIED = ("vae", "text_encoder", "text_encoder_2")  # networks, from the teacher
@@ -134,10 +135,42 @@ def student_scheduler(teacher: dict[str, Any], own: dict[str, Any]) -> dict[str,
     }
 
 
-def write_unet(to: Path, unet: UNetConfig, params: Params) -> None:
-    """Writes config.json and the weights, in the dtype that they have."""
-    write_json(to / "config.json", unet.to_dict())
-    weights.save_arrays(to / f"{STEMS['unet']}.safetensors", convert.to_torch(params))
+def write_network(to: Path, component: str, network: Any, params: Params) -> None:
+    """Writes config.json and the weights, in the dtype that they have.
+
+    Args:
+      to: the component's folder.
+      component: its name, one of STEMS.
+      network: its configuration, with `to_dict`.
+      params: its weights.
+    """
+    write_json(to / "config.json", network.to_dict())
+    weights.save_arrays(to / f"{STEMS[component]}.safetensors", convert.to_torch(params))
+
+
+def write_stable_diffusion(
+    to: Path,
+    parts: Mapping[str, tuple[Any, Params]],
+    scheduler: dict[str, Any],
+    dtype: str = "float32",
+) -> None:
+    """Writes a model with one text encoder, all but its tokenizer.
+
+    Args:
+      to: the folder.
+      parts: "unet", "vae" and "text_encoder" -> configuration and weights.
+      scheduler: contents of its scheduler_config.json.
+      dtype: of the weights in the files.
+    """
+    classes = {name: ["diffusers", CLASSES[name][0]] for name in ("unet", "vae")}
+    classes |= {name: ["transformers", CLASSES[name][0]] for name in ("text_encoder", "tokenizer")}
+    none = {name: [None, None] for name in sorted(NOT_USED)}
+    index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.22.0", **classes}
+    index |= {"scheduler": ["diffusers", scheduler["_class_name"]], **none}
+    write_json(to / "model_index.json", {**index, "requires_safety_checker": False})
+    write_json(to / "scheduler" / "scheduler_config.json", scheduler)
+    for name, (network, params) in parts.items():
+        write_network(to / name, name, network, cast(params, dtype))
 
 
 def copy_surroundings(teacher: Folder, index: dict[str, Any], to: Path) -> None:

@@ -1,9 +1,11 @@
 """Makes the shards of prepared latents, and the plan that says what is in them."""
 
-import argparse
+import sys
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,32 +13,51 @@ from tqdm import tqdm
 
 from slam_jax.config.options import Data
 from slam_jax.data.examples import Examples
+from slam_jax.data.image_text import Transform
 from slam_jax.data.prepared import FORMAT
 from slam_jax.data.prepared_write import Store
-from slam_jax.data.rejects import Rejects
+from slam_jax.data.rejects import FEW, Rejects
+from slam_jax.data.sources import open_examples, say_rejects
 from slam_jax.data.views import Cutter, groups, read_ahead
 from slam_jax.families.stable_diffusion_pipeline import StableDiffusionPipeline
 from slam_jax.formats.diffusers_folder import Folder, fingerprints
 from slam_jax.recipes.encode import Encoder
 
 AHEAD = 4  # batches of pictures that wait for the devices
-# Command-line options that decide what is stored.
-OPTIONS = (
-    *("resolution", "crop", "flip", "captions", "text_embeddings"),
-    *("dtype", "precision", "shard_size"),
-)
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """How examples are encoded.
+
+    Attributes:
+      data: the source, and how its pictures are cropped; with `flip`, twins are stored too.
+      captions: how many of an example's captions are kept.
+      text_embeddings: whether the text encoders' output is stored.
+      seed: of random crops.
+      dtype: of what is stored.
+      precision: that the model computes in.
+      batch: examples that are encoded at a time.
+      shard_size: examples of the source in a shard.
+    """
+
+    data: Data
+    captions: int = 1
+    text_embeddings: bool = False
+    seed: int = 0
+    dtype: str = "float16"
+    precision: str = "float32"
+    batch: int = 16
+    shard_size: int = 1024
+
+
 def plan_of(
-    arguments: argparse.Namespace,
-    data: Data,
-    examples: Examples,
-    model: Folder,
-    pipeline: StableDiffusionPipeline,
+    how: Preparation, examples: Examples, model: Folder, pipeline: StableDiffusionPipeline
 ) -> dict[str, Any]:
     """All that decides what is stored."""
-    parts = ("vae", "tokenizer") + (("text_encoder",) if arguments.text_embeddings else ())
+    data = how.data
+    parts = ("vae", "tokenizer") + (("text_encoder",) if how.text_embeddings else ())
     prints = fingerprints(model)
     return {
         "format": FORMAT,
@@ -51,15 +72,70 @@ def plan_of(
             "variant": model.variant,
             "fingerprints": {name: prints[name] for name in prints if name.startswith(parts)},
         },
-        **{name: getattr(arguments, name) for name in OPTIONS},
-        "seed": arguments.seed if arguments.crop == "random" else None,
+        **{name: getattr(data, name) for name in ("resolution", "crop", "flip")},
+        "captions": how.captions,
+        "text_embeddings": how.text_embeddings,
+        "dtype": how.dtype,
+        "precision": how.precision,
+        "shard_size": how.shard_size,
+        "seed": how.seed if data.crop == "random" else None,
         "fields": pipeline.prepared_fields(
-            1 + arguments.flip,
-            arguments.captions,
-            arguments.text_embeddings,
-            arguments.dtype,
+            1 + data.flip, how.captions, how.text_embeddings, how.dtype
         ),
     }
+
+
+def prepare(
+    how: Preparation,
+    model: Folder,
+    pipeline: StableDiffusionPipeline,
+    out: Path,
+    part: tuple[int, int] = (0, 1),
+) -> dict[str, Any] | None:
+    """Encodes every example, or goes on with it.
+
+    Args:
+      how: what is stored.
+      model: whose autoencoder and text encoders encode.
+      pipeline: the same, for pictures of the size that is asked for.
+      out: the folder to make.
+      part: which of how many parts of the shards to make.
+
+    Returns:
+      What the folder holds; None: other parts of it are still to be made.
+
+    Raises:
+      InputError: the source cannot be read or the folder written, or it was begun otherwise.
+    """
+    data, examples = how.data, open_examples(how.data)
+    say_rejects(examples)
+    plan = plan_of(how, examples, model, pipeline)
+    store = Store(out, plan)
+    mine = range(part[0], store.shards, part[1])
+    todo, used, rejects = [], 0, Rejects()
+    for shard in mine:
+        if (passed_over := store.done(shard)) is None:
+            todo.append(shard)
+        else:
+            used += store.count(shard) - passed_over.total
+            rejects.update(passed_over)
+    if todo or not store.has_empty:
+        encoder = Encoder(pipeline, model, how.precision, plan["fields"], how.batch)
+        if not store.has_empty:
+            store.write_empty(encoder.empty_prompt())
+        cutter = Cutter(examples, Transform(data.resolution, data.crop, data.flip), how.seed)
+        total, done = sum(map(store.count, mine)), used + rejects.total
+        with (
+            tqdm(total=total, initial=done, unit=" images", smoothing=0.05) as bar,
+            closing(encode(store, todo, encoder, cutter, data, bar)) as made,
+        ):
+            for count, passed_over in made:
+                used += count
+                rejects.update(passed_over)
+                rejects.check(used, data.max_rejects, data.source, FEW)
+    for line in rejects.lines():
+        print(f"note: {data.source}: passed over {line}", file=sys.stderr)
+    return store.finish(examples.rejects, data.max_rejects)
 
 
 def one_behind(items: Iterable[T]) -> Iterator[T]:

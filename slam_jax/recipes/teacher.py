@@ -1,8 +1,11 @@
-"""Training of a teacher by the plain denoising loss, for any family that is trained here."""
+"""Training of a teacher by the plain denoising loss, whatever its family.
+
+The trained weights are a dict of parts: that of the denoiser (`DENOISER`) and those of the networks
+around it that are trained with it, such as a text encoder; all others are frozen.
+"""
 
 import json
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +18,16 @@ from slam_jax.base.files import is_empty, locked, write_whole
 from slam_jax.base.json_file import read_json
 from slam_jax.config.options import Teacher
 from slam_jax.config.validate import first_change, to_json
-from slam_jax.data.batches import Batches, Source
+from slam_jax.data.batches import Source
 from slam_jax.families.family import Family
-from slam_jax.families.pipeline import Pipeline, teacher_network
+from slam_jax.families.pipeline import DENOISER, Pipeline, teacher_network
 from slam_jax.formats.flax_folder import CONFIG_FILE, SavedModel, save_model
 from slam_jax.method.method import sums_by_bin
 from slam_jax.method.schedule import add_noise, per_example
 from slam_jax.parallel.keys import ENCODE, keys_of
 from slam_jax.parallel.processes import as_first, is_main, wait
-from slam_jax.parallel.runtime import versions
-from slam_jax.parallel.sharding import to_host
-from slam_jax.training.loop import TrainingRun, fit
-from slam_jax.training.step import (
-    Batch,
-    Loss,
-    Params,
-    init_state,
-    make_optimizer,
-    make_train_step,
-)
+from slam_jax.recipes.plain import PlainTraining
+from slam_jax.training.step import Batch, Loss, Params
 
 TIME_BINS = 4
 OPTIONS_FILE = "options.json"
@@ -60,13 +54,14 @@ def denoising_loss(pipeline: Pipeline, dropout: float) -> Loss:
 
     def loss(params: Params, ema: Params, frozen: Any, batch: Batch, examples, key):
         del ema  # the plain denoising loss has no target network
-        x0 = pipeline.latents(frozen, batch, jax.random.fold_in(key, ENCODE), examples)
+        parts = {**frozen, **params}
+        x0 = pipeline.latents(parts, batch, jax.random.fold_in(key, ENCODE), examples)
         t, eps, drop = jax.vmap(lambda i: draw(key, i))(examples)
-        contexts = pipeline.contexts(frozen, batch, w=1)
+        contexts = pipeline.contexts(parts, batch, w=1)
         context = jax.tree.map(lambda c, n: jnp.where(per_example(drop, c), n, c), *contexts)
         x = add_noise(x0, eps, *schedule.at(t))
         wanted = schedule.training_target(x0, eps, t)
-        output = network(params)(x, t, context)
+        output = network(params[DENOISER])(x, t, context)
         losses = ((output - wanted) ** 2).mean(axis=tuple(range(1, output.ndim)))
         bins = t * TIME_BINS // schedule.num_train_timesteps
         return losses, sums_by_bin(losses, bins, TIME_BINS, "loss_t")
@@ -117,20 +112,14 @@ def train_teacher(
 
 
 def _train(family: Family, options: Teacher, source: Source, folder: Path, mesh: Mesh) -> None:
-    training, pipeline = options.training, family.pipeline
-    tx, keys = make_optimizer(training.optimizer, training.steps), keys_of(options.seed)
-    params = pipeline.init(pipeline.network, keys.init)
+    pipeline, record = family.pipeline, json.loads(to_json(options))
     loss = denoising_loss(pipeline, options.dropout)
-    step = make_train_step(loss, tx, training, keys.teacher, mesh)
-    share = jax.process_index(), jax.process_count()
-    data = Batches(source, training.batch_size, options.seed, share=share)
-    info = {"teacher": json.loads(to_json(options))}
-    record = {"config": info["teacher"], "versions": versions(), "teacher": None}
-    init = partial(init_state, tx=tx, mesh=mesh)
-    run = TrainingRun(step, init, data, mesh, training, folder, "teacher", record)
-    state = fit(run, params, {})
-    ema = to_host(state.ema, mesh)
-    network = pipeline.network.to_dict()
+    training = PlainTraining(
+        loss, source, options.training, options.seed, 0, folder, "teacher", record
+    )
+    params = {DENOISER: pipeline.init(pipeline.network, keys_of(options.seed).init)}
+    ema = training.train(params, {}, mesh)[DENOISER]
+    network, info = pipeline.network.to_dict(), {"teacher": record}
     if is_main():
         save_model(folder, SavedModel(family.name, network, ema, pipeline.scheduler, info))
     wait("the teacher is saved")

@@ -76,6 +76,18 @@ def test_export_of_a_checkpoint(interrupted, teachers, tmp_path, capsys, argumen
     assert files_in(interrupted) == before
 
 
+def test_a_student_draws_at_the_size_that_it_was_trained_at(interrupted, tmp_path):
+    workdir, out = shutil.copytree(interrupted, tmp_path / "run"), tmp_path / "out"
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"]["resolution"] = 48
+    (workdir / "config.json").write_text(json.dumps(config))
+    export.main(["--workdir", str(workdir), "--out", str(out)])
+    factor = load(str(out)).pipeline.vae.downscale
+    assert load(str(out)).pipeline.image_size == (48, 48)
+    unet = json.loads((out / "unet" / "config.json").read_text())  # which diffusers reads
+    assert unet["sample_size"] == 48 // factor
+
+
 def test_without_out_it_is_found_under_the_workdirs_name(interrupted, tmp_path):
     workdir = shutil.copytree(interrupted, tmp_path / "run")
     export.main(["--workdir", str(workdir)])

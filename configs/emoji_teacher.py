@@ -1,0 +1,53 @@
+"""A small Stable Diffusion of emoji, from nothing: the teacher that `configs/emoji.py` distils.
+
+slam-jax pretrain --config emoji_teacher --config.data.source=emoji:data/emoji
+"""
+
+from slam_jax.config.pretraining import default_pretraining
+
+
+def get_config():
+    config = default_pretraining()
+    config.name = "emoji_teacher"
+    config.data.update(resolution=32, crop="center")
+    config.tokens.update(vocabulary=2048, length=24)
+
+    config.autoencoder.network = dict(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        norm_num_groups=8,
+        latent_channels=4,
+    )
+    config.autoencoder.training.update(
+        steps=4000,
+        batch_size=32,
+        ema=0.99,
+        checkpoint_every=500,
+        optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup_steps=200),
+    )
+
+    config.text_encoder = dict(
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+    )
+    config.unet = dict(
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(64, 128),
+        layers_per_block=1,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+    config.training.update(
+        steps=10000,
+        batch_size=64,
+        ema=0.999,
+        checkpoint_every=500,
+        optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=300),
+    )
+    config.dtype = "float16"
+    return config
