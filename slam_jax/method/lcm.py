@@ -31,9 +31,9 @@ class Lcm(SubPathMethod):
         schedule, context = networks.schedule, examples.context
         student, target = networks.student(params), networks.target(ema)
         shape = examples.latents.shape[1:]
-        starts = draw_starts(key, examples.index, shape, self.num_ddim_timesteps)
-        paths = sub_paths(networks.teacher, schedule, examples, starts, self)
+        index, eps, _ = draw_starts(key, examples.index, shape, self.num_ddim_timesteps)
+        paths = sub_paths(networks.teacher, schedule, examples, index, eps, self)
         answer = consistency_on_path(student, schedule, paths.x_s, paths.s, context)
         wanted = consistency_on_path(target, schedule, paths.x_e, paths.e, context)
         losses = self.distances(answer, wanted)
-        return losses, self.sums_by_time(losses, starts.index)
+        return losses, self.sums_by_time(losses, index)

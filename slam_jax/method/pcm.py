@@ -60,14 +60,14 @@ class Pcm(SubPathMethod):
         student = predictor(networks.student(params), schedule, context)
         target = predictor(networks.target(ema), schedule, context)
         shape = examples.latents.shape[1:]
-        starts = draw_starts(key, examples.index, shape, self.num_ddim_timesteps)
-        paths = sub_paths(networks.teacher, schedule, examples, starts, self)
+        index, eps, _ = draw_starts(key, examples.index, shape, self.num_ddim_timesteps)
+        paths = sub_paths(networks.teacher, schedule, examples, index, eps, self)
         edges = phase_edges(self.phases, self.num_ddim_timesteps, schedule.num_train_timesteps)
-        edge = jnp.asarray(edges)[starts.index]
+        edge = jnp.asarray(edges)[index]
         answer = add_noise(*student(paths.x_s, paths.s), *schedule.at(edge))
         wanted = add_noise(*target(paths.x_e, paths.e), *schedule.at(edge))
         losses = self.distances(answer, wanted)
-        return losses, self.sums_by_time(losses, starts.index)
+        return losses, self.sums_by_time(losses, index)
 
     def sample(self, student: Student, schedule: Schedule, x, context, timesteps, rows):
         del rows  # nothing is random

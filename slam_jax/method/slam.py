@@ -25,14 +25,7 @@ from slam_jax.method.consistency import CONDITIONINGS, Point, Student, consisten
 from slam_jax.method.method import Examples, Networks, Params, Sums, sums_by_bin
 from slam_jax.method.schedule import Schedule, per_example
 from slam_jax.method.solver import Denoiser
-from slam_jax.method.sub_path import (
-    BINS,
-    Starts,
-    SubPathMethod,
-    draw_starts,
-    keys_of_example,
-    sub_paths,
-)
+from slam_jax.method.sub_path import BINS, SubPathMethod, draw_starts, sub_paths
 
 SIGMAS = ("linear", "paper")
 
@@ -118,12 +111,11 @@ def draw(key: Array, examples: Int[Array, " B"], shape: tuple[int, ...], method:
       method: grid size, gamma policy and number of gammas.
     """
 
-    def gammas(example):
-        _, gamma_key, _ = keys_of_example(key, example)
-        return GAMMA_POLICIES[method.gamma](jax.random.uniform(gamma_key, (method.gamma_count,)))
+    def gammas(key):
+        return GAMMA_POLICIES[method.gamma](jax.random.uniform(key, (method.gamma_count,)))
 
-    starts = draw_starts(key, examples, shape, method.num_ddim_timesteps)
-    return Draws(starts.index, jax.vmap(gammas)(examples), starts.eps)
+    index, eps, keys = draw_starts(key, examples, shape, method.num_ddim_timesteps)
+    return Draws(index, jax.vmap(gammas)(keys), eps)
 
 
 def interpolate(
@@ -174,8 +166,7 @@ def slam_loss(
     """
     student, target, teacher = networks
     context, conditioning = examples.context, method.conditioning
-    starts = Starts(draws.index, draws.eps)
-    s, e, x_s, x_e = sub_paths(teacher, schedule, examples, starts, method)
+    s, e, x_s, x_e = sub_paths(teacher, schedule, examples, draws.index, draws.eps, method)
     scales_s, scales_e = schedule.at(s), schedule.at(e)
     end = Point(x_e, e, jnp.ones_like(draws.gamma[:, 0]), scales_e[1])
     f_target = consistency_function(target, schedule, end, context, conditioning)

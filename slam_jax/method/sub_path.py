@@ -31,10 +31,12 @@ class Starts(NamedTuple):
     Attributes:
       index: j, which sub-path, [B], 0 .. M-1.
       eps: noise, [B, H, W, C].
+      key: for what else a method draws of a sub-path, [B].
     """
 
     index: Int[Array, " B"]
     eps: Float[Array, "B H W C"]
+    key: Array
 
 
 class SubPaths(NamedTuple):
@@ -110,25 +112,22 @@ def draw_starts(
     """
 
     def one(example):
-        index_key, _, eps_key = keys_of_example(key, example)
+        index_key, other, eps_key = jax.random.split(jax.random.fold_in(key, example), 3)
         return Starts(
             jax.random.randint(index_key, (), 0, num_ddim_timesteps),
             jax.random.normal(eps_key, shape),
+            other,
         )
 
     return jax.vmap(one)(examples)
-
-
-def keys_of_example(key: Array, example: Int[Array, ""]) -> Array:
-    """Keys of one example's sub-path, of its place on it, and of its noise."""
-    return jax.random.split(jax.random.fold_in(key, example), 3)
 
 
 def sub_paths(
     teacher: Denoiser,
     schedule: Schedule,
     examples: Examples,
-    starts: Starts,
+    index: Int[Array, " B"],
+    eps: Float[Array, "B H W C"],
     method: SubPathMethod,
 ) -> SubPaths:
     """The teacher's sub-path from each start, equations (1) and (2).
@@ -137,14 +136,14 @@ def sub_paths(
       teacher: the frozen network.
       schedule: its noise schedule.
       examples: clean latents and their prompts.
-      starts: sub-path and noise of each example.
+      index, eps: sub-path and noise of each example, see `Starts`.
       method: says M, p and w.
     """
     latents, context, null_context, _ = examples
     grid = jnp.asarray(distillation_grid(schedule.num_train_timesteps, method.num_ddim_timesteps))
-    s = grid[starts.index]
+    s = grid[index]
     e = jnp.maximum(s - schedule.num_train_timesteps // method.num_ddim_timesteps, 0)
-    x_s = add_noise(latents, starts.eps, *schedule.at(s))
+    x_s = add_noise(latents, eps, *schedule.at(s))
     predict = guided(teacher, schedule, context, null_context, method.w)
     x_e = ddim_solve(predict, schedule, x_s, s, e, method.solver_substeps)
     return SubPaths(s, e, x_s, jax.lax.stop_gradient(x_e))
