@@ -13,7 +13,7 @@ COMMANDS = {
     "reference": "what networks see in real pictures, for evaluate",
     "export": "write a student for diffusers, or a sampler that needs jax alone",
     "check": "look through a published few-step student",
-    "prepare": "encode pictures and captions once, for training",
+    "prepare": "encode pictures and captions once, for training; or make captioned emoji",
     "inspect": "what a source of training data holds",
     "plan": "what a run will need of each device",
     "replay": "look again at a step whose loss or gradient was not finite",

@@ -201,7 +201,7 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = parser_of("inspect", "What a source of images with captions holds.")
     add = parser.add_argument
-    add("source", help="shards, folder, tfds:NAME, photographs, or prepared latents")
+    add("source", help="shards, folder, tfds:NAME, emoji:FOLDER, photographs, or prepared latents")
     add("--out", type=Path, help="file for the contact sheet")
     add("--sample", type=int, help="examples to read")
     add("--seed", type=int, help="decides which")

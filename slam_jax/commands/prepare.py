@@ -5,16 +5,20 @@ slam-jax prepare --source "data/{00000..00331}.tar" --model MODEL --out data/lat
 What it makes is described in slam_jax/data/prepared.py, and is a source of data itself. Killed, the
 same command goes on where it was. Several processes or machines share the work, each with a --part
 of its own and all with the same --out.
+
+`slam-jax prepare emoji` makes a source of captioned emoji: see prepare_emoji.py.
 """
 
 import argparse
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 
 from slam_jax.base.errors import InputError
+from slam_jax.commands import prepare_emoji
 from slam_jax.commands.command import (
     add_version_options,
     check_counts,
@@ -101,10 +105,17 @@ def work(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    what = "Encode images and captions once; training reads the folder as its source."
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["emoji"]:
+        prepare_emoji.main(argv[1:])
+        return
+    what = (
+        "Encode images and captions once; training reads the folder as its source. "
+        "slam-jax prepare emoji --help says how to make a set of captioned emoji."
+    )
     parser = parser_of("prepare", what)
     add = parser.add_argument
-    add("--source", required=True, help="shards, folder, tfds:NAME or photographs")
+    add("--source", required=True, help="shards, folder, tfds:NAME, emoji:FOLDER or photographs")
     add("--model", required=True, help="diffusers folder or hub repository: the teacher")
     add_version_options(parser)
     add("--out", type=Path, required=True, help="folder to make, or to go on with")

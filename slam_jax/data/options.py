@@ -6,8 +6,8 @@ from slam_jax.base.options import Options, check, option
 from slam_jax.data.image_text import CAPTIONS, CROPS
 
 # What a kind of source may be: see `sources`. An option that a source does not read is refused.
-DRAWN = ("photographs", "folder", "tar", "tfds", "prepared")
-PICTURES = ("photographs", "folder", "tar", "tfds")
+DRAWN = ("photographs", "folder", "tar", "tfds", "emoji", "prepared")
+PICTURES = ("photographs", "folder", "tar", "tfds", "emoji")
 FILES = ("folder", "tar", "tfds")
 
 
@@ -17,7 +17,8 @@ class Data(Options):
 
     A source is "digits"; "photographs" (those bundled with scikit-learn and scikit-image); shards
     of webdataset, as "data/{00000..00331}.tar", "gs://bucket/*.tar" or a folder of them; a folder
-    of images with captions; "tfds:NAME" of tensorflow-datasets; or what slam-jax prepare made.
+    of images with captions; "tfds:NAME" of tensorflow-datasets; "emoji:FOLDER" of slam-jax prepare
+    emoji; or what slam-jax prepare made.
     """
 
     source: str = option(
@@ -60,7 +61,11 @@ class Data(Options):
         read_by=FILES,
     )
     image_key: str = option("image", "name of images in TFDS", read_by=("tfds",))
-    split: str = option("train", 'split of TFDS, such as "train[:10%]"', read_by=("tfds",))
+    split: str = option(
+        "train",
+        'split of TFDS, such as "train[:10%]"; of emoji: train or held_out',
+        read_by=("tfds", "emoji"),
+    )
     data_dir: str = option(
         "", "folder of TFDS; empty: ~/tensorflow_datasets", free=True, read_by=("tfds",)
     )
@@ -68,13 +73,15 @@ class Data(Options):
         "",
         "folder for indices of tar shards; empty: ~/.cache/slam_jax/tar_index",
         free=True,
-        read_by=("tar",),
+        read_by=("tar", "emoji"),
     )
     workers: int = option(0, "processes that read; 0: a thread", at_least=0, free=True)
 
     def __post_init__(self):
         super().__post_init__()
-        kinds = "digits, photographs, tfds:NAME, a folder, or a pattern of .tar shards"
+        kinds = (
+            "digits, photographs, tfds:NAME, emoji:FOLDER, a folder, or a pattern of .tar shards"
+        )
         check(self.source != "", "source", self.source, kinds)
         fits = self.resolution >= 8 and self.resolution % 8 == 0
         check(fits, "resolution", self.resolution, "a positive multiple of 8")

@@ -22,6 +22,7 @@ from slam_jax.base.errors import InputError
 from slam_jax.base.options import OptionError
 from slam_jax.data import digits
 from slam_jax.data.batches import Source
+from slam_jax.data.emoji import open_emoji
 from slam_jax.data.examples import Examples, Filters
 from slam_jax.data.image_folder import ImageFolder
 from slam_jax.data.image_text import ImageText, Transform
@@ -31,7 +32,7 @@ from slam_jax.data.prepared import PLAN_FILE, Prepared
 from slam_jax.data.tar_shards import TarShards
 from slam_jax.data.tfds_examples import TfdsExamples
 
-TFDS = "tfds:"
+TFDS, EMOJI = "tfds:", "emoji:"
 # Of `Data`, those that a command line has too: they say how a source is opened.
 OPENING = (
     "min_size",
@@ -91,9 +92,16 @@ def _open_tfds(data: Data) -> Examples:
     return TfdsExamples(data.source.removeprefix(TFDS), *keys, _filters(data))
 
 
+def _index(data: Data) -> Path | None:
+    return _home(data.index) if data.index else None
+
+
 def _open_tar(data: Data) -> Examples:
-    index = _home(data.index) if data.index else None
-    return TarShards(data.source, _filters(data), data.caption_key, index)
+    return TarShards(data.source, _filters(data), data.caption_key, _index(data))
+
+
+def _open_emoji(data: Data) -> Examples:
+    return open_emoji(_home(data.source.removeprefix(EMOJI)), data.split, _index(data))
 
 
 # The last that matches a name opens it: those that take many names come first here, and what is
@@ -110,6 +118,7 @@ SOURCES: dict[str, Kind] = {
         lambda data: Prepared(_home(data.source), data.flip, data.captions, data.empty_prompts),
     ),
     "tfds": Kind(lambda name: name.startswith(TFDS), _open_tfds, True),
+    "emoji": Kind(lambda name: name.startswith(EMOJI), _open_emoji, True),
     "photographs": Kind(lambda name: name == "photographs", lambda data: Photographs(), True),
     "digits": Kind(lambda name: name == "digits", lambda data: digits.Source()),
 }
@@ -128,7 +137,8 @@ def kind_of(source: str) -> str:
     found = "a file" if is_file else "no such folder"
     raise InputError(
         f"{source!r}: {found}; expected a folder (of images, of .tar shards, or made by "
-        "slam-jax prepare), a pattern such as 'data/{00000..00331}.tar', tfds:NAME, or one of "
+        "slam-jax prepare), a pattern such as 'data/{00000..00331}.tar', tfds:NAME, emoji:FOLDER, "
+        "or one of "
         f"{', '.join(name for name in SOURCES if SOURCES[name].matches(name))}"
     )
 

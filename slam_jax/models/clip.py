@@ -89,7 +89,8 @@ class CLIPTextConfig:
         values = dataclasses.asdict(self)
         projection = values.pop("projection")
         names = [name for name, projects in PROJECTION_OF.items() if projects == projection]
-        return {"architectures": names, "model_type": "clip_text_model", **values}
+        start = {"bos_token_id": self.eos_token_id - 1}  # its place in CLIP's vocabularies
+        return {"architectures": names, "model_type": "clip_text_model", **start, **values}
 
 
 class TextFeatures(NamedTuple):

@@ -133,6 +133,7 @@ READS = {
     "folder": FILES,
     "tar": FILES | {"index"},
     "tfds": FILES | {"image_key", "split", "data_dir"},
+    "emoji": DRAWN | {"crop", "index", "split"},
     "prepared": DRAWN | {"max_rejects"},
 }
 

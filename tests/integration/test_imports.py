@@ -44,6 +44,7 @@ OWNERS = {
     "ml_collections": ("api", "config"),
     "safetensors": ("formats",),
     "sklearn": ("data", "drawing"),
+    "resvg_py": ("data",),
     "PIL": (
         "data",
         "drawing",
