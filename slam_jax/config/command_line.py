@@ -140,10 +140,12 @@ def parse(argv: list[str], name: str = "train", kind: type = Config) -> Command:
             flags.DEFINE_bool(flag, False, "", flag_values=values)
         rest = command[1:]
         if recipe is not None:
-            chosen = read_recipe(recipe)
+            chosen = read_recipe(recipe).to_dict()
             if has_method:  # on which depends what options there are
-                chosen.method = ConfigDict(with_method(chosen.method.to_dict(), method))
-            config_flags.DEFINE_config_dict("config", chosen, flag_values=values, sys_argv=command)
+                of_recipe = chosen.get("method", {"name": kind().method.name})
+                chosen["method"] = with_method(of_recipe, method)
+            config = ConfigDict(chosen)
+            config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=command)
             rest = values(command)[1:]
         if recipe is None or rest:
             raise InputError(
