@@ -121,7 +121,9 @@ def test_groups_and_names_are_those_there_are(group):
 
 @pytest.mark.parametrize("name", ["dmd", "", 5, None])
 def test_a_method_that_does_not_exist_is_refused_with_those_there_are(name):
-    with pytest.raises(InputError, match=rf"^config.method.name = {name!r}, expected one of slam$"):
+    with pytest.raises(
+        InputError, match=rf"^config.method.name = {name!r}, expected one of slam, "
+    ):
         freeze(changed("config.method.name", name))
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from slam_jax.config.options import Config
 from slam_jax.formats import safetensors as weights
-from slam_jax.formats.diffusers_write import lcm_scheduler
+from slam_jax.formats.diffusers_write import student_scheduler
 from slam_jax.formats.flax_folder import load_model
 from slam_jax.method.sampler import consistency_timesteps
 from slam_jax.method.schedule import VariancePreserving, boundary_scalings
@@ -41,7 +41,8 @@ def read_json(path):
     ],
 )
 def test_diffusers_scheduler_is_the_samplers(teacher, num_ddim_timesteps):
-    scheduler = LCMScheduler.from_config(lcm_scheduler(teacher, num_ddim_timesteps))
+    own = Slam(num_ddim_timesteps=num_ddim_timesteps).diffusers_scheduler()
+    scheduler = LCMScheduler.from_config(student_scheduler(teacher, own))
     ours = VariancePreserving.from_config(teacher)
     count = ours.num_train_timesteps
     for steps in range(1, min(50, num_ddim_timesteps) + 1):
