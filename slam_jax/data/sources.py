@@ -32,6 +32,7 @@ from slam_jax.data.tar_shards import TarShards
 from slam_jax.data.tfds_examples import TfdsExamples
 
 TFDS = "tfds:"
+TEACHER = "teacher:"
 # Of `Data`, those that a command line has too: they say how a source is opened.
 OPENING = (
     "min_size",
@@ -96,6 +97,13 @@ def _open_tar(data: Data) -> Examples:
     return TarShards(data.source, _filters(data), data.caption_key, index)
 
 
+def _open_teacher(data: Data) -> Source:
+    raise InputError(
+        f"{data.source}: a teacher's own pictures are for families with prepared latents, such as "
+        "stable_diffusion; name another source"
+    )
+
+
 # The last that matches a name opens it: those that take many names come first here, and what is
 # added from outside is asked before all.
 SOURCES: dict[str, Kind] = {
@@ -110,6 +118,8 @@ SOURCES: dict[str, Kind] = {
         lambda data: Prepared(_home(data.source), data.flip, data.captions, data.empty_prompts),
     ),
     "tfds": Kind(lambda name: name.startswith(TFDS), _open_tfds, True),
+    # A run of Stable Diffusion opens what it has drawn, which is "prepared".
+    "teacher": Kind(lambda name: name.startswith(TEACHER), _open_teacher),
     "photographs": Kind(lambda name: name == "photographs", lambda data: Photographs(), True),
     "digits": Kind(lambda name: name == "digits", lambda data: digits.Source()),
 }
@@ -128,7 +138,8 @@ def kind_of(source: str) -> str:
     found = "a file" if is_file else "no such folder"
     raise InputError(
         f"{source!r}: {found}; expected a folder (of images, of .tar shards, or made by "
-        "slam-jax prepare), a pattern such as 'data/{00000..00331}.tar', tfds:NAME, or one of "
+        "slam-jax prepare), a pattern such as 'data/{00000..00331}.tar', tfds:NAME, "
+        "teacher:PROMPTS, or one of "
         f"{', '.join(name for name in SOURCES if SOURCES[name].matches(name))}"
     )
 
@@ -187,9 +198,9 @@ def open_source(
     Raises:
       InputError: as `open_examples`.
     """
-    if kind_of(data.source) == "prepared":
-        check_used(data, "prepared")
-        return SOURCES["prepared"].open(data)
+    if (kind := kind_of(data.source)) in ("prepared", "teacher"):
+        check_used(data, kind)
+        return SOURCES[kind].open(data)
     transform = Transform(data.resolution, data.crop, data.flip, data.captions, data.empty_prompts)
     examples = open_examples(data)
     say_rejects(examples)
