@@ -148,7 +148,8 @@ def describe_prepared(folder: Path, info: Mapping[str, Any]) -> Iterator[Fact]:
     """
     counts, model = info["counts"], info["model"]
     yield "made from", f"{info['source']}, {counts['source']:,} examples"
-    how = info.get("drawn") or info["filters"]  # by a teacher, or chosen of a source
+    drawn = {name: info[name] for name in ("teacher_steps", "teacher_w", "seed") if name in info}
+    how = drawn if "teacher_w" in info else info["filters"]
     yield "", f"with {', '.join(f'{name} = {value:g}' for name, value in how.items())}"
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     yield "examples", f"{counts['examples']:,} in {counts['shards']:,} shards, {size / 1e9:,.3g} GB"

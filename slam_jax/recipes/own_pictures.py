@@ -26,7 +26,7 @@ from slam_jax.data.prepared_write import Store
 from slam_jax.data.rejects import Rejects
 from slam_jax.data.sources import TEACHER, check_used, kind_of
 from slam_jax.drawing.samplers import on_mesh, teacher_latents
-from slam_jax.evaluation.prompts import PromptList, read_at_most
+from slam_jax.evaluation.prompts import KINDS, PromptList, read_at_most
 from slam_jax.families.family import Family
 from slam_jax.families.pipeline import DENOISER
 from slam_jax.families.stable_diffusion_pipeline import StableDiffusionPipeline
@@ -39,6 +39,7 @@ from slam_jax.parallel.sharding import shard
 FOLDER = "teacher_pictures"  # in the workdir
 SHARD_SIZE = 256  # pictures; what a kill loses is one shard, whatever the devices
 DTYPE = "float16"
+OPTIONS = "teacher_count", "teacher_steps", "teacher_w"  # that decide what is drawn
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,8 @@ def own_pictures(config: Config, workdir: Path, family: Family) -> OwnPictures |
             ddim_timesteps(data.teacher_steps, pipeline.schedule.num_train_timesteps)
         except ValueError as error:
             raise InputError(f"teacher_{error}") from error
-        path = data.source.removeprefix(TEACHER)
+        if not (path := data.source.removeprefix(TEACHER)):
+            raise InputError(f"{TEACHER} names no prompts; add {KINDS}")
         prompts = read_at_most(path, data.teacher_count, config.seed)
         plan = plan_of(config, family, pipeline, prompts)
         store = Store(workdir / FOLDER, plan)
@@ -173,10 +175,11 @@ def plan_of(
     return {
         "format": FORMAT,
         "source": data.source,
+        **{name: getattr(data, name) for name in OPTIONS},
+        "seed": config.seed,
         "identity": prompts.record["prompts_sha256"],
         "examples": data.teacher_count,
         "teacher": prints,
-        "drawn": {"steps": data.teacher_steps, "w": data.teacher_w, "seed": config.seed},
         "precision": precision.teacher,
         "text_precision": precision.text_encoder,
         "model": {
