@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, config_flags
 from slam_jax.base.errors import InputError
 from slam_jax.config.describe import help_of_kinds, help_text
 from slam_jax.config.options import Config
+from slam_jax.config.pretraining import Pretraining
 from slam_jax.config.validate import freeze, with_method
 from slam_jax.method.registry import METHODS
 
@@ -36,6 +37,9 @@ Other methods, with the options that slam lacks; what the recipe says of those t
 its method stays:
 {}
 """
+
+# What the recipes of a command describe.
+KINDS = {"train": Config, "pretrain": Pretraining}
 
 
 class Command(NamedTuple):
@@ -113,18 +117,18 @@ def _refusals() -> Iterator[None]:
         raise InputError(text) from error
 
 
-def parse(argv: list[str], name: str = "train", kind: type = Config) -> Command:
+def parse(argv: list[str], name: str = "train") -> Command:
     """Reads the command line.
 
     Args:
       argv: behind the command's name.
-      name: of the command.
-      kind: what its config files describe, `Config` or another dataclass of options.
+      name: of the command, one of KINDS.
 
     Raises:
       InputError: an unknown flag, an unreadable config file, an unknown key, a wrong value.
       SystemExit: help was asked for, and is printed.
     """
+    kind = KINDS[name]
     has_method = any(field.name == "method" for field in dataclasses.fields(kind))
     if {"-h", "--help"} & {*argv}:
         texts = dict(recipes=", ".join(recipes()), options=help_text(kind()))
@@ -141,6 +145,7 @@ def parse(argv: list[str], name: str = "train", kind: type = Config) -> Command:
         rest = command[1:]
         if recipe is not None:
             chosen = read_recipe(recipe).to_dict()
+            _check_kind(recipe, chosen, name, kind)
             if has_method:  # on which depends what options there are
                 of_recipe = chosen.get("method", {"name": kind().method.name})
                 chosen["method"] = with_method(of_recipe, method)
@@ -155,6 +160,19 @@ def parse(argv: list[str], name: str = "train", kind: type = Config) -> Command:
         config = freeze(values.config, kind)
     workdir = Path(values.workdir or Path("runs") / config.name)
     return Command(config, workdir, values.resume, values.distributed)
+
+
+def _check_kind(recipe: str, chosen: dict[str, Any], name: str, kind: type) -> None:
+    """Refuses a recipe that is one of another command.
+
+    Raises:
+      InputError: it is; says of which.
+    """
+    known = {field.name for field in dataclasses.fields(kind)}
+    for other, options in KINDS.items():
+        theirs = {field.name for field in dataclasses.fields(options)}
+        if other != name and not chosen.keys() <= known and chosen.keys() <= theirs:
+            raise InputError(f"--config {recipe}: is for slam-jax {other}, not for slam-jax {name}")
 
 
 def _chosen(command: list[str], has_method: bool) -> tuple[str | None, str | None, list[str]]:

@@ -132,10 +132,10 @@ class StableDiffusion(Family):
 
     def batch_shapes(self, data: Data | None, size: int) -> dict[str, jax.ShapeDtypeStruct]:
         with prefixed("config.data.source = "):
-            prepared = data is None or kind_of(data.source) == "prepared"
-        if prepared:
+            kind = None if data is None else kind_of(data.source)
+        if kind in (None, "prepared", "teacher"):
             fields = self.pipeline.prepared_fields(1, 1, False, "float16")
-            if data is not None:
+            if data is not None and kind == "prepared":
                 fields = read_info(Path(data.source).expanduser())["fields"]
             return {
                 name: jax.ShapeDtypeStruct((size, *field["shape"][1:]), jnp.dtype(field["dtype"]))

@@ -15,7 +15,8 @@ from slam_jax.method.registry import METHODS
 from slam_jax.method.slam_literal import SlamLiteral
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-NAMES = ["digits", "digits_paper", "sd", "sd21", "sd21_v", "sdxl"]
+NAMES = ["digits", "digits_paper", "emoji_teacher", "sd", "sd21", "sd21_v", "sdxl"]
+TEACHERS = ["emoji_teacher"]  # of slam-jax pretrain
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,7 @@ def test_the_recipes_are_the_files_of_configs():
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_is_a_config(name):
     own = ["--config.data.source=photographs"] * name.startswith("sd")
-    command = parse(["--config", name, *own])
+    command = parse(["--config", name, *own], "pretrain" if name in TEACHERS else "train")
     assert command.config.name == name
     assert command == Command(command.config, Path("runs") / name, False, False)
 
@@ -95,11 +96,12 @@ def test_a_file_that_gives_a_part_of_a_method_leaves_the_rest_to_the_command_lin
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "expected --config RECIPE (digits, digits_paper, sd, sd21, sd21_v, sdxl) or --config"),
+        ("", f"expected --config RECIPE ({', '.join(NAMES)}) or --config"),
+        ("--config emoji_teacher", "is for slam-jax pretrain, not for slam-jax train"),
         ("--config digits more", "got more"),
         (
             "--config nothing",
-            "--config nothing: no such recipe, expected digits, digits_paper, sd,",
+            "--config nothing: no such recipe, expected digits, digits_paper, emoji_teacher,",
         ),
         ("--config=nothing:tiny", "--config nothing:tiny: no such recipe, expected digits"),
         ("--config missing.py", "--config missing.py: no such file; recipes: digits, digits_paper"),

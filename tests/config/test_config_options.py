@@ -24,7 +24,7 @@ FREE = {
     *(key for key in OPTIONS if key.startswith("config.evaluation.")),
     *("config.teacher.path", "config.teacher.revision"),
     *("config.data.source", "config.data.data_dir", "config.data.index"),
-    *("config.data.max_rejects", "config.data.workers"),
+    *("config.data.max_rejects", "config.data.workers", "config.data.teacher_batch"),
     *(
         f"config.{training}.{name}"
         for training in ("training", "teacher.training")
