@@ -57,17 +57,34 @@ def test_every_digits_command_in_its_order(tmp_path):
     assert (tmp_path / "runs/notebook/summary.md").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_stable_diffusion_demo_and_the_commands_that_follow_it(tmp_path):
-    assert "make demo-sd" in COMMANDS
-    start(["make", "demo-sd", f"RUNS={tmp_path}/runs"], ROOT)
-    assert (tmp_path / "runs/tiny_sd/lighthouse.png").exists()
-    commands = [line for line in RUNS if STABLE_DIFFUSION.search(line)]
-    assert len(commands) >= 13
+def follow_the_demo(commands, folder):
+    """Runs the demo of Stable Diffusion, and commands behind it."""
+    start(["make", "demo-sd", f"RUNS={folder}/runs"], ROOT)
+    assert (folder / "runs/tiny_sd/lighthouse.png").exists()
     tiny = [line.replace("--config sd ", "--config sd:tiny ") for line in commands]
     tiny = [line.replace("=DATA", "=photographs") for line in tiny]
-    run(tiny, tmp_path, [*FEW_STEPS, *FEW_ROWS])
+    run(tiny, folder, [*FEW_STEPS, *FEW_ROWS])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_stable_diffusion_demo_and_what_follows_it_in_the_readme(tmp_path):
+    readme = [line for line in RUNS if line in (ROOT / "README.md").read_text()]
+    commands = [line for line in readme if STABLE_DIFFUSION.search(line)]
+    assert "make demo-sd" in COMMANDS and len(commands) >= 3
+    follow_the_demo(commands, tmp_path)
+    assert (tmp_path / "runs/lighthouse.png").exists()
+    assert (tmp_path / "runs/sd_student/model_index.json").exists()
+    one_after_another(blocks(ROOT / "README.md", "python"), tmp_path)
+
+
+# Each page's commands have tests of their own by day; here they follow one another as written.
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
+def test_stable_diffusion_demo_and_all_the_commands_that_follow_it(tmp_path):
+    commands = [line for line in RUNS if STABLE_DIFFUSION.search(line)]
+    assert len(commands) >= 13
+    follow_the_demo(commands, tmp_path)
     runs = tmp_path / "runs"
     assert (runs / "tiny_from_latents/export/model_index.json").exists()
     pictures = ("lighthouse", "sea", "night", "teacher")

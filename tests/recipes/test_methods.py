@@ -18,7 +18,7 @@ SMALL = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_phased_consistency_from_the_recipe_of_slam(tmp_path):
     """It takes w from the recipe, and has no gamma."""
     student = slam_jax.distill("digits", tmp_path, **SMALL, method={"name": "pcm", "phases": 2})
