@@ -29,6 +29,8 @@ def _number(row: dict[str, Any], name: str) -> str:
     if name not in row:
         return ""
     number = f"{row[name]:.4g}"
+    if choices := row.get(f"{name}_choices"):
+        return f"{number} of {choices}"
     if interval := row.get(f"{name}_interval"):
         return f"{number} ± {(interval[1] - interval[0]) / 2:.2g}"
     return number
