@@ -72,6 +72,7 @@ def augmented(images, examples, key, shift: int, colour: float):
         top, left = jax.random.randint(place, (2,), 0, 2 * shift + 1)
         moved = jax.lax.dynamic_slice(around, (top, left, 0), image.shape)
         factor = jax.random.uniform(factors, (1, 1, 3), minval=1 - colour, maxval=1 + colour)
-        return jnp.minimum(moved / 255 * factor, 1)
+        coloured = jnp.minimum(moved / 255 * factor, 1)
+        return (coloured - CLIP_MEAN[None, None]) / CLIP_STD[None, None]
 
-    return (jax.vmap(one)(images, examples) - CLIP_MEAN) / CLIP_STD
+    return jax.vmap(one)(images, examples)

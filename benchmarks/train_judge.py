@@ -24,6 +24,7 @@ from result import write as write_report
 from slam_jax.base.errors import BackendError, InputError
 from slam_jax.base.files import is_empty
 from slam_jax.base.json_file import read_json, write_json
+from slam_jax.base.options import OptionError
 from slam_jax.config.options import Optimizer, Training
 from slam_jax.data.examples import Examples
 from slam_jax.data.image_text import ImageText, Transform
@@ -104,16 +105,19 @@ def train(options: argparse.Namespace, examples: Examples) -> None:
     training = Training(
         steps=options.steps,
         batch_size=options.batch,
-        ema=0.99,
+        ema=max(0.0, 1 - 10 / options.steps),  # of about the last tenth
         optimizer=Optimizer(
-            learning_rate=1e-3,
+            learning_rate=options.learning_rate,
             schedule="cosine",
             warmup_steps=options.steps // 10,
             weight_decay=0.1,
             b2=0.98,
         ),
     )
-    check_batch_size(training, mesh)
+    try:
+        check_batch_size(training, mesh)
+    except OptionError as error:
+        raise InputError(f"--batch {error.value}: expected {error.expected}") from error
     merges = learn_merges(captions_of(examples), MERGES)
     text, vision = networks(options, len(vocabulary_of(merges)))
     folder = out / "training"
@@ -211,6 +215,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--held-out", default="held_out", help="split that it is measured on, too")
     add("--steps", type=positive, default=1500)
     add("--batch", type=positive, default=128, help="pictures, each against all captions of these")
+    add("--learning-rate", type=float, default=1e-3, help="the highest")
     add("--seed", type=int, default=0)
     add("--resolution", type=positive, default=32, help="pixels of a side that the judge sees")
     add("--patch", type=positive, default=4, help="pixels of a side")
