@@ -1,9 +1,9 @@
 """FID of two folders of pictures by slam_jax, torch-fidelity and clean-fid, with the same weights.
 
-    python -m venv /tmp/reference
-    /tmp/reference/bin/pip install torch==2.14.1 torchvision==0.29.1 torch-fidelity==0.4.0 \\
+    python -m venv .venv-peers
+    .venv-peers/bin/pip install torch==2.14.1 torchvision==0.29.1 torch-fidelity==0.4.0 \\
         clean-fid==0.1.35
-    PYTHONPATH=. python benchmarks/fid_peers.py --python /tmp/reference/bin/python
+    PYTHONPATH=. python benchmarks/fid_peers.py --python .venv-peers/bin/python
 
 The pictures and Inception's weights are random, from seeds. The other programs run with the Python
 of `--python`, as their torchvision fits another torch. It fails where numbers differ by more than

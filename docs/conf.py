@@ -15,6 +15,8 @@ typing.GENERATING_DOCUMENTATION = "slam_jax"  # jaxtyping: Float[Array, "B"], wi
 import options_page  # noqa: E402
 
 import slam_jax  # noqa: E402
+from slam_jax.config.options import Config  # noqa: E402
+from slam_jax.config.pretraining import Pretraining  # noqa: E402
 
 project, author, copyright = "slam_jax", "The slam_jax authors", "The slam_jax authors"
 version = release = slam_jax.__version__
@@ -28,7 +30,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "generated/options_table.md"]
+exclude_patterns = ["_build", "generated/*_table.md"]
 templates_path = ["_templates"]
 html_theme = "furo"
 html_title = f"slam_jax {version}"
@@ -52,12 +54,14 @@ napoleon_use_rtype = False
 
 
 def copy_notebooks(app: typing.Any) -> None:
-    """Copies examples/*.ipynb to where Sphinx looks for pages, and writes the table of options."""
+    """Copies examples/*.ipynb to where Sphinx looks for pages, and writes the tables of options."""
     generated = HERE / "generated"
     generated.mkdir(exist_ok=True)
     for notebook in (ROOT / "examples").glob("*.ipynb"):
         shutil.copy(notebook, generated)
-    (generated / "options_table.md").write_text(options_page.markdown())
+    tables = {"options_table": Config(), "pretraining_table": Pretraining()}
+    for name, options in tables.items():
+        (generated / f"{name}.md").write_text(options_page.markdown(options))
 
 
 def as_plain_text(

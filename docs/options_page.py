@@ -4,16 +4,19 @@ from collections.abc import Iterable
 from typing import Any
 
 from slam_jax.config.describe import Description, describe
-from slam_jax.config.options import Config
 from slam_jax.method.registry import METHODS
 
 HEAD = "| option | default | meaning | values |\n| --- | --- | --- | --- |"
 
 
-def markdown() -> str:
-    """A section for each group of options; those of each method have one of their own."""
+def markdown(options: Any) -> str:
+    """A section for each group of options; those of each method have one of their own.
+
+    Args:
+      options: a dataclass of them.
+    """
     top, groups = [], []
-    for found in describe(Config()):
+    for found in describe(options):
         if found.default is None:
             groups.append((found, []))
         elif found.key.count(".") == 1:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slam_jax.base.files import write_whole
-from slam_jax.base.json_file import write_json
+from slam_jax.base.json_file import read_json, write_json
 from slam_jax.formats import convert, weight_files
 from slam_jax.formats import safetensors as weights
 from slam_jax.formats.diffusers_folder import (
@@ -167,6 +167,9 @@ def write_stable_diffusion(
     write_json(to / "scheduler" / "scheduler_config.json", scheduler)
     for name, (network, params) in parts.items():
         write_network(to / name, name, network, cast(params, dtype))
+    config = to / "text_encoder" / "config.json"
+    # transformers would load it in the files' dtype, and diffusers the UNet in float32.
+    write_json(config, {**read_json(config, "write it again"), "torch_dtype": "float32"})
 
 
 def copy_surroundings(teacher: Folder, index: dict[str, Any], to: Path) -> None:

@@ -53,7 +53,7 @@ def scaling_factor(vae: VAEConfig, params: Params, source: Source) -> float:
     Args:
       vae: the autoencoder.
       params: its weights.
-      source: pictures, of which BATCH or more.
+      source: pictures; where BATCH does not divide their number, the last ones are left out.
     """
     encode = functional.apply_fn(AutoencoderKL, vae, "encode")
 
@@ -75,7 +75,7 @@ def psnr(vae: VAEConfig, params: Params, source: Source) -> float:
     Args:
       vae: the autoencoder.
       params: its weights.
-      source: pictures, of which BATCH or more.
+      source: pictures; where BATCH does not divide their number, the last ones are left out.
     """
     encode = functional.apply_fn(AutoencoderKL, vae, "encode")
     decode = functional.apply_fn(AutoencoderKL, vae, "decode")
@@ -91,7 +91,8 @@ def psnr(vae: VAEConfig, params: Params, source: Source) -> float:
 
 
 def _pictures(source: Source) -> Iterator[np.ndarray]:
-    """All pictures, by BATCH: one compiled program; the few that are left over are left out."""
-    for start in range(0, len(source) - BATCH + 1, BATCH):
-        indices = np.arange(start, start + BATCH)
+    """Pictures by BATCH, or all where they are fewer: one compiled program."""
+    size = min(BATCH, len(source))
+    for start in range(0, len(source) - size + 1, size):
+        indices = np.arange(start, start + size)
         yield source.read(indices, indices)[0]["images"]

@@ -88,16 +88,15 @@ def pretrain(config: Pretraining, workdir: Path, resume: bool = False) -> dict[s
             check_batch_size(training, mesh)
     networks = _networks(config)
     examples = open_examples(config.data)
-    if len(examples) < BATCH:
-        raise InputError(
-            f"{config.data.source}: {len(examples)} pictures, expected {BATCH} or more"
-        )
     with claimed(workdir, config, resume):
         untrained = workdir / "untrained"
         if not (untrained / FACTS_FILE).exists():
             _begin(config, networks, examples, workdir, mesh)
         wait("the autoencoder is trained")
-        return _train(config, workdir, mesh)
+        if not (workdir / "teacher" / FACTS_FILE).exists():
+            _train(config, workdir, mesh)
+        wait("the teacher is written")
+        return read_json(workdir / "teacher" / FACTS_FILE, "remove the folder")
 
 
 def _networks(config: Pretraining) -> tuple[VAEConfig, CLIPTextConfig, UNetConfig]:
@@ -198,7 +197,7 @@ def _captions(examples: Examples) -> Iterator[tuple[str, ...]]:
             continue
 
 
-def _train(config: Pretraining, workdir: Path, mesh: Mesh) -> dict[str, Any]:
+def _train(config: Pretraining, workdir: Path, mesh: Mesh) -> None:
     """Trains UNet and text encoder on prepared latents, and writes the teacher."""
     untrained, latents, out = (workdir / name for name in ("untrained", "latents", "teacher"))
     facts, data = read_json(untrained / FACTS_FILE, "remove the workdir"), config.data
@@ -232,5 +231,3 @@ def _train(config: Pretraining, workdir: Path, mesh: Mesh) -> dict[str, Any]:
             write_stable_diffusion(folder, parts, pipeline.scheduler, config.dtype)
             shutil.copytree(untrained / "tokenizer", folder / "tokenizer")
             write_json(folder / FACTS_FILE, facts)
-    wait("the teacher is written")
-    return facts

@@ -1,12 +1,16 @@
 """What stands in the README and in docs/: links lead somewhere, tables show what was measured, and
 every option is listed."""
 
+import dataclasses
 import json
 import re
 
 import numpy as np
 import pytest
 from doc_pages import DOCS, NAMES, ROOT, blocks
+
+from slam_jax.config.options import Config
+from slam_jax.config.pretraining import Pretraining
 
 
 def test_every_page_is_tested():
@@ -40,25 +44,24 @@ def test_links_lead_somewhere(page):
             assert anchor in {re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles}
 
 
-def test_options_page_has_every_option_with_its_default(monkeypatch):
+@pytest.mark.parametrize("kind", [Config, Pretraining])
+def test_options_page_has_every_option_with_its_default(monkeypatch, kind):
     monkeypatch.syspath_prepend(str(DOCS))
     import options_page
 
-    from slam_jax.config.options import default_config
-
-    text = options_page.markdown()
+    text = options_page.markdown(kind())
     groups = dict(re.findall(r"^## `([\w.]+)(?: of \w+)?`\n(.*?)(?=^## |\Z)", text, re.M | re.S))
 
     def compare(options, path):
         for name, value in options.items():
-            if hasattr(value, "items") and name != "network":
+            if hasattr(value, "items") and value:
                 compare(value, f"{path}.{name}")
             else:
                 shown = f'"{value}"' if isinstance(value, str) else repr(value)
                 rows = re.findall(rf"^\| `{name}`.*", groups[path], re.M)
                 assert len(rows) == 1 and f"| `{shown}` |" in rows[0], (path, name)
 
-    compare(default_config().to_dict(), "config")
+    compare(dataclasses.asdict(kind()), "config")
     assert text.count("\n| `") == sum(group.count("\n| `") for group in groups.values())
 
 

@@ -24,45 +24,16 @@ from slam_jax.method.method import gaussian
 from slam_jax.models.vae import VAEConfig
 from slam_jax.parallel.keys import keys_of
 
-COUNT, SIZE = 70, 16
-TINY = f"""
-from slam_jax.config.pretraining import default_pretraining
-
-def get_config():
-    config = default_pretraining()
-    config.name = "tiny"
-    config.data.update(resolution={SIZE}, crop="center")
-    config.tokens.update(vocabulary=540, length=8)
-    config.autoencoder.network = dict(
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(4, 8), norm_num_groups=4,
-    )
-    config.autoencoder.training.update(
-        steps=4, batch_size=8, ema=0.5, checkpoint_every=2, optimizer=dict(learning_rate=1e-3),
-    )
-    config.text_encoder = dict(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-    )
-    config.unet = dict(
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(8, 16), layers_per_block=1, attention_head_dim=2, norm_num_groups=4,
-    )
-    config.training.update(
-        steps=4, batch_size=8, ema=0.5, checkpoint_every=2, optimizer=dict(learning_rate=1e-2),
-    )
-    return config
-"""
+COUNT, SIZE = 20, 16
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    """The arguments of a run: config file and data."""
+    """The arguments of a run."""
     folder = tmp_path_factory.mktemp("pictures")
-    tar_files.write(folder / "data", {"0.tar": tar_files.tar(tar_files.good(COUNT))})
-    (folder / "tiny.py").write_text(TINY)
-    data = f"--config.data.source={folder / 'data'}"
-    return ["--config", str(folder / "tiny.py"), data]
+    tar_files.write(folder, {"0.tar": tar_files.tar(tar_files.good(COUNT))})
+    size = f"--config.data.resolution={SIZE}"
+    return ["--config", "emoji_teacher:tiny", f"--config.data.source={folder}", size]
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +79,10 @@ def test_the_stock_pipeline_draws_what_we_draw(trained):
 def test_both_networks_were_trained_and_the_autoencoder_was_before(trained):
     before, after = (weights_of(trained / name) for name in ("untrained", "teacher"))
     changed = {
-        part: [not np.array_equal(before[part][key], after[part][key]) for key in before[part]]
-        for part in before
+        part: [
+            np.any(array.astype(np.float16) != after[part][key]) for key, array in arrays.items()
+        ]
+        for part, arrays in before.items()
     }
     assert not any(changed["vae"])
     # Padding and positions behind the end of a text may have no part in a loss.
@@ -147,7 +120,10 @@ def test_a_finished_run_is_left_alone(trained, recipe, tmp_path, capsys):
     [
         ("--config.tokens.vocabulary=500", ["config.tokens.vocabulary = 500", "514 or more"]),
         ("--config.dropout=0.0", ["config.dropout = 0.0", "above 0"]),
-        ("--config.text_encoder.num_attention_heads=3", ["config.text_encoder", "16"]),
+        (
+            "--config.text_encoder.num_attention_heads=3",
+            ["config.text_encoder", "num_attention_heads = 3"],
+        ),
         ("--config.training.sample_every=5", ["config.training.sample_every = 5"]),
         ("--config.training.batch_size=12", ["config.training.batch_size = 12", "8 devices"]),
         ("--config.unet.norm_num_groups=3", ["config.unet"]),
@@ -161,13 +137,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     line = stop.value.code
     assert line.startswith("error: ") and "\n" not in line and not (tmp_path / "run").exists()
     assert all(text in line for text in expected), line
-
-
-def test_few_pictures_are_refused(recipe, tmp_path):
-    few = tar_files.write(tmp_path / "data", {"0.tar": tar_files.tar(tar_files.good(5))})
-    with pytest.raises(SystemExit, match="5 pictures, expected 64 or more"):
-        command.main([*recipe, f"--config.data.source={few}", "--workdir", str(tmp_path / "run")])
-    assert not (tmp_path / "run").exists()
 
 
 def test_the_recipe_of_the_emoji_is_one():

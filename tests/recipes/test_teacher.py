@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers import PREDICTION_TYPES, as_output, jit, normal, sd_schedule
 
+from slam_jax.families.pipeline import DENOISER
 from slam_jax.method.schedule import per_example
 from slam_jax.recipes.teacher import TIME_BINS, denoising_loss
 
@@ -36,7 +37,7 @@ def test_the_best_network_pays_for_what_it_adds_to_the_target_only(prediction_ty
         contexts=lambda frozen, batch, w: ({"told": ones}, {"told": 0 * ones}),
     )
     loss = denoising_loss(pipeline, DROPOUT)
-    compute = jit(lambda: loss({}, {}, {}, {}, jnp.arange(COUNT), jax.random.key(0)))
+    compute = jit(lambda: loss({DENOISER: {}}, {}, {}, {}, jnp.arange(COUNT), jax.random.key(0)))
     losses, sums = jax.device_get(compute())
     # Near t = 0 sigma is 0.03: x says the noise to three digits.
     dropped = losses < 0.5

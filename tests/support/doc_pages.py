@@ -11,6 +11,7 @@ NAMES = (
     "getting_started",
     "stable_diffusion",
     "data",
+    "pretraining",
     "evaluation",
     "scaling",
     "reliability",

@@ -1,9 +1,9 @@
 """Writes fid.json: what torch-fidelity and clean-fid measure of two small sets of pictures.
 
-    python3 -m venv /tmp/reference
-    /tmp/reference/bin/pip install torch==2.14.1 torchvision==0.29.1 clean-fid==0.1.35 \
+    python3 -m venv .venv-peers
+    .venv-peers/bin/pip install torch==2.14.1 torchvision==0.29.1 clean-fid==0.1.35 \
         torch-fidelity==0.4.0
-    /tmp/reference/bin/python tests/evaluation/golden/make_fid.py
+    .venv-peers/bin/python tests/evaluation/golden/make_fid.py
 
 torchvision fits another torch than the tests need, so that they cannot call these programs.
 """

@@ -1,9 +1,9 @@
 """Writes resize.npz: what the programs give whose numbers slam_jax.features.resize repeats.
 
-    python3 -m venv /tmp/reference
-    /tmp/reference/bin/pip install torch==2.14.1 torchvision==0.29.1 clean-fid==0.1.35 \
+    python3 -m venv .venv-peers
+    .venv-peers/bin/pip install torch==2.14.1 torchvision==0.29.1 clean-fid==0.1.35 \
         torch-fidelity==0.4.0
-    /tmp/reference/bin/python tests/features/golden/make_resize.py
+    .venv-peers/bin/python tests/features/golden/make_resize.py
 
 torchvision fits another torch than the tests need, so that they cannot call these programs.
 """
