@@ -48,7 +48,7 @@ from slam_jax.recipes.plain import PlainTraining
 from slam_jax.training.loop import Interrupted
 from slam_jax.training.step import Params, check_batch_size
 
-MERGES, TOKENS = 1000, 32
+MERGES, TOKENS = 1000, 20
 CAPTIONS, DRAWS = 100, 20
 
 
