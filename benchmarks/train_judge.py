@@ -18,6 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from contrastive import FIRST_SCALE, SCALE, TEXT, VISION, contrastive_loss
+from jax.sharding import Mesh
 from result import made_by, positive
 from result import write as write_report
 
@@ -94,6 +95,24 @@ def captions_of(examples: Examples) -> dict[str, int]:
     return found
 
 
+def schedule(options: argparse.Namespace, mesh: Mesh) -> Training:
+    """How long and how fast it is trained.
+
+    Raises:
+      InputError: an impossible value; names the flag.
+    """
+    rate, warmup = options.learning_rate, options.steps // 10
+    try:
+        optimizer = Optimizer(rate, "cosine", warmup, weight_decay=0.1, b2=0.98)
+        ema = max(0.0, 1 - 10 / options.steps)  # of about the last tenth
+        training = Training(options.steps, options.batch_size, ema=ema, optimizer=optimizer)
+        check_batch_size(training, mesh)
+    except OptionError as error:
+        flag = f"--{error.key.replace('_', '-')}"
+        raise InputError(f"{flag} = {error.value!r}, expected {error.expected}") from error
+    return training
+
+
 def train(options: argparse.Namespace, examples: Examples) -> None:
     """Trains, and writes the folder.
 
@@ -102,22 +121,7 @@ def train(options: argparse.Namespace, examples: Examples) -> None:
       Interrupted: Ctrl-C; the state is saved.
     """
     mesh, out = make_mesh(), options.out
-    training = Training(
-        steps=options.steps,
-        batch_size=options.batch,
-        ema=max(0.0, 1 - 10 / options.steps),  # of about the last tenth
-        optimizer=Optimizer(
-            learning_rate=options.learning_rate,
-            schedule="cosine",
-            warmup_steps=options.steps // 10,
-            weight_decay=0.1,
-            b2=0.98,
-        ),
-    )
-    try:
-        check_batch_size(training, mesh)
-    except OptionError as error:
-        raise InputError(f"--batch {error.value}: expected {error.expected}") from error
+    training = schedule(options, mesh)
     merges = learn_merges(captions_of(examples), MERGES)
     text, vision = networks(options, len(vocabulary_of(merges)))
     folder = out / "training"
@@ -148,7 +152,8 @@ def train(options: argparse.Namespace, examples: Examples) -> None:
 
 def command_of(options: argparse.Namespace) -> dict:
     """What decides the weights, as JSON."""
-    return {key: value for key, value in vars(options).items() if key not in ("out", "held_out")}
+    free = ("out", "held_out", "index")
+    return {key: value for key, value in vars(options).items() if key not in free}
 
 
 def claim(folder: Path, options: argparse.Namespace) -> None:
@@ -214,7 +219,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, required=True, help="folder of the judge")
     add("--held-out", default="held_out", help="split that it is measured on, too")
     add("--steps", type=positive, default=1500)
-    add("--batch", type=positive, default=128, help="pictures, each against all captions of these")
+    add("--batch-size", type=positive, default=128, help="pictures, each against their captions")
     add("--learning-rate", type=float, default=1e-3, help="the highest")
     add("--seed", type=int, default=0)
     add("--resolution", type=positive, default=32, help="pixels of a side that the judge sees")

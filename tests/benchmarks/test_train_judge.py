@@ -122,7 +122,7 @@ def emoji(tmp_path):
 @pytest.fixture
 def arguments(emoji, tmp_path):
     arguments = ["--data", f"emoji:{emoji}", "--out", str(tmp_path / "judge")]
-    arguments += ["--index", str(tmp_path / "index"), "--steps", "50", "--batch", "24"]
+    arguments += ["--index", str(tmp_path / "index"), "--steps", "50", "--batch-size", "24"]
     arguments += ["--resolution", "8", "--width", "16", "--layers", "1", "--text-layers", "1"]
     return [*arguments, "--shift", "0", "--learning-rate", "0.01"]
 
@@ -165,7 +165,8 @@ def test_a_judge_is_what_transformers_reads_and_learns_its_pictures(arguments, t
     ("change", "expected"),
     [
         (["--patch", "3"], "patch_size = 3, supported: divisors of image_size"),
-        (["--batch", "12"], "--batch 12: expected a multiple of the 8 devices"),
+        (["--batch-size", "12"], "--batch-size = 12, expected a multiple of the 8 devices"),
+        (["--learning-rate", "0"], "--learning-rate = 0.0, expected a number above 0"),
         (["--held-out", "test"], "split = 'test', expected one of train, held_out"),
     ],
 )
