@@ -51,7 +51,7 @@ test-newest: ## test-fast with the newest jax and flax there are for PYTHON, all
 	.venv-newest/bin/python $(PYTEST) $(FAST)
 
 docs: .venv/installed-docs ## the pages of docs/, in docs/_build/html
-	$(RUN) -m sphinx -W --keep-going docs docs/_build/html
+	$(RUN) -m sphinx -W --keep-going -j $(JOBS) docs docs/_build/html
 
 lint: .venv/installed-test ## ruff
 	$(RUN) -m ruff check .

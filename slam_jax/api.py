@@ -19,7 +19,7 @@ from slam_jax.base.errors import InputError, options_of, prefixed
 from slam_jax.base.options import check
 from slam_jax.config.command_line import read_recipe
 from slam_jax.config.options import Config, Evaluation
-from slam_jax.config.validate import freeze
+from slam_jax.config.validate import freeze, with_method
 from slam_jax.drawing.draw import Settings, choose_guidance, draw_all, make_sampler
 from slam_jax.drawing.ladder import Artists, Ladder
 from slam_jax.drawing.metrics.registry import METRICS
@@ -104,9 +104,7 @@ def distill(
     if isinstance(config, str):
         config = read_recipe(config)
     values = config.to_dict() if isinstance(config, ConfigDict) else dataclasses.asdict(config)
-    name = changes.get("method", {}).get("name", values["method"]["name"])
-    if name != values["method"]["name"]:  # whose options are others
-        values["method"] = {}
+    values["method"] = with_method(values["method"], changes.get("method", {}).get("name"))
     run(freeze(_changed(values, changes)), Path(workdir), resume)
     return load(workdir)
 

@@ -18,10 +18,14 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 from slam_jax.parallel import runtime  # noqa: E402
 
 # Compiling takes most of the time here; the arithmetic is the same without LLVM's optimisations and
-# XLA's newer kernels.
+# XLA's newer kernels, and with each program in one piece.
 flags = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
-if runtime.jaxlib_knows("xla_cpu_use_fusion_emitters"):
-    flags.append("--xla_cpu_use_fusion_emitters=false")
+for name, value in (
+    ("xla_cpu_use_fusion_emitters", "false"),
+    ("xla_cpu_parallel_codegen_split_count", "1"),
+):
+    if runtime.jaxlib_knows(name):
+        flags.append(f"--{name}={value}")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
 runtime.configure()
 
@@ -31,6 +35,11 @@ import pytest  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tracing makes many objects, and with torch imported a look through all of them takes long.
 gc.set_threshold(100_000, 20, 100)
+
+
+def pytest_collection_finish():
+    """What the imports made stays: looking through it takes a second each time."""
+    gc.freeze()
 
 
 class Teachers(dict):
@@ -72,6 +81,15 @@ def made_once(tmp_path_factory):
         return shutil.copytree(shared / name, tmp_path_factory.mktemp("copies") / name)
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def digits_teacher(made_once) -> dict:
+    """The trained teacher of `digits_runs`, as `slam_jax.distill` takes it."""
+    import digits_runs
+
+    run = made_once("finished_digits", digits_runs.launch)
+    return {**digits_runs.TEACHER, "path": str(run / "teacher")}
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 slam-jax export --workdir runs/sd --out sd-student [--step 4000|best] [--verify]
 slam-jax export --workdir runs/sd --artifact --out sd-sampler [--steps 4]
 
-    model_index.json   scheduler/ (LCMScheduler)   unet/ (the student's EMA weights, float32)
+    model_index.json   scheduler/ (the method's)   unet/ (the student's EMA weights, float32)
     vae/   text_encoder/   tokenizer/              the teacher's; SDXL has a second pair
     slam.json                                      how the student was made, and how to use it
     flax/                                          config.json and flax_params.safetensors

@@ -140,7 +140,7 @@ def draw_sheet(looks: Sequence[Look]) -> Image.Image:
 
 
 def describe_prepared(folder: Path, info: Mapping[str, Any]) -> Iterator[Fact]:
-    """Facts of a folder that slam-jax prepare made.
+    """Facts of a folder of latents, which slam-jax prepare made or a teacher drew.
 
     Args:
       folder: where it is.
@@ -148,13 +148,16 @@ def describe_prepared(folder: Path, info: Mapping[str, Any]) -> Iterator[Fact]:
     """
     counts, model = info["counts"], info["model"]
     yield "made from", f"{info['source']}, {counts['source']:,} examples"
-    yield "", f"with {', '.join(f'{name} = {value:g}' for name, value in info['filters'].items())}"
+    drawn = {name: info[name] for name in ("teacher_steps", "teacher_w", "seed") if name in info}
+    how = drawn if "teacher_w" in info else info["filters"]
+    yield "", f"with {', '.join(f'{name} = {value:g}' for name, value in how.items())}"
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     yield "examples", f"{counts['examples']:,} in {counts['shards']:,} shards, {size / 1e9:,.3g} GB"
     names = [model["path"], *(model[key] for key in ("revision", "variant") if model.get(key))]
     yield "model", f"{', '.join(names)}, computed in {info['precision']}"
     twins = ", with mirrored twins" if info["flip"] else ""
-    yield "pictures", f"{info['resolution']} pixels, {info['crop']} crops{twins}"
+    crops = f", {info['crop']} crops" if "crop" in info else ""
+    yield "pictures", f"{info['resolution']} pixels{crops}{twins}"
     yield "captions", f"up to {info['captions']} of an example"
     for i, (name, field) in enumerate(info["fields"].items()):
         yield "" if i else "fields", f"{name}: {field['dtype']} {field['shape']}"

@@ -16,7 +16,6 @@ from slam_jax.training.loop import Interrupted
 
 def long_run(
     name: str,
-    kind: type,
     work: Callable[[Command, str], Any],
     report: Callable[[Command, Any], str],
     argv: Sequence[str] | None,
@@ -25,7 +24,6 @@ def long_run(
 
     Args:
       name: of the command.
-      kind: what its config files describe, a dataclass of options.
       work: called with the command and the line that started it.
       report: of the command and what `work` returned.
       argv: behind the command's name; None: the process's own.
@@ -35,7 +33,7 @@ def long_run(
     """
     argv, speaks = sys.argv[1:] if argv is None else [*argv], True
     try:
-        command = parse(argv, name, kind)
+        command = parse(argv, name)
         runtime.configure(alone=not command.distributed)
         if command.distributed:
             join()

@@ -8,7 +8,6 @@ from typing import Any
 
 from slam_jax.commands.long_run import long_run
 from slam_jax.config.command_line import Command
-from slam_jax.config.pretraining import Pretraining
 from slam_jax.recipes.pretrain import pretrain
 
 
@@ -22,4 +21,4 @@ def report(command: Command, facts: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    long_run("pretrain", Pretraining, work, report, argv)
+    long_run("pretrain", work, report, argv)

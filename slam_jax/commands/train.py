@@ -6,7 +6,6 @@ slam-jax train --config digits [--config.method.gamma=one] [--workdir runs/lcm] 
 
 from slam_jax.commands.long_run import long_run
 from slam_jax.config.command_line import Command
-from slam_jax.config.options import Config
 from slam_jax.drawing.report import to_markdown
 from slam_jax.recipes.run import run
 from slam_jax.reporting.page import REPORT_FILE
@@ -23,4 +22,4 @@ def report(command: Command, rows: list[dict]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    long_run("train", Config, work, report, argv)
+    long_run("train", work, report, argv)

@@ -1,5 +1,6 @@
 """The command line of a run: a recipe or config file, and changes of its options."""
 
+import dataclasses
 import re
 import sys
 from collections.abc import Iterator
@@ -11,9 +12,11 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from slam_jax.base.errors import InputError
-from slam_jax.config.describe import help_text
+from slam_jax.config.describe import help_of_kinds, help_text
 from slam_jax.config.options import Config
-from slam_jax.config.validate import freeze
+from slam_jax.config.pretraining import Pretraining
+from slam_jax.config.validate import freeze, with_method
+from slam_jax.method.registry import METHODS
 
 USAGE = """\
 slam-jax {command} --config RECIPE [--workdir DIR] [--resume] [--distributed]
@@ -29,6 +32,14 @@ slam-jax {command} --config RECIPE [--workdir DIR] [--resume] [--distributed]
 Options, with the defaults that a recipe changes:
 {options}
 """
+METHODS_USAGE = """
+Other methods, with the options that slam lacks; what the recipe says of those that they share with
+its method stays:
+{}
+"""
+
+# What the recipes of a command describe.
+KINDS = {"train": Config, "pretrain": Pretraining}
 
 
 class Command(NamedTuple):
@@ -106,30 +117,42 @@ def _refusals() -> Iterator[None]:
         raise InputError(text) from error
 
 
-def parse(argv: list[str], name: str = "train", kind: type = Config) -> Command:
+def parse(argv: list[str], name: str = "train") -> Command:
     """Reads the command line.
 
     Args:
       argv: behind the command's name.
-      name: of the command.
-      kind: what its config files describe, `Config` or another dataclass of options.
+      name: of the command, one of KINDS.
 
     Raises:
       InputError: an unknown flag, an unreadable config file, an unknown key, a wrong value.
       SystemExit: help was asked for, and is printed.
     """
+    kind = KINDS[name]
+    has_method = any(field.name == "method" for field in dataclasses.fields(kind))
     if {"-h", "--help"} & {*argv}:
-        text = USAGE.format(command=name, recipes=", ".join(recipes()), options=help_text(kind()))
-        print(text)
+        texts = dict(recipes=", ".join(recipes()), options=help_text(kind()))
+        print(USAGE.format(command=name, **texts))
+        if has_method:
+            print(METHODS_USAGE.format(help_of_kinds(METHODS, kind().method, "config.method")))
         sys.exit(0)
-    values, command = flags.FlagValues(), [f"slam-jax {name}", *_with_file(argv)]
-    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=command)
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
-    for name in ("resume", "distributed"):
-        flags.DEFINE_bool(name, False, "", flag_values=values)
     with _refusals():
-        rest = values(command)[1:]
-        if values["config"].value is None or rest:
+        recipe, method, command = _chosen([f"slam-jax {name}", *argv], has_method)
+        values = flags.FlagValues()
+        flags.DEFINE_string("workdir", None, "", flag_values=values)
+        for flag in ("resume", "distributed"):
+            flags.DEFINE_bool(flag, False, "", flag_values=values)
+        rest = command[1:]
+        if recipe is not None:
+            chosen = read_recipe(recipe).to_dict()
+            _check_kind(recipe, chosen, name, kind)
+            if has_method:  # on which depends what options there are
+                of_recipe = chosen.get("method", {"name": kind().method.name})
+                chosen["method"] = with_method(of_recipe, method)
+            config = ConfigDict(chosen)
+            config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=command)
+            rest = values(command)[1:]
+        if recipe is None or rest:
             raise InputError(
                 f"expected --config RECIPE ({', '.join(recipes())}) or --config FILE; got "
                 f"{' '.join(rest) or 'neither'}"
@@ -139,12 +162,25 @@ def parse(argv: list[str], name: str = "train", kind: type = Config) -> Command:
     return Command(config, workdir, values.resume, values.distributed)
 
 
-def _with_file(argv: list[str]) -> list[str]:
-    """The arguments, with a recipe's name replaced by its file."""
-    found = list(argv)
-    for i, word in enumerate(argv):
-        if word.startswith("--config="):
-            found[i] = f"--config={config_file(word.removeprefix('--config='))}"
-        elif word == "--config" and i + 1 < len(argv):
-            found[i + 1] = config_file(argv[i + 1])
-    return found
+def _check_kind(recipe: str, chosen: dict[str, Any], name: str, kind: type) -> None:
+    """Refuses a recipe that is one of another command.
+
+    Raises:
+      InputError: it is; says of which.
+    """
+    known = {field.name for field in dataclasses.fields(kind)}
+    for other, options in KINDS.items():
+        theirs = {field.name for field in dataclasses.fields(options)}
+        if other != name and not chosen.keys() <= known and chosen.keys() <= theirs:
+            raise InputError(f"--config {recipe}: is for slam-jax {other}, not for slam-jax {name}")
+
+
+def _chosen(command: list[str], has_method: bool) -> tuple[str | None, str | None, list[str]]:
+    """The recipe, the method where it is another one than the recipe's, and the command without
+    these two."""
+    values = flags.FlagValues()
+    values.set_gnu_getopt()  # a value of an option that is not known here ends nothing
+    for name in ("config", "config.method.name")[: 1 + has_method]:
+        flags.DEFINE_string(name, None, "", flag_values=values)
+    rest = values(command, known_only=True)
+    return values["config"].value, values["config.method.name"].value if has_method else None, rest

@@ -1,7 +1,7 @@
 """Every option of a config in words, for `--help` and the documentation."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from slam_jax.base.options import in_words
@@ -48,10 +48,28 @@ def describe(options: Any, path: str = "config", free: bool = False) -> Iterator
 
 def help_text(options: Any) -> str:
     """All options with their defaults, one in a line or two."""
-    lines = []
-    for key, default, doc, values, *_ in describe(options):
-        if default is None:
-            lines.append(f"\n{key}: {doc}")
-        else:
-            lines.append(f"  --{key}={default!r}\n      {doc}{f' ({values})' if values else ''}")
+    return "\n".join(map(_in_help, describe(options)))
+
+
+def help_of_kinds(kinds: Mapping[str, type], known: Any, path: str) -> str:
+    """What the other kinds of a group of options have beside those that one kind has.
+
+    Args:
+      kinds: by name.
+      known: options of the one that is described elsewhere.
+      path: of the group.
+    """
+    there, lines = {found.key for found in describe(known, path)}, []
+    for name, kind in kinds.items():
+        if kind is not type(known):
+            lines.append(f"\n{path}.name={name}")
+            own = (found for found in describe(kind(), path) if found.key not in there)
+            lines += map(_in_help, own)
     return "\n".join(lines)
+
+
+def _in_help(found: Description) -> str:
+    if found.default is None:
+        return f"\n{found.key}: {found.doc}"
+    values = f" ({found.values})" if found.values else ""
+    return f"  --{found.key}={found.default!r}\n      {found.doc}{values}"

@@ -40,7 +40,7 @@ def _freeze(cls: type, values: dict[str, Any], path: str) -> Any:
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; valid keys: {', '.join(fields)}"
             if issubclass(cls, Method):  # perhaps only the name was changed
-                hint += f"; a config file sets all of it: {path} = dict(name=..., ...)"
+                hint += f"; a config file that changes the name sets all: {path} = dict(name=...)"
             raise InputError(f"{path}.{key}: no such option{hint}")
     arguments = {}
     for key, value in values.items():
@@ -71,6 +71,25 @@ def chosen_kind(field: dataclasses.Field, value: Any, path: str) -> Any:
     if name not in kinds:
         raise InputError(f"{path}.name = {name!r}, expected one of {', '.join(kinds)}")
     return kinds[name]
+
+
+def with_method(values: Mapping[str, Any], name: str | None = None) -> dict[str, Any]:
+    """All options of a method. A method of another name keeps the options that the two share, such
+    as w, and has its own defaults beside them.
+
+    Args:
+      values: options of a method, its name among them.
+      name: of the method that it becomes; None: the same.
+
+    Raises:
+      InputError: there is none of that name.
+    """
+    chosen = values if name is None else {**values, "name": name}
+    fields = {f.name: f for f in dataclasses.fields(Config)}
+    defaults = dataclasses.asdict(chosen_kind(fields["method"], chosen, "config.method")())
+    if chosen.get("name") != values.get("name"):
+        chosen = {key: value for key, value in chosen.items() if key in defaults}
+    return {**defaults, **chosen}
 
 
 def method_of(info: Mapping[str, Any], path: Path) -> Method:

@@ -7,8 +7,10 @@ from slam_jax.data.image_text import CAPTIONS, CROPS
 
 # What a kind of source may be: see `sources`. An option that a source does not read is refused.
 DRAWN = ("photographs", "folder", "tar", "tfds", "emoji", "prepared")
+PROMPTED = (*DRAWN, "teacher")
 PICTURES = ("photographs", "folder", "tar", "tfds", "emoji")
 FILES = ("folder", "tar", "tfds")
+OF_TEACHER = ("teacher",)
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class Data(Options):
     A source is "digits"; "photographs" (those bundled with scikit-learn and scikit-image); shards
     of webdataset, as "data/{00000..00331}.tar", "gs://bucket/*.tar" or a folder of them; a folder
     of images with captions; "tfds:NAME" of tensorflow-datasets; "emoji:FOLDER" of slam-jax prepare
-    emoji; or what slam-jax prepare made.
+    emoji; what slam-jax prepare made; or "teacher:PROMPTS", pictures that the teacher draws of
+    these prompts at the start of the run.
     """
 
     source: str = option(
@@ -27,15 +30,15 @@ class Data(Options):
     resolution: int = option(
         512,
         "pixels of a side: the shorter one is resized to it, a square is cropped",
-        read_by=DRAWN,
+        read_by=PROMPTED,
     )
     crop: str = option("random", "where the square is cropped", one_of=CROPS, read_by=PICTURES)
     flip: bool = option(False, "mirror half of the examples", read_by=DRAWN)
     captions: str = option(
-        "random", "which caption of an example with several", one_of=CAPTIONS, read_by=DRAWN
+        "random", "which caption of an example with several", one_of=CAPTIONS, read_by=PROMPTED
     )
     empty_prompts: float = option(
-        0.0, "share of examples without their caption", at_least=0, at_most=1, read_by=DRAWN
+        0.0, "share of examples without their caption", at_least=0, at_most=1, read_by=PROMPTED
     )
     min_size: int = option(
         0, "leave out images whose shorter side has fewer pixels", at_least=0, read_by=FILES
@@ -53,7 +56,7 @@ class Data(Options):
         at_least=0,
         at_most=1,
         free=True,
-        read_by=(*FILES, "prepared"),
+        read_by=(*FILES, "prepared", "teacher"),
     )
     caption_key: str = option(
         "",
@@ -75,12 +78,28 @@ class Data(Options):
         free=True,
         read_by=("tar", "emoji"),
     )
+    teacher_count: int = option(
+        10_000, "pictures that the teacher draws", at_least=1, read_by=OF_TEACHER
+    )
+    teacher_steps: int = option(
+        50, "DDIM steps in which it draws each", at_least=1, read_by=OF_TEACHER
+    )
+    teacher_w: float = option(
+        6.5,
+        "its guidance for them: the usual scale minus 1, as config.method.w counts it",
+        at_least=0,
+        read_by=OF_TEACHER,
+    )
+    teacher_batch: int = option(
+        8, "how many each device draws at a time", at_least=1, free=True, read_by=OF_TEACHER
+    )
     workers: int = option(0, "processes that read; 0: a thread", at_least=0, free=True)
 
     def __post_init__(self):
         super().__post_init__()
         kinds = (
-            "digits, photographs, tfds:NAME, emoji:FOLDER, a folder, or a pattern of .tar shards"
+            "digits, photographs, tfds:NAME, emoji:FOLDER, teacher:PROMPTS, a folder, or a pattern "
+            "of .tar shards"
         )
         check(self.source != "", "source", self.source, kinds)
         fits = self.resolution >= 8 and self.resolution % 8 == 0

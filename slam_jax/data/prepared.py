@@ -1,4 +1,5 @@
-"""Latents that were encoded once: a folder that `slam-jax prepare` makes.
+"""Latents that were encoded once: a folder that `slam-jax prepare` makes; or that a teacher drew
+to be distilled on (recipes.own_pictures).
 
     plan.json                decides the contents; written first
     shard-00000.arrayrecord  one record for each example: its fields' bytes, one after the other
@@ -42,7 +43,10 @@ OPEN_SHARDS = 256
 OPENERS = 16  # threads that look at the shards
 # For random access; the large buffers that are usual are for reading all in order.
 READER = dict(options="readahead_buffer_size:0,max_parallelism:0", file_reader_buffer_size=32768)
-GO_ON = "run the slam-jax prepare command that made the folder again, which makes what is missing"
+GO_ON = (
+    "run the command that made the folder (slam-jax prepare, or slam-jax train with --resume) "
+    "again, which makes what is missing"
+)
 
 
 def shard_name(shard: int) -> str:
@@ -92,8 +96,8 @@ def read_info(folder: Path) -> dict[str, Any]:
         done, plan = len(list(folder.glob("shard-*.json"))), read_json(folder / PLAN_FILE, GO_ON)
         raise InputError(
             f"{folder}: not finished, {done} of {-(-plan['examples'] // plan['shard_size'])} "
-            "shards are done; run the slam-jax prepare command that began it again, without --part "
-            "or with every part"
+            "shards are done; run the command that began it again (slam-jax prepare without --part "
+            "or with every part, slam-jax train with --resume)"
         )
     if not path.exists():
         raise InputError(f"{path}: no such file; slam-jax prepare makes such a folder")

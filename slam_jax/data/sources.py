@@ -32,7 +32,7 @@ from slam_jax.data.prepared import PLAN_FILE, Prepared
 from slam_jax.data.tar_shards import TarShards
 from slam_jax.data.tfds_examples import TfdsExamples
 
-TFDS, EMOJI = "tfds:", "emoji:"
+TFDS, EMOJI, TEACHER = "tfds:", "emoji:", "teacher:"
 # Of `Data`, those that a command line has too: they say how a source is opened.
 OPENING = (
     "min_size",
@@ -104,6 +104,13 @@ def _open_emoji(data: Data) -> Examples:
     return open_emoji(_home(data.source.removeprefix(EMOJI)), data.split, _index(data))
 
 
+def _open_teacher(data: Data) -> Source:
+    raise InputError(
+        f"{data.source}: a teacher's own pictures are for families with prepared latents, such as "
+        "stable_diffusion; name another source"
+    )
+
+
 # The last that matches a name opens it: those that take many names come first here, and what is
 # added from outside is asked before all.
 SOURCES: dict[str, Kind] = {
@@ -119,6 +126,8 @@ SOURCES: dict[str, Kind] = {
     ),
     "tfds": Kind(lambda name: name.startswith(TFDS), _open_tfds, True),
     "emoji": Kind(lambda name: name.startswith(EMOJI), _open_emoji, True),
+    # A run of Stable Diffusion opens what it has drawn, which is "prepared".
+    "teacher": Kind(lambda name: name.startswith(TEACHER), _open_teacher),
     "photographs": Kind(lambda name: name == "photographs", lambda data: Photographs(), True),
     "digits": Kind(lambda name: name == "digits", lambda data: digits.Source()),
 }
@@ -138,7 +147,7 @@ def kind_of(source: str) -> str:
     raise InputError(
         f"{source!r}: {found}; expected a folder (of images, of .tar shards, or made by "
         "slam-jax prepare), a pattern such as 'data/{00000..00331}.tar', tfds:NAME, emoji:FOLDER, "
-        "or one of "
+        "teacher:PROMPTS, or one of "
         f"{', '.join(name for name in SOURCES if SOURCES[name].matches(name))}"
     )
 
@@ -197,9 +206,9 @@ def open_source(
     Raises:
       InputError: as `open_examples`.
     """
-    if kind_of(data.source) == "prepared":
-        check_used(data, "prepared")
-        return SOURCES["prepared"].open(data)
+    if (kind := kind_of(data.source)) in ("prepared", "teacher"):
+        check_used(data, kind)
+        return SOURCES[kind].open(data)
     transform = Transform(data.resolution, data.crop, data.flip, data.captions, data.empty_prompts)
     examples = open_examples(data)
     say_rejects(examples)

@@ -66,8 +66,11 @@ def student_sampler(
     return draw
 
 
-def teacher_sampler(pipeline: Pipeline, w: float, dtype: str = "float32") -> Sampler:
-    """A DDIM sampler for the teacher; equal seeds give it the same noise as the student.
+def teacher_latents(
+    pipeline: Pipeline, w: float, dtype: str = "float32"
+) -> Callable[..., Float[Array, "B H W C"]]:
+    """(frozen, params, batch of prompts, key, examples, steps) -> latents that the teacher draws by
+    DDIM; row i starts from the noise of (key, examples[i]).
 
     Args:
       pipeline: the teacher and its surroundings.
@@ -76,15 +79,30 @@ def teacher_sampler(pipeline: Pipeline, w: float, dtype: str = "float32") -> Sam
     """
     bind, schedule = teacher_network(pipeline), pipeline.schedule
 
+    def draw(frozen: Frozen, params: Params, batch: Batch, key: Array, examples, steps: int):
+        noise = gaussian(key, examples, pipeline.latent_shape)
+        timesteps = ddim_timesteps(steps, schedule.num_train_timesteps)
+        contexts = pipeline.contexts(frozen, batch, w)
+        predict = guided(bind(functional.cast(params, dtype)), schedule, *contexts, w)
+        return sample_ddim(predict, schedule, noise, timesteps)
+
+    return draw
+
+
+def teacher_sampler(pipeline: Pipeline, w: float, dtype: str = "float32") -> Sampler:
+    """A DDIM sampler for the teacher; equal seeds give it the same noise as the student.
+
+    Args:
+      pipeline, w, dtype: as `teacher_latents` has them.
+    """
+    latents = teacher_latents(pipeline, w, dtype)
+
     @partial(jax.jit, static_argnames="steps")
     def draw(frozen: Frozen, params: Params, batch: Batch, start: Start, steps):
         seed, first = start
         examples = first + jnp.arange(batch["tokens"].shape[0])
-        noise = gaussian(keys_of(seed).noise, examples, pipeline.latent_shape)
-        timesteps = ddim_timesteps(steps, schedule.num_train_timesteps)
-        contexts = pipeline.contexts(frozen, batch, w)
-        predict = guided(bind(functional.cast(params, dtype)), schedule, *contexts, w)
-        return pipeline.decode(frozen, sample_ddim(predict, schedule, noise, timesteps))
+        x0 = latents(frozen, params, batch, keys_of(seed).noise, examples, steps)
+        return pipeline.decode(frozen, x0)
 
     return draw
 

@@ -82,13 +82,21 @@ def read_prompts(path: str | Path, count: int | None = None, seed: int = 0) -> P
       InputError: it cannot be read, has no prompts, or fewer than asked for.
     """
     source = _open(str(path))
-    if not source.count:
-        raise InputError(f"{source.file}: no prompts in it; expected {KINDS}")
     if count is not None and count > source.count:
         raise InputError(
             f"{source.file}: {source.count} prompts, fewer than the {count} asked for; ask for "
             "fewer, or give a longer list"
         )
+    return _choose(source, count, seed)
+
+
+def read_at_most(path: str | Path, count: int, seed: int = 0) -> PromptList:
+    """The same, but all prompts where there are fewer than `count`."""
+    source = _open(str(path))
+    return _choose(source, min(count, source.count), seed)
+
+
+def _choose(source: _Source, count: int | None, seed: int) -> PromptList:
     rows, chosen = list(range(source.count)), source.how
     if count is not None and count < source.count:
         ranks = np.random.PCG64(seed).random_raw(source.count).argsort(kind="stable")
@@ -108,6 +116,13 @@ def read_prompts(path: str | Path, count: int | None = None, seed: int = 0) -> P
 
 
 def _open(name: str) -> _Source:
+    source = _of_kind(name)
+    if not source.count:
+        raise InputError(f"{source.file}: no prompts in it; expected {KINDS}")
+    return source
+
+
+def _of_kind(name: str) -> _Source:
     path = Path(name)
     is_file = os.path.isfile(name)  # noqa: PTH113 - a long pattern of shards is no path
     if path.suffix == ".tar" or (not is_file and any(SOURCES[k].matches(name) for k in PICTURES)):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slam_jax.base.errors import InputError, prefixed
-from slam_jax.base.json_file import read_json, write_json
+from slam_jax.base.json_file import write_json
 from slam_jax.base.out_folder import whole_folder
 from slam_jax.config.options import Precision, Teacher
 from slam_jax.config.validate import method_of
@@ -22,8 +22,12 @@ from slam_jax.data.sources import kind_of, open_source
 from slam_jax.families.family import Family, LoadOptions, Model
 from slam_jax.families.pipeline import DENOISER, Frozen
 from slam_jax.families.stable_diffusion_folder import (
+    FEW_STEPS,
+    RECORD_FILE,
     is_student,
+    method_of_student,
     read_pipeline,
+    read_record,
     read_surroundings,
     read_unet,
 )
@@ -38,17 +42,15 @@ from slam_jax.formats.diffusers_folder import (
 from slam_jax.formats.diffusers_write import (
     USAGE,
     copy_surroundings,
-    lcm_scheduler,
     model_index,
+    student_scheduler,
     write_card,
     write_network,
 )
 from slam_jax.formats.flax_folder import SavedModel, save_model
 from slam_jax.formats.tokenizer import tokenize
-from slam_jax.method.slam import Slam
 from slam_jax.models.unet import UNetConfig
 
-RECORD_FILE = "slam.json"  # how a student was made
 # All that an export has at its top.
 EXPORTED = {*CLASSES_XL, "scheduler", "flax", "model_index.json", "README.md", RECORD_FILE}
 
@@ -73,10 +75,11 @@ class StableDiffusion(Family):
         # Whoever draws with a student of it draws at the size that it is trained at.
         network = replace(pipeline.network, sample_size=pipeline.latent_shape[0])
         pipeline = replace(pipeline, network=network)
-        if is_student(pipeline):
+        if is_student(found, pipeline):
             raise InputError(
-                f"config.teacher.path = {teacher.path!r}: a few-step student (LCMScheduler or "
-                "time_cond_proj_dim); give the model that it was distilled from, or another teacher"
+                f"config.teacher.path = {teacher.path!r}: a few-step student ({RECORD_FILE}, "
+                f"time_cond_proj_dim or {' or '.join(FEW_STEPS)}); give the model that it was "
+                "distilled from, or another teacher"
             )
         return cls(pipeline, found)
 
@@ -88,14 +91,10 @@ class StableDiffusion(Family):
     def load(cls, name: str, options: LoadOptions) -> Model:
         folder = resolve(name, options.revision, options.variant)
         pipeline = read_pipeline(folder, options.height, options.width)
-        path, method, note = folder.path / RECORD_FILE, None, ""
-        recorded = path.is_file()
-        record = read_json(path, "export the model again") if recorded else {}
-        if is_student(pipeline) and recorded:
-            method = method_of(record, path)
-        elif is_student(pipeline):
-            method = Slam(num_ddim_timesteps=_grid(folder, pipeline))
-        if "LatentConsistency" in read_model_index(folder)["_class_name"] and not recorded:
+        method, record, note = None, read_record(folder), ""
+        if is_student(folder, pipeline):
+            method = method_of_student(folder, pipeline)
+        if "LatentConsistency" in read_model_index(folder)["_class_name"] and not record:
             note = "to an LCM whose guidance is an input, a student's gamma = 1 means none"
         return Model(
             pipeline=pipeline,
@@ -133,10 +132,10 @@ class StableDiffusion(Family):
 
     def batch_shapes(self, data: Data | None, size: int) -> dict[str, jax.ShapeDtypeStruct]:
         with prefixed("config.data.source = "):
-            prepared = data is None or kind_of(data.source) == "prepared"
-        if prepared:
+            kind = None if data is None else kind_of(data.source)
+        if kind in (None, "prepared", "teacher"):
             fields = self.pipeline.prepared_fields(1, 1, False, "float16")
-            if data is not None:
+            if data is not None and kind == "prepared":
                 fields = read_info(Path(data.source).expanduser())["fields"]
             return {
                 name: jax.ShapeDtypeStruct((size, *field["shape"][1:]), jnp.dtype(field["dtype"]))
@@ -155,17 +154,18 @@ class StableDiffusion(Family):
     ) -> None:
         if self.folder.path.resolve().is_relative_to(out.resolve()):
             raise InputError(f"{out}: the teacher is in it; choose another folder for the student")
-        method, index = student.info["method"], model_index(read_model_index(self.folder))
-        unet, grid = UNetConfig.from_dict(student.network), method.get("num_ddim_timesteps", 50)
-        record = {"usage": USAGE, "gamma": 1.0, "teacher": self.identity(), **student.info}
+        method, unet = method_of(student.info, out), UNetConfig.from_dict(student.network)
+        scheduler = student_scheduler(student.scheduler, method.diffusers_scheduler())
+        index = model_index(read_model_index(self.folder), scheduler["_class_name"])
+        usage = USAGE.format(steps=method.usual_steps)
+        record = {"usage": usage, "gamma": 1.0, "teacher": self.identity(), **student.info}
         with whole_folder(out, _is_export, "export") as folder:
             write_json(folder / "model_index.json", index)
-            scheduler = lcm_scheduler(student.scheduler, grid)
             write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
             write_network(folder / "unet", "unet", unet, student.params)
             copy_surroundings(self.folder, index, folder)
             save_model(folder / "flax", student)
-            card = self.folder.name, index["_class_name"], method["w"]
+            card = self.folder.name, index["_class_name"], method
             write_card(folder / "README.md", *card, unet)
             write_json(folder / RECORD_FILE, record)
             for check in checks:
@@ -175,19 +175,3 @@ class StableDiffusion(Family):
 def _is_export(names: set[str]) -> bool:
     """Whether these are the files of an earlier export."""
     return RECORD_FILE in names and names <= EXPORTED
-
-
-def _grid(folder: Folder, pipeline: StableDiffusionPipeline) -> int:
-    """M of the distillation of a student without a record, as its scheduler says.
-
-    Raises:
-      InputError: it says something impossible.
-    """
-    steps = pipeline.scheduler.get("original_inference_steps", 50)
-    count = pipeline.schedule.num_train_timesteps
-    if type(steps) is not int or steps < 1 or count % steps:
-        raise InputError(
-            f"{folder.path}/scheduler/scheduler_config.json: original_inference_steps = {steps!r}, "
-            f"expected a divisor of the {count} training timesteps"
-        )
-    return steps

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from slam_jax.base.errors import InputError
+from slam_jax.base.json_file import read_json
+from slam_jax.config.validate import method_of
 from slam_jax.families.pipeline import Frozen, Params
 from slam_jax.families.stable_diffusion_pipeline import (
     TEXT_ENCODERS,
@@ -19,7 +21,10 @@ from slam_jax.formats.diffusers_folder import (
     read_tokenizer,
 )
 from slam_jax.formats.tokenizer import Tokenizer
+from slam_jax.method.method import Method
+from slam_jax.method.pcm import Pcm
 from slam_jax.method.schedule import Schedule, schedule_from_config
+from slam_jax.method.slam import Slam
 from slam_jax.models import functional
 from slam_jax.models.clip import CLIPTextConfig, CLIPTextModel
 from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
@@ -27,11 +32,57 @@ from slam_jax.models.vae import AutoencoderKL, VAEConfig
 
 T = TypeVar("T")
 
+RECORD_FILE = "slam.json"  # how a student was made
+FEW_STEPS = ("LCMScheduler", "TCDScheduler")  # schedulers that no teacher comes with
 
-def is_student(pipeline: StableDiffusionPipeline) -> bool:
-    """Whether the UNet draws in few steps: it is told gamma, or comes with LCM's scheduler."""
+
+def read_record(folder: Folder) -> dict[str, Any]:
+    """How a student of ours was made; empty where the folder does not say.
+
+    Raises:
+      InputError: the record is damaged.
+    """
+    path = folder.path / RECORD_FILE
+    return read_json(path, "export the model again") if path.is_file() else {}
+
+
+def is_student(folder: Folder, pipeline: StableDiffusionPipeline) -> bool:
+    """Whether the UNet draws in few steps: it is told gamma, comes with a scheduler for few steps,
+    or with a record of how it was distilled."""
     told_gamma = pipeline.network.time_cond_proj_dim is not None
-    return told_gamma or pipeline.scheduler.get("_class_name") == "LCMScheduler"
+    few_steps = pipeline.scheduler.get("_class_name") in FEW_STEPS
+    return told_gamma or few_steps or "method" in read_record(folder)
+
+
+def method_of_student(folder: Folder, pipeline: StableDiffusionPipeline) -> Method:
+    """How a student was distilled, by its record, or as far as drawing depends on it by its
+    scheduler: LCM's, or TCD's, whose steps are those of PCM.
+
+    Raises:
+      InputError: record or scheduler say something impossible.
+    """
+    if record := read_record(folder):
+        return method_of(record, folder.path / RECORD_FILE)
+    grid = _grid(folder, pipeline)
+    if pipeline.scheduler.get("_class_name") == "TCDScheduler":
+        return Pcm(num_ddim_timesteps=grid, phases=1)
+    return Slam(num_ddim_timesteps=grid)
+
+
+def _grid(folder: Folder, pipeline: StableDiffusionPipeline) -> int:
+    """M of the distillation of a student without a record, as its scheduler says.
+
+    Raises:
+      InputError: it says something impossible.
+    """
+    steps = pipeline.scheduler.get("original_inference_steps", 50)
+    count = pipeline.schedule.num_train_timesteps
+    if type(steps) is not int or steps < 1 or count % steps:
+        raise InputError(
+            f"{folder.path}/scheduler/scheduler_config.json: original_inference_steps = {steps!r}, "
+            f"expected a divisor of the {count} training timesteps"
+        )
+    return steps
 
 
 def read_pipeline(

@@ -32,7 +32,7 @@ from slam_jax.method.method import gaussian
 from slam_jax.method.solver import Context
 from slam_jax.models import functional
 from slam_jax.models.clip import CLIPTextConfig, CLIPTextModel
-from slam_jax.models.vae import AutoencoderKL, VAEConfig, sample_latents
+from slam_jax.models.vae import LOG_VARIANCES, AutoencoderKL, VAEConfig, sample_latents
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 TIME_IDS = 6
@@ -150,6 +150,12 @@ class StableDiffusionPipeline(UNetPipeline):
         encode = functional.apply_fn(AutoencoderKL, self.vae, "encode", self.execution)
         mean, logvar = encode(frozen["vae"], images.astype(jnp.float32) / 127.5 - 1)
         return jnp.concatenate([mean, logvar], axis=-1)
+
+    def moments_of(self, latents: Float[Array, "B H W C"]) -> Float[Array, "B H W 2*C"]:
+        """Moments of which `latents` makes these latents again, whatever the noise: it adds 3e-7 of
+        it, times the scaling factor."""
+        mean = latents / self.vae.scaling_factor
+        return jnp.concatenate([mean, jnp.full_like(mean, LOG_VARIANCES[0])], axis=-1)
 
     def contexts(self, frozen: Frozen, batch: Batch, w: float) -> tuple[Context, Context | None]:
         if "encoder_hidden_states" in batch:

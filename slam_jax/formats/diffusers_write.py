@@ -24,7 +24,7 @@ from slam_jax.formats.diffusers_folder import (
     Folder,
     read_config,
 )
-from slam_jax.method.schedule import TIMESTEP_SCALING
+from slam_jax.method.method import Method
 from slam_jax.models.functional import Params, cast
 from slam_jax.models.unet import UNetConfig
 
@@ -41,8 +41,8 @@ TOKENIZER_FILES = (
 
 USAGE = (
     "StableDiffusionPipeline (SDXL: StableDiffusionXLPipeline).from_pretrained(folder)(prompt, "
-    "num_inference_steps=4, guidance_scale=1). Guidance is built in; README.md says what another "
-    "guidance_scale would do."
+    "num_inference_steps={steps}, guidance_scale=1). Guidance is built in; README.md says what "
+    "another guidance_scale would do."
 )
 # What diffusers makes of another scale, with and without a gamma embedding in the UNet.
 OTHER_SCALES = {
@@ -53,22 +53,22 @@ OTHER_SCALES = {
 }
 CARD = """# A student of {teacher}
 
-Distilled with SLAM (sub-path linear approximation, arXiv 2404.13903) by slam_jax; `slam.json` says
-with which options. It draws in 1 to 8 steps:
+Distilled by slam_jax with {method}; `slam.json` says
+with which options. It draws in few steps:
 
 ```python
 from diffusers import {pipeline}
 
 pipeline = {pipeline}.from_pretrained("path/to/this/folder")
 prompt = "a lighthouse by the sea at sunset"
-image = pipeline(prompt, num_inference_steps=4, guidance_scale=1).images[0]
+image = pipeline(prompt, num_inference_steps={steps}, guidance_scale=1).images[0]
 image.save("lighthouse.png")
 ```
 
 Keep `guidance_scale=1`: the student has its guidance (w = {w:g}) built in.
 {other_scales}
 
-`slam-jax sample --model path/to/this/folder --prompt "..." --steps 4 --out picture.png`
+`slam-jax sample --model path/to/this/folder --prompt "..." --steps {steps} --out picture.png`
 draws with JAX, and `slam_jax.load("path/to/this/folder")` reads it in Python.
 
 Everything but the UNet and the scheduler's configuration is a copy of the teacher's. The teacher's
@@ -76,14 +76,14 @@ licence holds for this model too.
 """
 
 
-def model_index(teacher: dict[str, Any]) -> dict[str, Any]:
+def model_index(teacher: dict[str, Any], scheduler: str) -> dict[str, Any]:
     """The student's model_index.json from its teacher's: a text-to-image pipeline of torch classes
-    with LCMScheduler, and nothing that judges pictures."""
+    with the student's scheduler, and nothing that judges pictures."""
     is_xl = "XL" in teacher["_class_name"]
     index: dict[str, Any] = {
         "_class_name": "StableDiffusionXLPipeline" if is_xl else "StableDiffusionPipeline",
         "_diffusers_version": teacher.get("_diffusers_version", "0.22.0"),
-        "scheduler": ["diffusers", "LCMScheduler"],
+        "scheduler": ["diffusers", scheduler],
     }
     for component in CLASSES_XL if is_xl else CLASSES:
         index[component] = teacher[component]
@@ -95,23 +95,28 @@ def model_index(teacher: dict[str, Any]) -> dict[str, Any]:
     return {**index, "requires_safety_checker": False}
 
 
-def write_card(path: Path, teacher: str, pipeline: str, w: float, unet: UNetConfig) -> None:
+def write_card(path: Path, teacher: str, pipeline: str, method: Method, unet: UNetConfig) -> None:
     """Writes the model card: how to draw with the student, and why without guidance."""
-    other_scales = OTHER_SCALES[unet.time_cond_proj_dim is not None]
-    card = CARD.format(teacher=teacher, pipeline=pipeline, w=w, other_scales=other_scales)
+    card = CARD.format(
+        teacher=teacher,
+        pipeline=pipeline,
+        method=method.title or f"the method {method.name}",
+        steps=method.usual_steps,
+        w=method.w,
+        other_scales=OTHER_SCALES[unet.time_cond_proj_dim is not None],
+    )
     write_whole(path, card.rstrip())
 
 
-def lcm_scheduler(teacher: dict[str, Any], num_ddim_timesteps: int) -> dict[str, Any]:
-    """The scheduler_config.json with which diffusers samples as `sampler` does.
+def student_scheduler(teacher: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The scheduler_config.json with which diffusers samples as the student's method does.
 
     Args:
       teacher: contents of its scheduler_config.json.
-      num_ddim_timesteps: M of the distillation.
+      own: class and options that the method gives.
     """
-    # A key that the teacher leaves out has another default in LCMScheduler: all are written.
+    # A key that the teacher leaves out has another default in the student's class: all are written.
     return {
-        "_class_name": "LCMScheduler",
         "num_train_timesteps": teacher.get("num_train_timesteps", 1000),
         "beta_start": teacher.get("beta_start", 1e-4),
         "beta_end": teacher.get("beta_end", 0.02),
@@ -119,15 +124,14 @@ def lcm_scheduler(teacher: dict[str, Any], num_ddim_timesteps: int) -> dict[str,
         "trained_betas": teacher.get("trained_betas"),
         "prediction_type": teacher.get("prediction_type", "epsilon"),
         "rescale_betas_zero_snr": teacher.get("rescale_betas_zero_snr", False),
-        "original_inference_steps": num_ddim_timesteps,
-        "timestep_scaling": TIMESTEP_SCALING,
         "clip_sample": False,
         "thresholding": False,
-        # Written for other schedulers that a user may make of this config; LCM's does not read
-        # them.
+        # Those of LCM and TCD do not read what follows: it is for others that a user may make of
+        # this config.
         "set_alpha_to_one": teacher.get("set_alpha_to_one", True),
         "steps_offset": teacher.get("steps_offset", 0),
         "timestep_spacing": "leading",
+        **own,
     }
 
 

@@ -69,6 +69,22 @@ def consistency_function(
     return per_example(c_skip, x) * x + per_example(c_out, x) * x0
 
 
+def consistency_on_path(
+    student: Student,
+    schedule: Schedule,
+    x: Float[Array, "B H W C"],
+    t: Int[Array, " B"],
+    context: Context,
+) -> Float[Array, "B H W C"]:
+    """f(x, t, 1): from a point x of the trajectory itself, at time t.
+
+    There "embedding" and "snr" are the same function: n = 1 and t_g = t.
+    """
+    ones = jnp.ones(x.shape[0], x.dtype)
+    point = Point(x, t, ones, schedule.at(t)[1])
+    return consistency_function(student, schedule, point, context, "embedding")
+
+
 def distance(
     a: Float[Array, "B H W C"],
     b: Float[Array, "B H W C"],

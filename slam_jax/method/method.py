@@ -2,13 +2,13 @@
 
 A method is a frozen dataclass whose fields are its options (`config.method`). It says what is
 random in a step, what the loss is, what the student has beside its teacher, and how it is sampled.
-`slam` is one; `registry` lists them.
+`registry` lists those there are.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,8 +71,13 @@ class RowKeys(NamedTuple):
 
 @dataclass(frozen=True)
 class Method(Options, ABC):
-    """A way to distil a teacher into a student that draws in few steps."""
+    """A way to distil a teacher into a student that draws in few steps.
 
+    Attributes:
+      title: what it is, and where that is written, for model cards.
+    """
+
+    title: ClassVar[str] = ""
     name: str = option("", "name of the method")
     w: float = option(8.0, "guidance that the student learns, the usual scale minus 1", at_least=0)
 
@@ -80,6 +85,11 @@ class Method(Options, ABC):
     def tells_gamma(self) -> bool:
         """Whether the student's network gets an input that its teacher lacks: gamma."""
         return False
+
+    @property
+    def usual_steps(self) -> int:
+        """In how many steps a model card tells users to draw."""
+        return 4
 
     @abstractmethod
     def check(self, schedule: Schedule) -> None:
@@ -167,6 +177,16 @@ class Method(Options, ABC):
           timesteps: of the method above.
           rows: random numbers of the steps.
         """
+
+    def diffusers_scheduler(self) -> dict[str, Any]:
+        """The scheduler with which the pipelines of diffusers draw as `sample` does: its class, as
+        "_class_name", and those of its options that no teacher decides. By default DDIM, as
+        `sampler.sample_ddim` has it."""
+        return {
+            "_class_name": "DDIMScheduler",
+            "timestep_spacing": "trailing",
+            "set_alpha_to_one": True,
+        }
 
 
 def sums_by_bin(values: Float[Array, " B"], bins: Int[Array, " B"], count: int, name: str) -> Sums:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from slam_jax.method.consistency import Point, Student, consistency_function
+from slam_jax.method.consistency import Student, consistency_on_path
 from slam_jax.method.method import RowKeys, gaussian
 from slam_jax.method.schedule import Schedule, add_noise, distillation_grid
 from slam_jax.method.solver import Context, Predictor
@@ -107,10 +107,7 @@ def sample_consistency(
 
     def step(x, inputs):
         t, alpha_next, sigma_next, step_key = inputs
-        t = jnp.full(batch, t)
-        # At gamma = 1 "embedding" and "snr" are the same function: n = 1 and t_g = t.
-        point = Point(x, t, ones, schedule.at(t)[1])
-        d = consistency_function(student, schedule, point, context, "embedding")
+        d = consistency_on_path(student, schedule, x, jnp.full(batch, t), context)
         z = gaussian(step_key, rows.index, x.shape[1:])
         return add_noise(d, z, alpha_next * ones, sigma_next * ones), None
 
@@ -124,14 +121,16 @@ def sample_ddim(
     schedule: Schedule,
     x: Float[Array, "B H W C"],
     timesteps: Int[Array | np.ndarray, " n"],
+    end: int | None = None,
 ) -> Float[Array, "B H W C"]:
-    """Draws latents with the teacher by deterministic DDIM; the last step goes to alpha = 1.
+    """Draws latents by deterministic DDIM.
 
     Args:
-      predict: the guided teacher, see `solver.guided`.
+      predict: the guided teacher, see `solver.guided`, or a student.
       schedule: its noise schedule.
       x: noise at timesteps[0].
       timesteps: descending, see `ddim_timesteps`.
+      end: the time that the last step goes to; None: to the clean latents, alpha = 1.
 
     Returns:
       Clean latents.
@@ -144,13 +143,18 @@ def sample_ddim(
         x0, eps = predict(x, jnp.full(batch, t))
         return add_noise(x0, eps, alpha_next * ones, sigma_next * ones), None
 
-    return jax.lax.scan(step, x, (jnp.asarray(timesteps), *_scales_after(schedule, timesteps)))[0]
+    return jax.lax.scan(
+        step, x, (jnp.asarray(timesteps), *_scales_after(schedule, timesteps, end))
+    )[0]
 
 
 def _scales_after(
-    schedule: Schedule, timesteps: Int[Array | np.ndarray, " n"]
+    schedule: Schedule, timesteps: Int[Array | np.ndarray, " n"], end: int | None = None
 ) -> tuple[Array, Array]:
-    """alpha and sigma that each step goes to; the last one goes to the clean latents, (1, 0)."""
+    """alpha and sigma that each step goes to; the last one goes to the time `end`, or for None to
+    the clean latents, (1, 0)."""
+    if end is not None:
+        return schedule.at(jnp.append(jnp.asarray(timesteps[1:]), end))
     alphas, sigmas = schedule.at(jnp.asarray(timesteps[1:]))
     one = jnp.ones(1, alphas.dtype)
     return jnp.concatenate([alphas, one]), jnp.concatenate([sigmas, 0 * one])

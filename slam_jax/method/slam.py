@@ -1,7 +1,7 @@
 """SLAM: map every point of a sub-path to the EMA student's answer at its end.
 
     (1)  x_s = alpha_s x_0 + sigma_s eps,  s = t_j,  e = max(s - k, 0)     start of the sub-path
-    (2)  x_e = DDIM(teacher, x_s, s -> e)                                 its end, see `solver`
+    (2)  x_e = DDIM(teacher, x_s, s -> e)                                 its end, see `sub_path`
     (3)  x_g = gamma x_s + (1 - gamma) r x_e,  r = alpha_s / alpha_e      signal scale alpha_s
     (4)  "linear":  sigma_g   = gamma sigma_s + (1 - gamma) r sigma_e
          "paper":   sigma_g^2 = (r sigma_e)^2 + gamma^2 (1 - r^2)
@@ -14,29 +14,20 @@ definitions agree at gamma = 0 and 1.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from slam_jax.base.options import OptionError, option
-from slam_jax.method.consistency import (
-    CONDITIONINGS,
-    DISTANCES,
-    Point,
-    Student,
-    consistency_function,
-    distance,
-)
-from slam_jax.method.method import Examples, Method, Networks, Params, RowKeys, Sums, sums_by_bin
-from slam_jax.method.sampler import consistency_timesteps, sample_consistency
-from slam_jax.method.schedule import Schedule, add_noise, distillation_grid, per_example
-from slam_jax.method.solver import Denoiser, ddim_solve, guided
+from slam_jax.method.consistency import CONDITIONINGS, Point, Student, consistency_function
+from slam_jax.method.method import Examples, Networks, Params, Sums, sums_by_bin
+from slam_jax.method.schedule import Schedule, per_example
+from slam_jax.method.solver import Denoiser
+from slam_jax.method.sub_path import BINS, SubPathMethod, draw_starts, sub_paths
 
 SIGMAS = ("linear", "paper")
-BINS = 4  # of time, and of gamma, for metrics
 
 # How a uniform u in [0, 1), one per example and gamma, becomes gamma. [G] -> [G].
 GAMMA_POLICIES: dict[str, Callable[[Array], Array]] = {
@@ -48,12 +39,11 @@ GAMMA_POLICIES: dict[str, Callable[[Array], Array]] = {
 
 
 @dataclass(frozen=True)
-class Slam(Method):
+class Slam(SubPathMethod):
     """Sub-path linear approximation. The defaults are the authors' recipe."""
 
+    title: ClassVar[str] = "SLAM (sub-path linear approximation, arXiv 2404.13903)"
     name: str = option("slam", "name of the method", one_of=("slam",))
-    num_ddim_timesteps: int = option(50, "M, the number of sub-paths", at_least=1)
-    solver_substeps: int = option(1, "p, teacher evaluations along a sub-path", at_least=1)
     gamma: str = option("uniform", "how gamma is drawn", one_of=tuple(GAMMA_POLICIES))
     gammas_per_subpath: int = option(
         1, "G, gammas of a sub-path, which share the passes of teacher and target", at_least=1
@@ -62,10 +52,6 @@ class Slam(Method):
     conditioning: str = option(
         "embedding", "what tells the network where on the sub-path it is", one_of=CONDITIONINGS
     )
-    distance: str = option(
-        "huber", "distance between the answers of student and target", one_of=DISTANCES
-    )
-    huber_c: float = option(1e-3, "c of the pseudo-Huber distance", above=0)
 
     def __post_init__(self):
         super().__post_init__()
@@ -83,9 +69,6 @@ class Slam(Method):
     def tells_gamma(self) -> bool:
         return self.conditioning != "snr"
 
-    def check(self, schedule: Schedule) -> None:
-        distillation_grid(schedule.num_train_timesteps, self.num_ddim_timesteps)
-
     def loss(
         self, params: Params, ema: Params, networks: Networks, examples: Examples, key: Array
     ) -> tuple[Float[Array, " B"], Sums]:
@@ -93,25 +76,15 @@ class Slam(Method):
         draws = draw(key, examples.index, examples.latents.shape[1:], self)
         bound = student, target, networks.teacher
         losses = slam_loss(bound, networks.schedule, examples, draws, self)
-        t_bins = draws.index * BINS // self.num_ddim_timesteps
         gamma_bins = (draws.gamma * BINS).astype(int).clip(0, BINS - 1)
         return losses.mean(axis=1), {
-            **sums_by_bin(losses.mean(axis=1), t_bins, BINS, "loss_t"),
+            **self.sums_by_time(losses.mean(axis=1), draws.index),
             **sums_by_bin(losses.reshape(-1), gamma_bins.reshape(-1), BINS, "loss_gamma"),
         }
 
     def drawn(self, key, index, shape, schedule: Schedule) -> dict[str, Array]:
-        draws = draw(key, index, shape, self)
-        grid = distillation_grid(schedule.num_train_timesteps, self.num_ddim_timesteps)
-        return {"t": jnp.asarray(grid)[draws.index], "gamma": draws.gamma}
-
-    def timesteps(self, steps: int, schedule: Schedule, strength: float = 1.0) -> np.ndarray:
-        return consistency_timesteps(
-            steps, self.num_ddim_timesteps, schedule.num_train_timesteps, strength
-        )
-
-    def sample(self, student, schedule, x, context, timesteps, rows: RowKeys):
-        return sample_consistency(student, schedule, x, context, timesteps, rows)
+        gamma = draw(key, index, shape, self).gamma
+        return {**super().drawn(key, index, shape, schedule), "gamma": gamma}
 
 
 class Draws(NamedTuple):
@@ -138,15 +111,11 @@ def draw(key: Array, examples: Int[Array, " B"], shape: tuple[int, ...], method:
       method: grid size, gamma policy and number of gammas.
     """
 
-    def one(example):
-        index_key, gamma_key, eps_key = jax.random.split(jax.random.fold_in(key, example), 3)
-        return Draws(
-            jax.random.randint(index_key, (), 0, method.num_ddim_timesteps),
-            GAMMA_POLICIES[method.gamma](jax.random.uniform(gamma_key, (method.gamma_count,))),
-            jax.random.normal(eps_key, shape),
-        )
+    def gammas(key):
+        return GAMMA_POLICIES[method.gamma](jax.random.uniform(key, (method.gamma_count,)))
 
-    return jax.vmap(one)(examples)
+    index, eps, keys = draw_starts(key, examples, shape, method.num_ddim_timesteps)
+    return Draws(index, jax.vmap(gammas)(keys), eps)
 
 
 def interpolate(
@@ -196,18 +165,11 @@ def slam_loss(
       method: the named choices.
     """
     student, target, teacher = networks
-    latents, context, null_context, _ = examples
-    grid = jnp.asarray(distillation_grid(schedule.num_train_timesteps, method.num_ddim_timesteps))
-    s = grid[draws.index]
-    e = jnp.maximum(s - schedule.num_train_timesteps // method.num_ddim_timesteps, 0)
+    context, conditioning = examples.context, method.conditioning
+    s, e, x_s, x_e = sub_paths(teacher, schedule, examples, draws.index, draws.eps, method)
     scales_s, scales_e = schedule.at(s), schedule.at(e)
-    x_s = add_noise(latents, draws.eps, *scales_s)
-    predict = guided(teacher, schedule, context, null_context, method.w)
-    x_e = ddim_solve(predict, schedule, x_s, s, e, method.solver_substeps)
-
     end = Point(x_e, e, jnp.ones_like(draws.gamma[:, 0]), scales_e[1])
-    f_target = consistency_function(target, schedule, end, context, method.conditioning)
-    f_target, x_e = jax.lax.stop_gradient((f_target, x_e))
+    f_target = consistency_function(target, schedule, end, context, conditioning)
 
     # Several gammas share the teacher's and the target's work: every example becomes G
     # neighbouring rows.
@@ -218,5 +180,5 @@ def slam_loss(
     gamma = draws.gamma.reshape(-1)
     x_g, sigma_g = interpolate(x_s, x_e, scales_s, scales_e, gamma, method.sigma)
     point = Point(x_g, s, gamma, sigma_g)
-    f_student = consistency_function(student, schedule, point, context, method.conditioning)
-    return distance(f_student, f_target, method.distance, method.huber_c).reshape(-1, count)
+    f_student = consistency_function(student, schedule, point, context, conditioning)
+    return method.distances(f_student, f_target).reshape(-1, count)

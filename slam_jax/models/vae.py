@@ -31,6 +31,7 @@ FIXED = {
     "use_quant_conv": True,
 }
 NORM_EPS = 1e-6
+LOG_VARIANCES = -30, 20  # of latents, to which diffusers clips them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,13 +195,13 @@ class AutoencoderKL(nnx.Module):
             images: in [-1, 1], [B, H, W, in_channels].
 
         Returns:
-            Mean and log variance (in [-30, 20]) of the unscaled latents
+            Mean and log variance (in LOG_VARIANCES) of the unscaled latents
             [B, h, w, latent_channels], float32; h = H / 8 in Stable Diffusion.
         """
         dtype = self.quant_conv.kernel.dtype
         moments = self.quant_conv(self.encoder(images.astype(dtype))).astype(jnp.float32)
         mean, logvar = jnp.split(moments, 2, axis=-1)
-        return mean, jnp.clip(logvar, -30, 20)
+        return mean, jnp.clip(logvar, *LOG_VARIANCES)
 
     def decode(self, latents: Float[Array, "B h w C"]) -> Float[Array, "B H W C"]:
         """Images from unscaled latents; computes in the parameters' dtype.

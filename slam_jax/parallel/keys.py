@@ -18,6 +18,8 @@ class Keys(NamedTuple):
       noise: the samplers' starting noise.
       steps: the noise between a sampler's steps.
       encode: the latents of an image that a sampler starts from.
+      own: the noise of the pictures that a teacher draws to be distilled on; another one than
+        `noise`, so that nothing is measured on what was trained on.
     """
 
     init: Array
@@ -26,6 +28,7 @@ class Keys(NamedTuple):
     noise: Array
     steps: Array
     encode: Array
+    own: Array
 
 
 def keys_of(seed: int | Array) -> Keys:

@@ -37,6 +37,7 @@ from slam_jax.recipes.open_teacher import (
     open_teacher,
     teacher_folder,
 )
+from slam_jax.recipes.own_pictures import OwnPictures, own_pictures
 from slam_jax.recipes.teacher import check_teacher, train_teacher
 from slam_jax.reporting.page import try_page
 from slam_jax.reporting.record import record_of
@@ -55,7 +56,7 @@ class Run:
       workdir: its folder.
       mesh: the devices.
       family: the teacher.
-      source: examples.
+      source: examples, or the pictures that the teacher draws first.
       extractor: networks that metrics read; None: they read none.
     """
 
@@ -63,7 +64,7 @@ class Run:
     workdir: Path
     mesh: Mesh
     family: Family
-    source: Source
+    source: Source | OwnPictures
     extractor: Extractor | None
 
 
@@ -94,7 +95,8 @@ def open_run(config: Config, workdir: Path) -> Run:
             )
     else:
         check_same_teacher(config, workdir, family)
-    return Run(config, workdir, mesh, family, family.source(config.data), extractor)
+    source = own_pictures(config, workdir, family) or family.source(config.data)
+    return Run(config, workdir, mesh, family, source, extractor)
 
 
 def _check_evaluation(config: Config, family: Family) -> None:
@@ -150,13 +152,16 @@ def run(
         kind, count, mesh = jax.devices()[0].device_kind, jax.process_count(), opened.mesh
         axes = " x ".join(f"{name}={size}" for name, size in mesh.shape.items())
         print(f"{mesh.size} devices ({kind}), {axes}, processes: {count}", file=sys.stderr)
-    if resume and (position := read_position(workdir / "checkpoints")):
+    source, position = opened.source, read_position(workdir / "checkpoints") if resume else None
+    if position and not isinstance(source, OwnPictures):  # which may still have to be drawn
         with prefixed("config.data: "):
-            check_position(opened.source, position)
+            check_position(source, position)
     with claimed(workdir, config, resume):
         if is_main():
             write_json(workdir / RUN_FILE, record_of(command))
-        rows, facts = _run(opened)
+        if isinstance(source, OwnPictures):
+            source = source.draw(opened.mesh)
+        rows, facts = _run(opened, source)
         if is_main():
             seconds = time.perf_counter() - started
             write_report(workdir, rows, {"seconds": seconds, **facts})
@@ -164,13 +169,13 @@ def run(
     return rows
 
 
-def _run(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """What `run` does in a workdir of its own: (rows, facts) of the report."""
+def _run(run: Run, source: Source) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What `run` does in a workdir of its own, with the examples: (rows, facts) of the report."""
     config, family, mesh, method = run.config, run.family, run.mesh, run.config.method
     pipeline, samples = family.pipeline, run.workdir / "samples"
     if family.trains:
         folder = teacher_folder(config, run.workdir)
-        train_teacher(family, config.teacher, run.source, folder, mesh)
+        train_teacher(family, config.teacher, source, folder, mesh)
     identity = family.identity()
     if is_main():
         write_json(run.workdir / TEACHER_FILE, identity)
@@ -196,7 +201,7 @@ def _run(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         return {**measured, "evaluation_seconds": time.perf_counter() - started}
 
     ema = distil(
-        Distillation(config, pipeline, params, frozen, identity["fingerprints"], run.source, mesh),
+        Distillation(config, pipeline, params, frozen, identity["fingerprints"], source, mesh),
         run.workdir,
         draw_samples,
         lambda: try_page(run.workdir),

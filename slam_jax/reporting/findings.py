@@ -8,6 +8,7 @@ import numpy as np
 
 from slam_jax.drawing.metrics.registry import METRICS
 from slam_jax.method.slam import Slam
+from slam_jax.method.slam_literal import SlamLiteral
 from slam_jax.reporting.data import Row, RunData, Strips, names_of
 
 FEW = 8  # rows, with which a course cannot be told from noise yet
@@ -30,7 +31,7 @@ class Finding:
 def findings(run: RunData) -> list[Finding]:
     """All there are, those of broken steps first."""
     training, method = run.config.training, run.config.method
-    told = isinstance(method, Slam) and method.gamma != "one"
+    told = isinstance(method, SlamLiteral) or (isinstance(method, Slam) and method.gamma != "one")
     return [
         *skipped_steps(run.rows),
         *rejected_examples(run.rows, training.batch_size),

@@ -11,10 +11,17 @@ from slam_jax.base.json_file import read_json
 from slam_jax.drawing import pictures
 from slam_jax.drawing.samplers import student_sampler
 from slam_jax.families.pipeline import Frozen, Params
-from slam_jax.families.stable_diffusion import RECORD_FILE
-from slam_jax.families.stable_diffusion_folder import read_pipeline, read_surroundings
+from slam_jax.families.stable_diffusion_folder import (
+    FEW_STEPS,
+    RECORD_FILE,
+    is_student,
+    method_of_student,
+    read_pipeline,
+    read_surroundings,
+)
 from slam_jax.families.stable_diffusion_pipeline import StableDiffusionPipeline
 from slam_jax.formats.diffusers_folder import Folder, read_config, read_model_index
+from slam_jax.method.method import Method
 from slam_jax.method.schedule import PREDICTION_TYPES, TIMESTEP_SCALING, distillation_grid
 from slam_jax.method.slam import Slam
 from slam_jax.models import functional
@@ -27,6 +34,7 @@ from slam_jax.serving.published_unet import (
     compare_with_torch,
     inspect_unet,
     reason,
+    recorded_method,
 )
 
 STEPS = (1, 2, 4)
@@ -62,7 +70,7 @@ def check(folder: Folder, out: Path | None = None) -> Iterator[Result]:
     record = _read_record(path)
     results, params = _check_unet(path / "unet", folder.variant, record)
     yield from results
-    scheduler = check_scheduler(folder, is_ours=bool(record))
+    scheduler = check_scheduler(folder, recorded_method(record))
     yield scheduler
     try:
         pipeline, frozen = read_around_unet(folder)
@@ -75,7 +83,8 @@ def check(folder: Folder, out: Path | None = None) -> Iterator[Result]:
         yield Result(SKIPPED, "samples", "a check above failed")
         return
     try:
-        yield from draw_samples(pipeline, frozen, params, out)
+        method = method_of_student(folder, pipeline) if is_student(folder, pipeline) else Slam()
+        yield from draw_samples(pipeline, frozen, params, method, out)
     except Exception as error:
         yield Result(FAIL, "samples", reason(error))
 
@@ -99,12 +108,13 @@ def _read_record(path: Path) -> Mapping[str, Any]:
         return {}
 
 
-def check_scheduler(folder: Folder, is_ours: bool) -> Result:
-    """LCMScheduler with settings that fit the distillation, or the teacher's with its betas.
+def check_scheduler(folder: Folder, method: Method | None) -> Result:
+    """A scheduler for few steps with settings that fit the distillation, or the teacher's with its
+    betas.
 
     Args:
       folder: the diffusers folder.
-      is_ours: exported here, hence with an LCMScheduler.
+      method: how the student was distilled here, hence which scheduler it has; None: not known.
     """
     try:
         config = {**LCM, **read_config(folder, "scheduler")}  # it may leave out what is usual
@@ -113,7 +123,7 @@ def check_scheduler(folder: Folder, is_ours: bool) -> Result:
         wanted, wrong, facts = BETAS, [], f"{kind}, {prediction}"
         if prediction not in PREDICTION_TYPES:
             wrong.append(f"prediction_type = {prediction!r}")
-        if kind == "LCMScheduler":
+        if kind in FEW_STEPS:
             steps = config.get("original_inference_steps", 50)
             wanted, facts = (
                 {**BETAS, **LCM},
@@ -123,10 +133,11 @@ def check_scheduler(folder: Folder, is_ours: bool) -> Result:
                 distillation_grid(count, steps)
             except (ValueError, TypeError):
                 wrong.append(f"original_inference_steps = {steps!r}, expected a divisor of {count}")
-        elif is_ours:
-            wrong.append(f"_class_name = {kind!r}, expected 'LCMScheduler'")
-        else:
+        elif method is None:
             facts += ", the teacher's: give the pipeline an LCMScheduler before drawing"
+        own = method.diffusers_scheduler()["_class_name"] if method else kind
+        if kind != own:
+            wrong.append(f"_class_name = {kind!r}, expected {own!r}")
     except InputError as error:
         return Result(FAIL, "scheduler", f"{error}")
     wrong += [
@@ -153,10 +164,13 @@ def read_around_unet(folder: Folder) -> tuple[StableDiffusionPipeline, Frozen]:
 
 
 def draw_samples(
-    pipeline: StableDiffusionPipeline, frozen: Frozen, params: Params, out: Path | None
+    pipeline: StableDiffusionPipeline,
+    frozen: Frozen,
+    params: Params,
+    method: Method,
+    out: Path | None,
 ) -> Iterator[Result]:
     """Two pictures in each of 1, 2 and 4 steps: finite, and not of one colour."""
-    method = Slam(num_ddim_timesteps=pipeline.scheduler.get("original_inference_steps", 50))
     draw = student_sampler(pipeline, pipeline.network, method)
     batch, rows = pipeline.prompts(stock_pipeline.PROMPTS), {}
     for steps in STEPS:

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from slam_jax.base.errors import InputError
+from slam_jax.config.validate import method_of
 from slam_jax.families.pipeline import Params
+from slam_jax.families.stable_diffusion_folder import RECORD_FILE
 from slam_jax.families.stable_diffusion_pipeline import TIME_IDS
 from slam_jax.families.unet_pipeline import (
     GAMMA_EMBEDDING_DIM,
@@ -20,7 +22,9 @@ from slam_jax.families.unet_pipeline import (
 )
 from slam_jax.formats import convert, safetensors, weight_files
 from slam_jax.formats.diffusers_folder import STEMS, Folder, read_config
+from slam_jax.method.method import Method
 from slam_jax.method.schedule import gamma_embedding
+from slam_jax.method.slam import Slam
 from slam_jax.models import functional
 from slam_jax.models.unet import UNetConfig
 from slam_jax.serving import stock_pipeline
@@ -66,9 +70,7 @@ def inspect_unet(
     except Exception as error:
         file = "" if isinstance(error, InputError) else f"{where / 'config.json'}: "
         return [Result(FAIL, "unet config", file + reason(error))], None, None
-    method = record.get("method")
-    conditioning = method.get("conditioning") if isinstance(method, Mapping) else None
-    results = [check_gamma_input(config, conditioning)]
+    results = [check_gamma_input(config, recorded_method(record))]
     try:
         path = weight_files.find(where, STEMS["unet"], variant)
         arrays = safetensors.open_arrays(path)
@@ -97,13 +99,22 @@ def inspect_unet(
     return results, config, params if not missing else None
 
 
-def check_gamma_input(config: UNetConfig, conditioning: str | None) -> Result:
+def recorded_method(record: Mapping[str, Any]) -> Method | None:
+    """How a student was distilled; None where its record does not say, or nothing that is known."""
+    try:
+        return method_of(record, Path(RECORD_FILE))
+    except InputError:
+        return None
+
+
+def check_gamma_input(config: UNetConfig, method: Method | None) -> Result:
     """Whether the UNet is told gamma (LCM: the guidance) beside the time."""
     dim, name = config.time_cond_proj_dim, "gamma input"
     if dim == GAMMA_EMBEDDING_DIM:
         return Result(OK, name, f"time_cond_proj_dim = {dim}")
-    if dim is None and conditioning == "snr":
-        return Result(OK, name, "none, as this student was distilled with conditioning = 'snr'")
+    if dim is None and method is not None and not method.tells_gamma:
+        how = "conditioning = 'snr'" if isinstance(method, Slam) else method.title or method.name
+        return Result(OK, name, f"none, as this student was distilled with {how}")
     return Result(
         FAIL,
         name,

@@ -7,7 +7,7 @@ from pathlib import Path
 from slam_jax.base.errors import InputError
 from slam_jax.base.files import is_empty, locked, room_for, write_whole
 from slam_jax.base.json_file import read_json
-from slam_jax.config.options import Config
+from slam_jax.base.options import Options
 from slam_jax.config.validate import first_change, to_json
 from slam_jax.parallel.processes import is_main, wait
 
@@ -25,7 +25,7 @@ def ladder_file(workdir: Path, step: int) -> Path:
 
 
 @contextmanager
-def claimed(workdir: Path, config: Config, resume: bool) -> Iterator[None]:
+def claimed(workdir: Path, config: Options, resume: bool) -> Iterator[None]:
     """Makes the workdir, records the config in it, and keeps other runs out until the end.
 
     The first process does; the others wait for it.
@@ -54,7 +54,7 @@ def _join(workdir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _claim(workdir: Path, config: Config, resume: bool) -> Iterator[None]:
+def _claim(workdir: Path, config: Options, resume: bool) -> Iterator[None]:
     record = workdir / CONFIG_FILE
     if workdir.exists() and not record.exists() and not is_empty(workdir):
         raise InputError(f"{workdir}: holds no run, but is not empty; choose another --workdir")
@@ -64,7 +64,7 @@ def _claim(workdir: Path, config: Config, resume: bool) -> Iterator[None]:
         yield
 
 
-def _record(record: Path, config: Config, resume: bool) -> None:
+def _record(record: Path, config: Options, resume: bool) -> None:
     workdir, text = record.parent, to_json(config)
     if record.exists():
         if change := first_change(read_json(record, "choose another --workdir"), config):

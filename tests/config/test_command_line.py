@@ -9,9 +9,14 @@ from slam_jax.base.errors import InputError
 from slam_jax.config.command_line import Command, config_file, parse, recipes
 from slam_jax.config.describe import describe
 from slam_jax.config.options import Config
+from slam_jax.method.lcm import Lcm
+from slam_jax.method.pcm import Pcm
+from slam_jax.method.registry import METHODS
+from slam_jax.method.slam_literal import SlamLiteral
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-NAMES = ["digits", "digits_paper", "sd", "sd21", "sd21_v", "sdxl"]
+NAMES = ["digits", "digits_paper", "emoji_teacher", "sd", "sd21", "sd21_v", "sdxl"]
+TEACHERS = ["emoji_teacher"]  # of slam-jax pretrain
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +33,7 @@ def test_the_recipes_are_the_files_of_configs():
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_is_a_config(name):
     own = ["--config.data.source=photographs"] * name.startswith("sd")
-    command = parse(["--config", name, *own])
+    command = parse(["--config", name, *own], "pretrain" if name in TEACHERS else "train")
     assert command.config.name == name
     assert command == Command(command.config, Path("runs") / name, False, False)
 
@@ -60,14 +65,43 @@ def test_options_are_changed_in_the_order_given():
     assert config.training.optimizer.schedule == "linear"
 
 
+@pytest.mark.parametrize("words", ["--config.method.name=pcm", "--config.method.name pcm"])
+def test_the_method_is_changed_and_shared_options_stay(words):
+    """The recipe of the digits has w = 2 and SLAM's own options, which PCM lacks."""
+    arguments = [*words.split(), "--config", "digits", "--config.method.phases=8"]
+    config = parse(
+        ["--config.training.steps", "9", *arguments, "--config.method.huber_c=0.5"]
+    ).config
+    assert config.method == Pcm(w=2.0, phases=8, huber_c=0.5)
+    assert config.training.steps == 9
+    recipe = parse(["--config", "digits"]).config
+    assert config.training.optimizer == recipe.training.optimizer
+    assert parse(["--config", "digits", "--config.method.name=slam"]).config == recipe
+    assert parse(["--config", "digits", "--config.method.name=lcm"]).config.method == Lcm(w=2.0)
+    literal = parse(["--config", "digits", "--config.method.name=slam_literal"]).config.method
+    assert literal == SlamLiteral(w=2.0)
+
+
+def test_a_file_that_gives_a_part_of_a_method_leaves_the_rest_to_the_command_line():
+    text = (CONFIGS / "digits.py").read_text()
+    Path("mine.py").write_text(
+        text.replace(
+            "    return config", "    config.method = dict(name='lcm', w=3.0)\n    return config"
+        )
+    )
+    command = parse(["--config", "mine.py", "--config.method.distance=l2"])
+    assert command.config.method == Lcm(w=3.0, distance="l2")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "expected --config RECIPE (digits, digits_paper, sd, sd21, sd21_v, sdxl) or --config"),
+        ("", f"expected --config RECIPE ({', '.join(NAMES)}) or --config"),
+        ("--config emoji_teacher", "is for slam-jax pretrain, not for slam-jax train"),
         ("--config digits more", "got more"),
         (
             "--config nothing",
-            "--config nothing: no such recipe, expected digits, digits_paper, sd,",
+            "--config nothing: no such recipe, expected digits, digits_paper, emoji_teacher,",
         ),
         ("--config=nothing:tiny", "--config nothing:tiny: no such recipe, expected digits"),
         ("--config missing.py", "--config missing.py: no such file; recipes: digits, digits_paper"),
@@ -83,6 +117,10 @@ def test_options_are_changed_in_the_order_given():
         ),
         ("--config digits --config.training.steps=2.5", "config.training.steps"),
         ("--config digits --config.method.name=dmd", "config.method.name = 'dmd', expected one of"),
+        ("--config digits --config.method.name=lcm --config.method.gamma=one", "gamma"),
+        ("--config digits --config.method.phases=4", "phases"),
+        ("--config digits --config.method.name", "Missing value for flag --config.method.name"),
+        ("--config.method.w=1", "expected --config RECIPE (digits, "),
         ("--config digits --workdirs=x", "workdirs"),
         ("--config raises.py", "the key of the universe"),
         ("--config empty.py", "get_config"),
@@ -107,3 +145,6 @@ def test_help_has_recipes_and_every_option(flag, capsys):
     assert ", ".join(NAMES) in text
     for found in describe(Config()):
         assert found.key in text and found.doc in text
+    assert "config.method.name=pcm\n  --config.method.phases=4\n" in text
+    for name in METHODS:
+        assert name == "slam" or f"config.method.name={name}\n" in text

@@ -24,7 +24,7 @@ FREE = {
     *(key for key in OPTIONS if key.startswith("config.evaluation.")),
     *("config.teacher.path", "config.teacher.revision"),
     *("config.data.source", "config.data.data_dir", "config.data.index"),
-    *("config.data.max_rejects", "config.data.workers"),
+    *("config.data.max_rejects", "config.data.workers", "config.data.teacher_batch"),
     *(
         f"config.{training}.{name}"
         for training in ("training", "teacher.training")
@@ -121,7 +121,9 @@ def test_groups_and_names_are_those_there_are(group):
 
 @pytest.mark.parametrize("name", ["dmd", "", 5, None])
 def test_a_method_that_does_not_exist_is_refused_with_those_there_are(name):
-    with pytest.raises(InputError, match=rf"^config.method.name = {name!r}, expected one of slam$"):
+    with pytest.raises(
+        InputError, match=rf"^config.method.name = {name!r}, expected one of slam, "
+    ):
         freeze(changed("config.method.name", name))
 
 

@@ -93,7 +93,7 @@ def test_processes_share_each_batch_in_the_order_of_their_numbers(processes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_workers_change_nothing(workers):
     """Neither the order, nor where it goes on, nor what is counted, nor what an error says."""
     alone = Batches(Numbers(11, damaged=5), 2, seed=1)

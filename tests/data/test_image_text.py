@@ -177,7 +177,7 @@ def batches_of(workers, processes, start, count):
 
 
 @pytest.mark.parametrize(
-    ("workers", "processes"), [(0, 2), pytest.param(2, 2, marks=pytest.mark.slow)]
+    ("workers", "processes"), [(0, 2), pytest.param(2, 2, marks=pytest.mark.nightly)]
 )
 def test_same_examples_and_crops_for_any_workers_and_processes_and_after_a_resume(
     workers, processes

@@ -21,6 +21,7 @@ from slam_jax.data.views import Cutter, Views, groups
 from slam_jax.families.stable_diffusion_folder import read_pipeline
 from slam_jax.formats import safetensors as weights
 from slam_jax.formats.diffusers_folder import resolve
+from slam_jax.recipes import prepare as recipe
 from slam_jax.recipes.encode import Encoder
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +39,7 @@ def run(teachers, monkeypatch, capsys):
     """Runs the command with `Pictures`; returns what it says at the end."""
 
     def run(out, *options, pictures=None, teacher=teachers["sd15"]):
-        monkeypatch.setattr(prepare, "open_examples", lambda data: pictures or Pictures())
+        monkeypatch.setattr(recipe, "open_examples", lambda data: pictures or Pictures())
         prepare.main(arguments_of(teacher, out, *options))
         return capsys.readouterr().out
 
@@ -63,7 +64,7 @@ def finished(teachers, tmp_path_factory):
     """A folder of 5 shards, made in one go, not to be changed; "pictures", with two broken."""
     out = tmp_path_factory.mktemp("latents") / "finished"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "open_examples", lambda data: broken())
+        patch.setattr(recipe, "open_examples", lambda data: broken())
         prepare.main(arguments_of(teachers["sd15"], out))
     return out
 
@@ -116,9 +117,10 @@ def command(teacher, out, code="", *options):
 import os, prepared_files
 from slam_jax.commands import prepare
 from slam_jax.data import prepared_write
+from slam_jax.recipes import prepare as recipe
 if __name__ == "__main__":
     broken = {{3: "damaged image", 7: "damaged image"}}
-    prepare.open_examples = lambda data: prepared_files.Pictures(broken=broken)
+    recipe.open_examples = lambda data: prepared_files.Pictures(broken=broken)
     {code}
     prepare.main({arguments_of(teacher, out, *options)!r})
 """

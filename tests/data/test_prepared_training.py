@@ -23,6 +23,7 @@ from slam_jax.families.stable_diffusion_pipeline import StableDiffusionPipeline
 from slam_jax.formats.diffusers_folder import fingerprints, resolve
 from slam_jax.method.method import gaussian
 from slam_jax.method.slam import Slam
+from slam_jax.recipes import prepare as recipe
 from slam_jax.recipes.distil import distillation_loss
 
 SIZE, CAPTIONS = 64, 3
@@ -35,7 +36,7 @@ class Prepared:
     def __init__(self, teacher, out, *options):
         self.folder = out
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(prepare, "open_examples", lambda data: prepared_files.Pictures())
+            patch.setattr(recipe, "open_examples", lambda data: prepared_files.Pictures())
             common = ["--source", "photographs", "--model", teacher, "--out", out]
             common += ["--resolution", SIZE, "--flip", "--captions", CAPTIONS, "--batch", 8]
             prepare.main([str(option) for option in [*common, *options]])

@@ -63,6 +63,7 @@ def test_a_name_says_what_it_is(shards, folder):
     kinds = {
         **{"digits": "digits", "photographs": "photographs", "tfds:coco_captions/2014": "tfds"},
         **{str(shards): "tar", str(folder): "folder", f"{shards}/{{0..1}}.tar": "tar"},
+        **{f"teacher:{shards}/*.tar": "teacher", "teacher:prompts.txt": "teacher"},
         **{"gs://bucket/x-*.tar": "tar", "a.tar::b.tar": "tar", "https://host/0.tar": "tar"},
     }
     assert {source: kind_of(source) for source in kinds} == kinds
@@ -126,6 +127,7 @@ def other_than(default):
 
 
 DRAWN = {"resolution", "flip", "captions", "empty_prompts", "workers"}
+TEACHER = {f"teacher_{name}" for name in ("count", "steps", "w", "batch")}
 FILES = DRAWN | {"crop", "min_size", "max_watermark", "max_rejects", "caption_key"}
 READS = {
     "digits": {"workers"},
@@ -135,6 +137,7 @@ READS = {
     "tfds": FILES | {"image_key", "split", "data_dir"},
     "emoji": DRAWN | {"crop", "index", "split"},
     "prepared": DRAWN | {"max_rejects"},
+    "teacher": (DRAWN | TEACHER | {"max_rejects"}) - {"flip"},
 }
 
 

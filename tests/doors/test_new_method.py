@@ -20,10 +20,6 @@ from slam_jax.method.sampler import ddim_timesteps, sample_ddim
 from slam_jax.method.solver import guided
 
 SMALL = {
-    "teacher": {
-        "network": {"block_out_channels": (8,)},
-        "training": {"steps": 4, "batch_size": 16, "optimizer": {"warmup_steps": 2}},
-    },
     "training": {"steps": 4, "batch_size": 16, "sample_every": 0, "log_every": 1},
     "evaluation": {"samples": 50, "teacher_steps": (3,), "student_steps": (1,)},
 }
@@ -79,11 +75,16 @@ class EndPoints(Method):
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def small(digits_teacher):
+    return {"teacher": digits_teacher, **SMALL}
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, small):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(METHODS, "end_points", EndPoints)
         folder = tmp_path_factory.mktemp("end_points") / "run"
-        slam_jax.distill("digits", folder, **SMALL, method=METHOD)
+        slam_jax.distill("digits", folder, **small, method=METHOD)
         yield folder
 
 
@@ -102,22 +103,23 @@ def test_both_networks_are_trained_and_the_student_is_exported(workdir):
         slam_jax.sample(student, ["3"], steps=4)
 
 
-def test_its_run_goes_on_is_exported_and_measured(workdir, tmp_path):
+def test_its_run_goes_on_is_exported_and_measured(workdir, small, tmp_path):
     export.main(["--workdir", str(workdir), "--out", str(tmp_path / "student")])
-    exported, teacher = slam_jax.load(tmp_path / "student"), slam_jax.load(workdir / "teacher")
+    exported = slam_jax.load(tmp_path / "student")
+    teacher = slam_jax.load(small["teacher"]["path"])
     rows = slam_jax.evaluate(exported, teacher, **SMALL["evaluation"], batch=100)
     reported = json.loads((workdir / "summary.json").read_text())["results"]
     numbers = [{**row, "model": 0} for row in (rows[1], reported[1])]
     assert numbers[0] == pytest.approx(numbers[1], rel=1e-4)
-    slam_jax.distill("digits", workdir, resume=True, **SMALL, method=METHOD)
+    slam_jax.distill("digits", workdir, resume=True, **small, method=METHOD)
 
 
-def test_options_of_another_method_are_refused(workdir, tmp_path):
+def test_options_of_another_method_are_refused(workdir, small, tmp_path):
     with pytest.raises(InputError, match="config.method.gamma: no such option"):
-        slam_jax.distill("digits", tmp_path / "run", **SMALL, method={**METHOD, "gamma": "one"})
+        slam_jax.distill("digits", tmp_path / "run", **small, method={**METHOD, "gamma": "one"})
     with pytest.raises(InputError, match="config.method.name = 'slamm', expected one of slam"):
-        slam_jax.distill("digits", tmp_path / "run", **SMALL, method={"name": "slamm"})
+        slam_jax.distill("digits", tmp_path / "run", **small, method={"name": "slamm"})
     with pytest.raises(InputError, match="config.method.teacher_steps = 2000, expected at most"):
         method = {**METHOD, "teacher_steps": 2000}
-        slam_jax.distill("digits", tmp_path / "run", **SMALL, method=method)
+        slam_jax.distill("digits", tmp_path / "run", **small, method=method)
     assert not (tmp_path / "run").exists()

@@ -42,8 +42,9 @@ def test_it_is_inspected(capsys, tmp_path):
 
 @pytest.mark.slow
 def test_it_is_trained_on_and_the_student_draws(teachers, tmp_path):
+    few = ["--config.training.steps=2", "--config.training.sample_every=0"]
     source = "--config.data.source=stripes"
-    tiny_runs.launch(teachers["sd15"], tmp_path / "run", source)
+    tiny_runs.launch(teachers["sd15"], tmp_path / "run", source, *few)
     assert json.loads((tmp_path / "run/config.json").read_text())["data"]["source"] == "stripes"
     student = slam_jax.load(tmp_path / "run")
     assert slam_jax.sample(student, "stripes", steps=1).shape == (1, 64, 64, 3)

@@ -179,7 +179,7 @@ def changed(part, **values):
         (changed("scheduler", prediction_type="velocity"), "prediction_type: 'velocity'"),
         (
             changed("info", method={"name": "dmd"}),
-            r"method\.name = 'dmd', expected one of slam; export",
+            r"method\.name = 'dmd', expected one of slam, slam_literal, lcm, pcm; export",
         ),
         (
             changed("info", method={"name": "slam", "w": -1}),

@@ -6,16 +6,15 @@ import sys
 
 import numpy as np
 import pytest
+from digits_runs import TEACHER
 
 import slam_jax
 from slam_jax.base.errors import InputError
 
+# As in digits_runs, so that the programs of both are compiled once.
 SMALL = {
-    "teacher": {
-        "network": {"block_out_channels": (8,)},
-        "training": {"steps": 4, "batch_size": 16, "optimizer": {"warmup_steps": 2}},
-    },
-    "training": {"steps": 4, "batch_size": 16, "sample_every": 0},
+    "teacher": TEACHER,
+    "training": {"steps": 6, "batch_size": 16, "sample_every": 0},
     "evaluation": {"samples": 50, "teacher_steps": (3,), "student_steps": (1, 2)},
 }
 

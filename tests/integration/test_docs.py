@@ -2,15 +2,13 @@
 overrides."""
 
 import json
-import os
 import re
 import shlex
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from doc_commands import one_after_another, run, start
 from doc_pages import DOCS, PAGES, ROOT, blocks
 
 COMMANDS = [
@@ -40,33 +38,8 @@ slam_jax.distill = lambda *args, **changes: whole(*args, **changes, training=tra
     evaluation={"samples": 50, "teacher_steps": (2,)})
 """
 FEW_STEPS = ["--config.training.steps=2", "--config.training.sample_every=0"]
-
-
-def start(arguments, folder):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache/jax"),
-    }
-    environment.pop("JAX_NUM_CPU_DEVICES", None)
-    done = subprocess.run(
-        arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def run(line: str, folder: Path, small: list[str]) -> str:
-    """Starts a command; training with the arguments that make it small."""
-    program, *arguments = shlex.split(line)
-    if program == "slam-jax":
-        arguments = ["-m", "slam_jax", *arguments]
-    else:
-        assert program == "python", line
-    if " train " in line:
-        arguments += small
-    return start([sys.executable, *arguments], folder)
+# Each number of steps is a program to compile.
+FEW_ROWS = ["--config.evaluation.student_steps=(1,)"]
 
 
 @pytest.mark.slow
@@ -74,42 +47,51 @@ def run(line: str, folder: Path, small: list[str]) -> str:
 def test_every_digits_command_in_its_order(tmp_path):
     commands = [line for line in RUNS if not STABLE_DIFFUSION.search(line)]
     assert len(commands) >= 7
-    for line in commands:
-        run(line, tmp_path, TINY_DIGITS)
+    run(commands, tmp_path, [*TINY_DIGITS, *FEW_ROWS])
     assert (tmp_path / "grid.png").exists() and (tmp_path / "runs/contact_sheet.png").exists()
     assert (tmp_path / "runs/digits/samples/ladder.png").exists()
     assert all((tmp_path / f"runs/{name}/export").is_dir() for name in ("lcm", "digits_paper"))
     assert (tmp_path / "runs/best/config.json").exists()
-    for code in blocks(DOCS / "getting_started.md", "python"):
-        start([sys.executable, "-c", SMALL_DISTILL + code], tmp_path)
+    python = blocks(DOCS / "getting_started.md", "python")
+    one_after_another([SMALL_DISTILL, *python], tmp_path)
     assert (tmp_path / "runs/notebook/summary.md").exists()
+
+
+def follow_the_demo(commands, folder):
+    """Runs the demo of Stable Diffusion, and commands behind it."""
+    start(["make", "demo-sd", f"RUNS={folder}/runs"], ROOT)
+    assert (folder / "runs/tiny_sd/lighthouse.png").exists()
+    tiny = [line.replace("--config sd ", "--config sd:tiny ") for line in commands]
+    tiny = [line.replace("=DATA", "=photographs") for line in tiny]
+    run(tiny, folder, [*FEW_STEPS, *FEW_ROWS])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_stable_diffusion_demo_and_the_commands_that_follow_it(tmp_path):
-    assert "make demo-sd" in COMMANDS
-    start(["make", "demo-sd", f"RUNS={tmp_path}/runs"], ROOT)
-    assert (tmp_path / "runs/tiny_sd/lighthouse.png").exists()
+def test_stable_diffusion_demo_and_what_follows_it_in_the_readme(tmp_path):
+    readme = [line for line in RUNS if line in (ROOT / "README.md").read_text()]
+    commands = [line for line in readme if STABLE_DIFFUSION.search(line)]
+    assert "make demo-sd" in COMMANDS and len(commands) >= 3
+    follow_the_demo(commands, tmp_path)
+    assert (tmp_path / "runs/lighthouse.png").exists()
+    assert (tmp_path / "runs/sd_student/model_index.json").exists()
+    one_after_another(blocks(ROOT / "README.md", "python"), tmp_path)
+
+
+# Each page's commands have tests of their own by day; here they follow one another as written.
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
+def test_stable_diffusion_demo_and_all_the_commands_that_follow_it(tmp_path):
     commands = [line for line in RUNS if STABLE_DIFFUSION.search(line)]
     assert len(commands) >= 13
-    for line in commands:
-        tiny = line.replace("--config sd ", "--config sd:tiny ").replace("=DATA", "=photographs")
-        run(tiny, tmp_path, FEW_STEPS)
+    follow_the_demo(commands, tmp_path)
     runs = tmp_path / "runs"
     assert (runs / "tiny_from_latents/export/model_index.json").exists()
     pictures = ("lighthouse", "sea", "night", "teacher")
     assert all((runs / f"{name}.png").exists() for name in pictures)
     assert (runs / "sampler.npy").exists()
-    for page in ("README.md", "docs/stable_diffusion.md"):
-        for code in blocks(ROOT / page, "python"):
-            start([sys.executable, "-c", code], tmp_path)
-    assert "PYTHONPATH=. python benchmarks/start_up.py" in COMMANDS
-    small = ["--repeats", "1", "--out", "results"]
-    start([sys.executable, ROOT / "benchmarks/start_up.py", *small], tmp_path)
-    report = json.loads((tmp_path / "results/start_up.json").read_text())
-    seconds = {k: v["median_s"] for k, v in report["process_start_to_first_picture"].items()}
-    assert 0 < seconds["artifact, warm"] < seconds["artifact, cold"]
+    pages = ROOT / "README.md", DOCS / "stable_diffusion.md"
+    one_after_another([code for page in pages for code in blocks(page, "python")], tmp_path)
 
 
 @pytest.mark.slow
@@ -127,20 +109,22 @@ def test_what_is_added_in_the_page_on_extending_trains_draws_and_exports(tmp_pat
         "    config.method = dict(name='guidance', w=2.0)\n"
         "    return config\n"
     )
-    command = "import added; from slam_jax.__main__ import main; main()"
     best = ["--config.training.keep_best=1", "--config.training.best_metric=contrast_4"]
     best += ["--config.training.checkpoint_every=2"]
-    small = [*TINY_DIGITS, *best, "--config.training.sample_every=2"]
-    start([sys.executable, "-c", command, "train", "--config", "guided.py", *small], tmp_path)
-    assert "contrast off" in (tmp_path / "runs/guided/summary.md").read_text()
+    best += ["--config.training.sample_every=2", "--config.evaluation.student_steps=(4,)"]
     drawn = ["--steps", "2", "--labels", "3", "--out", "three.png"]
-    start([sys.executable, "-c", command, "sample", "--model", "runs/guided", *drawn], tmp_path)
-    assert (tmp_path / "three.png").exists()
-
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (3, 40, 50, 3), np.uint8)
     np.savez(tmp_path / "three.npz", images=pictures, captions=["one", "two", "three"])
-    said = start([sys.executable, "-c", command, "inspect", "three.npz"], tmp_path)
+    items = [
+        "import added",
+        ["train", "--config", "guided.py", *TINY_DIGITS, *best],
+        ["sample", "--model", "runs/guided", *drawn],
+        ["inspect", "three.npz"],
+    ]
+    said = one_after_another(items, tmp_path)
+    assert "contrast off" in (tmp_path / "runs/guided/summary.md").read_text()
+    assert (tmp_path / "three.png").exists()
     assert "read            3 of them, of which 3 can be used" in said
 
 
@@ -156,6 +140,16 @@ def test_launcher_and_comparison(tmp_path):
     start([sys.executable, script, *folders, *TINY_DIGITS], tmp_path)
     text = (tmp_path / "results/slam_vs_lcm.md").read_text()
     assert text.count("±") > 20 and "| FD to teacher |" in text
+
+
+@pytest.mark.nightly
+def test_start_up_benchmark(finished_sd, tmp_path):
+    assert "PYTHONPATH=. python benchmarks/start_up.py" in COMMANDS
+    small = ["--model", finished_sd, "--repeats", "1", "--out", tmp_path]
+    start([sys.executable, "benchmarks/start_up.py", *small], ROOT)
+    report = json.loads((tmp_path / "start_up.json").read_text())
+    seconds = {k: v["median_s"] for k, v in report["process_start_to_first_picture"].items()}
+    assert 0 < seconds["artifact, warm"] < seconds["artifact, cold"]
 
 
 @pytest.mark.nightly

@@ -11,6 +11,7 @@ from doc_pages import DOCS, NAMES, ROOT, blocks
 
 from slam_jax.config.options import Config
 from slam_jax.config.pretraining import Pretraining
+from slam_jax.method.registry import METHODS
 
 
 def test_every_page_is_tested():
@@ -50,11 +51,14 @@ def test_options_page_has_every_option_with_its_default(monkeypatch, kind):
     import options_page
 
     text = options_page.markdown(kind())
-    groups = dict(re.findall(r"^## `([\w.]+)(?: of \w+)?`\n(.*?)(?=^## |\Z)", text, re.M | re.S))
+    groups = dict(re.findall(r"^## `([\w. ]+)`\n(.*?)(?=^## |\Z)", text, re.M | re.S))
 
     def compare(options, path):
         for name, value in options.items():
-            if hasattr(value, "items") and value:
+            if path == "config" and name == "method":
+                for method, options_of in METHODS.items():
+                    compare(dataclasses.asdict(options_of()), f"config.method of {method}")
+            elif hasattr(value, "items") and value:
                 compare(value, f"{path}.{name}")
             else:
                 shown = f'"{value}"' if isinstance(value, str) else repr(value)

@@ -94,7 +94,7 @@ def test_finished_teacher_is_not_trained_again(finished, monkeypatch, tmp_path):
     def fail(*_):
         raise AssertionError("the teacher was trained again")
 
-    monkeypatch.setattr("slam_jax.recipes.teacher.make_train_step", fail)
+    monkeypatch.setattr("slam_jax.recipes.plain.make_train_step", fail)
     monkeypatch.setattr(
         "slam_jax.recipes.run.distil", lambda *arguments: load_model(finished / "export").params
     )
@@ -119,6 +119,7 @@ def test_finished_teacher_is_not_trained_again(finished, monkeypatch, tmp_path):
 def test_ctrl_c_saves_and_resume_ends_in_the_same_bits(finished, tmp_path, monkeypatch, capsys):
     """In the teacher's third step, and when the run goes on in the student's."""
     few = ["--config.training.sample_every=0", "--config.evaluation.samples=10"]
+    few += ["--config.evaluation.student_steps=(1,)"]
     for stage, number, resume in (("teacher", 3, []), ("student", 3 + 3, ["--resume"])):
         with monkeypatch.context() as patch:
             interrupt_in_step(patch, number)
@@ -133,7 +134,7 @@ def test_ctrl_c_saves_and_resume_ends_in_the_same_bits(finished, tmp_path, monke
         jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_student_that_is_told_gamma_and_a_teacher_that_predicts_v(finished, tmp_path):
     """The paper's conditioning is trained by test_readme, from configs/digits_paper.py."""
     assert "cond_proj" not in load_model(finished / "export").params["time_embedding"]

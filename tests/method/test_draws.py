@@ -140,4 +140,4 @@ def test_sampling_uses_no_key_twice(used_keys):
 def test_every_purpose_of_a_seed_has_its_own_key():
     keys = [tuple(jax.random.key_data(k).tolist()) for seed in (0, 1) for k in keys_of(seed)]
     assert len(set(keys)) == 2 * len(Keys._fields)
-    assert jax.random.key_data(keys_of(jnp.asarray(1)).encode).tolist() == list(keys[-1])
+    assert jax.random.key_data(keys_of(jnp.asarray(1)).own).tolist() == list(keys[-1])

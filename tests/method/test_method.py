@@ -109,4 +109,5 @@ def test_it_draws_by_consistency_sampling_on_its_own_grid():
 
 
 def test_the_registry_names_methods_as_they_name_themselves():
-    assert {name: method().name for name, method in METHODS.items()} == {"slam": "slam"}
+    names = ["slam", "slam_literal", "lcm", "pcm"]
+    assert [method().name for method in METHODS.values()] == list(METHODS) == names

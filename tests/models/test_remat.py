@@ -104,7 +104,7 @@ def test_full_recomputes_blocks():
     assert again["exp"] == 2 * BLOCKS
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_gradients_stay_and_memory_falls():
     two_levels = dataclasses.replace(
         CONFIG,

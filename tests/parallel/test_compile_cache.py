@@ -115,7 +115,7 @@ def test_a_second_start_finds_what_the_first_compiled_also_after_a_kill(tmp_path
     assert len(file.read_bytes()) > len(whole) // 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_training_goes_on_without_compiling_its_step_again(tmp_path):
     specification = importlib.util.spec_from_file_location("digits", CONFIG)
     specification.loader.exec_module(config := importlib.util.module_from_spec(specification))

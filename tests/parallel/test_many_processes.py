@@ -23,6 +23,7 @@ OPTIONS = [
     "--config.training.sample_every=0",
     "--config.training.checkpoint_every=100",
     "--config.training.optimizer.learning_rate=8e-6",
+    "--config.evaluation.student_steps=(1,)",
 ]
 
 
@@ -50,13 +51,14 @@ def start(workdir, *more):
 
 
 @pytest.mark.slow
-def test_two_processes_stop_and_one_goes_on_with_the_same_losses(tmp_path, capsys):
+def test_two_processes_stop_and_one_goes_on_with_the_same_losses(digits_teacher, tmp_path, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    main.main([*SMALL[:2], *OPTIONS, "--workdir", str(whole)])  # in one process, on 8 devices
+    teacher = f"--config.teacher.path={digits_teacher['path']}"
+    # In one process, on 8 devices.
+    main.main([*SMALL[:2], *OPTIONS, teacher, "--workdir", str(whole)])
     reference = losses(whole)
     assert sorted(reference) == list(range(1, 21))
 
-    teacher = f"--config.teacher.path={whole / 'teacher'}"
     run = start(parts, teacher, "--config.mesh.fsdp=2")
     while run.poll() is None and len(losses(parts)) < 5:
         time.sleep(0.05)

@@ -1,5 +1,6 @@
 """The CPU flag is set where it applies and nowhere else; the probe sees wrong numbers."""
 
+import json
 import os
 import subprocess
 import sys
@@ -100,11 +101,11 @@ def test_probe_refuses_a_backend_that_computes_wrongly(wrong, spoil):
         runtime.probe(run)
 
 
-def run_python(code, **environment):
+def run_python(code, *arguments, **environment):
     """Runs a program from the repository's root in a fresh process, with one CPU device."""
     inherited = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     return subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *arguments],
         cwd=Path(__file__).parents[2],
         env={**inherited, "JAX_NUM_CPU_DEVICES": "1", **environment},
         capture_output=True,
@@ -131,29 +132,38 @@ def test_start_makes_a_fresh_process_compute_rightly():
     assert (result.returncode, result.stdout) == (0, ""), result.stderr
 
 
+COMMANDS = [
+    ["slam_jax.main", "--config", "configs/digits.py", "--workdir"],
+    ["slam_jax", "sample", "--model"],
+    ["slam_jax", "plan", "--config", "configs/digits.py", "--workdir"],
+    ["slam_jax", "replay", "--workdir"],
+    ["slam_jax", "export", "--workdir"],
+]
+# Starts each as python -m does, and says its exit status.
+ONE_AFTER_ANOTHER = """
+import json, runpy, sys
+for module, *arguments in json.loads(sys.argv[1]):
+    sys.argv = ["", *arguments]
+    try:
+        runpy.run_module(module, run_name="__main__")
+    except SystemExit as stop:
+        print(json.dumps(stop.code))
+"""
+
+
 @pytest.mark.parametrize(
     ("platform", "why"),
     [("cuda", "no package for them"), ("quantum", "Unable to initialize backend 'quantum'")],
 )
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["slam_jax.main", "--config", "configs/digits.py"],
-        ["slam_jax", "sample", "--model"],
-        ["slam_jax", "plan", "--config", "configs/digits.py"],
-        ["slam_jax", "replay"],
-        ["slam_jax", "export"],
-    ],
-)
-def test_a_platform_that_is_not_there_is_one_line(tmp_path, platform, why, arguments):
-    folder = [str(tmp_path / "x")] if arguments[-1] == "--model" else ["--workdir", str(tmp_path)]
-    result = run_python(
-        f"import runpy, sys; sys.argv = {['', *arguments[1:], *folder]}; "
-        f"runpy.run_module({arguments[0]!r}, run_name='__main__')",
-        JAX_PLATFORMS=platform,
-    )
-    assert result.returncode == 1
-    (line,) = result.stderr.splitlines()
-    assert line.startswith(f"error: JAX finds no devices (JAX_PLATFORMS: {platform}): {why}")
-    assert line.endswith("; install JAX for them, or unset JAX_PLATFORMS to take what there is")
+def test_a_platform_that_is_not_there_is_one_line(tmp_path, platform, why):
+    """Of every command that computes; in one process, as none of them finds a device."""
+    commands = json.dumps([[*command, str(tmp_path / "x")] for command in COMMANDS])
+    result = run_python(ONE_AFTER_ANOTHER, commands, JAX_PLATFORMS=platform)
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(lines) == len(COMMANDS)
+    for line in lines:
+        assert line.startswith(f"error: JAX finds no devices (JAX_PLATFORMS: {platform}): {why}")
+        assert line.endswith("; install JAX for them, or unset JAX_PLATFORMS to take what there is")
+        assert "\n" not in line
     assert not list(tmp_path.iterdir())

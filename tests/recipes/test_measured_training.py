@@ -18,11 +18,8 @@ from slam_jax.drawing.seen import extractor_of
 from slam_jax.features.extract import Extractor
 from slam_jax.training.loop import Interrupted
 
+# Steps and batch of digits_runs, so that the programs of both are compiled once.
 SMALL = {
-    "teacher": {
-        "network": {"block_out_channels": (8,)},
-        "training": {"steps": 4, "batch_size": 16, "optimizer": {"warmup_steps": 2}},
-    },
     "training": {"steps": 6, "batch_size": 16, "sample_every": 2, "checkpoint_every": 2},
     "evaluation": {
         "batch": 10,
@@ -35,8 +32,15 @@ SMALL = {
 }
 
 
-def changed(**groups):
-    return {name: {**SMALL[name], **groups.get(name, {})} for name in SMALL}
+@pytest.fixture(scope="module")
+def changed(digits_teacher):
+    """Options of a run, some of them others."""
+
+    def changed(**groups):
+        options = {name: {**SMALL[name], **groups.get(name, {})} for name in SMALL}
+        return {"teacher": digits_teacher, **options}
+
+    return changed
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,7 +51,7 @@ def registered():
 
 
 @pytest.fixture(scope="module")
-def interrupted_run(tmp_path_factory):
+def interrupted_run(tmp_path_factory, changed):
     """A run that Ctrl-C stopped after its first ladder, and that went on; what networks saw in each
     start, in numbers of pictures."""
     workdir, seen = tmp_path_factory.mktemp("measured") / "run", []
@@ -55,11 +59,11 @@ def interrupted_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Extractor, "images", lambda s, i: seen.append(len(i)) or images(s, i))
         with patch.context() as stopping, pytest.raises(Interrupted):
-            interrupt_in_step(stopping, 7)  # the third of the student
-            slam_jax.distill("digits", workdir, **SMALL)
+            interrupt_in_step(stopping, 3)
+            slam_jax.distill("digits", workdir, **changed())
         first = sum(seen)
         seen.clear()
-        slam_jax.distill("digits", workdir, resume=True, **SMALL)
+        slam_jax.distill("digits", workdir, resume=True, **changed())
     return workdir, first, sum(seen)
 
 
@@ -68,9 +72,11 @@ def rows_of(workdir):
     return {row["step"]: row for row in map(json.loads, lines)}
 
 
-def test_the_numbers_are_those_of_the_pictures_that_the_student_draws(interrupted_run):
+def test_the_numbers_are_those_of_the_pictures_that_the_student_draws(
+    interrupted_run, digits_teacher
+):
     workdir, _, _ = interrupted_run
-    student, teacher = slam_jax.load(workdir), slam_jax.load(workdir / "teacher")
+    student, teacher = slam_jax.load(workdir), slam_jax.load(digits_teacher["path"])
     # A row of the ladder shows all digits; then they begin anew.
     prompts = [str(place % 10) for place in range(24)]
     network = colours.open_colours("0")
@@ -131,11 +137,10 @@ class Worse(Metric):
         return abs(self.measured - 2)
 
 
-def test_a_run_without_patience_ends_and_stays_ended(tmp_path, capsys, monkeypatch):
+def test_a_run_without_patience_ends_and_stays_ended(changed, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(METRICS, "worse", Worse())
     training = {
         **SMALL["training"],
-        "steps": 40,
         "sample_every": 1,
         "patience": 3,
         "best_metric": "worse_2",
@@ -179,19 +184,19 @@ def test_networks_see_the_ladder_where_no_number_of_pictures_is_given():
         ({"prompts_file": "x", "prompts": ("3",)}, "expected prompts or prompts_file, not both"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_before_training(tmp_path, evaluation, message):
+def test_what_cannot_be_measured_is_refused_before_training(changed, tmp_path, evaluation, message):
     options = changed(evaluation={**SMALL["evaluation"], **evaluation})
     with pytest.raises(InputError, match=message):
         slam_jax.distill("digits", tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
 
 
-def test_prompts_from_a_file(tmp_path):
+def test_prompts_from_a_file(changed, tmp_path):
     (tmp_path / "prompts.txt").write_text("3\n7\n")
     options = changed(
         evaluation={**SMALL["evaluation"], "prompts_file": str(tmp_path / "prompts.txt")},
-        training={**SMALL["training"], "steps": 2},
+        training={**SMALL["training"], "sample_every": 6},
     )
     slam_jax.distill("digits", tmp_path / "run", **options)
-    rows = json.loads((tmp_path / "run/samples/step_000002/rows.json").read_text())
+    rows = json.loads((tmp_path / "run/samples/step_000006/rows.json").read_text())
     assert rows["prompts"] == ["3"] * 5 + ["7"] * 5

@@ -94,13 +94,16 @@ def test_both_networks_were_trained_and_the_autoencoder_was_before(trained):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch", [3, 7])  # of the autoencoder's training, and of the UNet's
-def test_a_stopped_run_goes_on_to_the_same_teacher(trained, recipe, tmp_path, monkeypatch, batch):
+def test_a_run_that_is_stopped_twice_goes_on_to_the_same_teacher(
+    trained, recipe, tmp_path, monkeypatch
+):
     arguments = [*recipe, "--workdir", str(tmp_path / "run")]
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
-        interrupt_in_step(patch, batch)
-        command.main(arguments)
-    assert stop.value.code == 130 and not (tmp_path / "run" / "teacher").exists()
+    # In the autoencoder's third step; then in its last one and two of the UNet's.
+    for more in ([], ["--resume"]):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+            interrupt_in_step(patch, 3)
+            command.main([*arguments, *more])
+        assert stop.value.code == 130 and not (tmp_path / "run" / "teacher").exists()
     command.main([*arguments, "--resume"])
     expected, found = (weights_of(run / "teacher") for run in (trained, tmp_path / "run"))
     jax.tree.map(np.testing.assert_array_equal, found, expected)

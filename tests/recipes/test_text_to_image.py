@@ -45,7 +45,7 @@ def test_run_leaves_checkpoints_pictures_report_and_a_diffusers_folder(finished_
     assert np.any(student.params["time_embedding"]["cond_proj"]["kernel"])  # gamma was learnt
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_ctrl_c_saves_and_resume_ends_in_the_same_bits(
     teachers, finished_sd, tmp_path, monkeypatch
 ):

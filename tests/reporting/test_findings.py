@@ -1,9 +1,13 @@
 """Each finding: data that it is found in, and data that it is not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from report_runs import config, rows
 
+from slam_jax.method.lcm import Lcm
+from slam_jax.method.slam_literal import SlamLiteral
 from slam_jax.reporting import findings
 from slam_jax.reporting.data import RunData, Strip, Strips
 
@@ -103,8 +107,10 @@ def test_gamma_is_not_asked_for_where_it_is_one(tmp_path):
     equal = rows(
         **{f"loss_gamma{i}": lambda u, i=i: 0.1 + 0.001 * ((u * 20 + i) % 2) for i in (0, 3)}
     )
-    for gamma, count in (("uniform", 1), ("one", 0)):
-        run = RunData(tmp_path, config(method=dict(gamma=gamma)), {}, {}, equal)
+    of_slam = [config(method=dict(gamma=gamma)) for gamma in ("uniform", "one")]
+    others = [replace(of_slam[0], method=method()) for method in (SlamLiteral, Lcm)]
+    for chosen, count in zip([*of_slam, *others], (1, 0, 1, 0), strict=True):
+        run = RunData(tmp_path, chosen, {}, {}, equal)
         assert len(texts(findings.findings(run))) == count
 
 

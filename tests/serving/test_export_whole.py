@@ -76,7 +76,7 @@ def test_an_export_replaces_an_earlier_one_wholly(teachers, exported, tmp_path):
 def test_an_export_that_was_killed_between_its_renames_is_found_again(sd15, exported, tmp_path):
     shutil.copytree(exported, tmp_path / ".out.old")
     student = dataclasses.replace(sd15[0], info={})  # fails before anything is written
-    with pytest.raises(KeyError):
+    with pytest.raises(InputError, match="method is None"):
         tiny_students.export((student, sd15[1]), tmp_path / "out")
     tiny_students.export(sd15, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -23,5 +23,12 @@ SMALL = [
 ]
 
 
+# The teacher among these, as `slam_jax.distill` takes it.
+TEACHER = {
+    "network": {"block_out_channels": (8,)},
+    "training": {"steps": 6, "batch_size": 16, "optimizer": {"warmup_steps": 2}},
+}
+
+
 def launch(workdir, *more):
     main.main([*SMALL, "--workdir", str(workdir), *more])

@@ -13,13 +13,12 @@ from slam_jax.formats.flax_folder import SavedModel
 from slam_jax.method.slam import Slam
 
 
-def make(folder, conditioning="both", variant="", seed=0, num_ddim_timesteps=50):
-    """(student, its teacher): float32 numpy weights, those for gamma not zero either."""
+def make(folder, conditioning="both", variant="", seed=0, num_ddim_timesteps=50, method=None):
+    """(student, its teacher): float32 numpy weights, those for gamma not zero either. Of SLAM with
+    these options, or of another method."""
     family = StableDiffusion.open(Teacher(path=str(folder), variant=variant), folder)
-    pipeline, method = (
-        family.pipeline,
-        Slam(conditioning=conditioning, num_ddim_timesteps=num_ddim_timesteps),
-    )
+    pipeline = family.pipeline
+    method = method or Slam(conditioning=conditioning, num_ddim_timesteps=num_ddim_timesteps)
     rng = np.random.default_rng(seed)
 
     def moved(leaf):

@@ -1,0 +1,149 @@
+"""What methods share that learn from sub-paths, pieces of the teacher's trajectory between points
+of a grid.
+
+    (1)  x_s = alpha_s x_0 + sigma_s eps,  s = t_j,  e = max(s - k, 0)     start of the sub-path
+    (2)  x_e = DDIM(teacher, x_s, s -> e)                                 its end, see `solver`
+
+The grid t_0 .. t_{M-1} and k are in `schedule`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from slam_jax.base.options import option
+from slam_jax.method.consistency import DISTANCES, distance
+from slam_jax.method.method import Examples, Method, RowKeys, Sums, sums_by_bin
+from slam_jax.method.sampler import consistency_timesteps, sample_consistency
+from slam_jax.method.schedule import TIMESTEP_SCALING, Schedule, add_noise, distillation_grid
+from slam_jax.method.solver import Denoiser, ddim_solve, guided
+
+BINS = 4  # of time, for metrics
+
+
+class Starts(NamedTuple):
+    """Where sub-paths start: the random part of one batch.
+
+    Attributes:
+      index: j, which sub-path, [B], 0 .. M-1.
+      eps: noise, [B, H, W, C].
+      key: for what else a method draws of a sub-path, [B].
+    """
+
+    index: Int[Array, " B"]
+    eps: Float[Array, "B H W C"]
+    key: Array
+
+
+class SubPaths(NamedTuple):
+    """A sub-path of each example; no gradient goes through its points.
+
+    Attributes:
+      s, e: where it starts and ends, s >= e, [B].
+      x_s, x_e: its points there, [B, H, W, C].
+    """
+
+    s: Int[Array, " B"]
+    e: Int[Array, " B"]
+    x_s: Float[Array, "B H W C"]
+    x_e: Float[Array, "B H W C"]
+
+
+@dataclass(frozen=True)
+class SubPathMethod(Method):
+    """A method that learns from sub-paths, and draws by consistency sampling on their grid."""
+
+    num_ddim_timesteps: int = option(50, "M, the number of sub-paths", at_least=1)
+    solver_substeps: int = option(1, "p, teacher evaluations along a sub-path", at_least=1)
+    distance: str = option(
+        "huber", "distance between the answers of student and target", one_of=DISTANCES
+    )
+    huber_c: float = option(1e-3, "c of the pseudo-Huber distance", above=0)
+
+    def check(self, schedule: Schedule) -> None:
+        distillation_grid(schedule.num_train_timesteps, self.num_ddim_timesteps)
+
+    def drawn(self, key, index, shape, schedule: Schedule) -> dict[str, Array]:
+        starts = draw_starts(key, index, shape, self.num_ddim_timesteps)
+        grid = distillation_grid(schedule.num_train_timesteps, self.num_ddim_timesteps)
+        return {"t": jnp.asarray(grid)[starts.index]}
+
+    def timesteps(self, steps: int, schedule: Schedule, strength: float = 1.0) -> np.ndarray:
+        return consistency_timesteps(
+            steps, self.num_ddim_timesteps, schedule.num_train_timesteps, strength
+        )
+
+    def sample(self, student, schedule, x, context, timesteps, rows: RowKeys):
+        return sample_consistency(student, schedule, x, context, timesteps, rows)
+
+    def diffusers_scheduler(self) -> dict[str, Any]:
+        return {
+            "_class_name": "LCMScheduler",
+            "original_inference_steps": self.num_ddim_timesteps,
+            "timestep_scaling": TIMESTEP_SCALING,
+        }
+
+    def distances(
+        self, answer: Float[Array, "B H W C"], target: Float[Array, "B H W C"]
+    ) -> Float[Array, " B"]:
+        """Between the answers of student and target, of whom only the first gets a gradient."""
+        return distance(answer, jax.lax.stop_gradient(target), self.distance, self.huber_c)
+
+    def sums_by_time(self, losses: Float[Array, " B"], index: Int[Array, " B"]) -> Sums:
+        """The losses of each quarter of the grid, loss_t0 .. loss_t3."""
+        return sums_by_bin(losses, index * BINS // self.num_ddim_timesteps, BINS, "loss_t")
+
+
+def draw_starts(
+    key: Array, examples: Int[Array, " B"], shape: tuple[int, ...], num_ddim_timesteps: int
+) -> Starts:
+    """Draws for the examples with these global indices: the same in any batch, on any devices, and
+    by any of these methods.
+
+    Args:
+      key: the step's key.
+      examples: global example indices.
+      shape: (H, W, C) of one latent.
+      num_ddim_timesteps: M.
+    """
+
+    def one(example):
+        index_key, other, eps_key = jax.random.split(jax.random.fold_in(key, example), 3)
+        return Starts(
+            jax.random.randint(index_key, (), 0, num_ddim_timesteps),
+            jax.random.normal(eps_key, shape),
+            other,
+        )
+
+    return jax.vmap(one)(examples)
+
+
+def sub_paths(
+    teacher: Denoiser,
+    schedule: Schedule,
+    examples: Examples,
+    index: Int[Array, " B"],
+    eps: Float[Array, "B H W C"],
+    method: SubPathMethod,
+) -> SubPaths:
+    """The teacher's sub-path from each start, equations (1) and (2).
+
+    Args:
+      teacher: the frozen network.
+      schedule: its noise schedule.
+      examples: clean latents and their prompts.
+      index, eps: sub-path and noise of each example, see `Starts`.
+      method: says M, p and w.
+    """
+    latents, context, null_context, _ = examples
+    grid = jnp.asarray(distillation_grid(schedule.num_train_timesteps, method.num_ddim_timesteps))
+    s = grid[index]
+    e = jnp.maximum(s - schedule.num_train_timesteps // method.num_ddim_timesteps, 0)
+    x_s = add_noise(latents, eps, *schedule.at(s))
+    predict = guided(teacher, schedule, context, null_context, method.w)
+    x_e = ddim_solve(predict, schedule, x_s, s, e, method.solver_substeps)
+    return SubPaths(s, e, x_s, jax.lax.stop_gradient(x_e))
