@@ -20,8 +20,8 @@ from slam_jax.evaluation.prompts import PromptList
 from slam_jax.evaluation.reference import RealPictures, from_pictures
 from slam_jax.evaluation.views import view_of
 from slam_jax.families.family import Model
-from slam_jax.features.extract import PREFIX, Extractor
-from slam_jax.features.network import FeatureNetwork
+from slam_jax.features.extract import Extractor
+from slam_jax.features.network import FeatureNetwork, TextImageNetwork
 from slam_jax.features.rows import Rows, Summary
 from slam_jax.parallel.processes import compare, is_main, wait
 from slam_jax.parallel.sharding import make_mesh
@@ -90,7 +90,17 @@ class Task:
             "guidance": self.settings.guidance,
             "dtype": self.settings.dtype,
             "networks": {name: network.identity for name, network in self.networks.items()},
-            "texts": f"{PREFIX}..." if any(m.reads_prompts for m in self.measured()) else None,
+            "texts": self._texts() or None,
+        }
+
+    def _texts(self) -> dict[str, str]:
+        """How each network reads a prompt."""
+        read = networks_of([metric for metric in self.measured() if metric.reads_prompts])
+        networks = {name: self.networks[name] for name in read}
+        return {
+            name: f"{network.prefix}..."
+            for name, network in networks.items()
+            if isinstance(network, TextImageNetwork)
         }
 
 
@@ -245,7 +255,8 @@ def _small(parts: Parts) -> np.ndarray | None:
 
 
 def _numbers(metrics: Sequence[Metric], drawn: Drawn) -> dict[str, Any]:
-    """What is measured of one set of pictures, and the interval of each number that has one."""
+    """What is measured of one set of pictures, with interval and choices of each number that has
+    them."""
     found: dict[str, Any] = {}
     for metric in metrics:
         if not is_possible(metric, drawn):
@@ -254,4 +265,6 @@ def _numbers(metrics: Sequence[Metric], drawn: Drawn) -> dict[str, Any]:
         found[metric.name] = metric.compute(drawn)
         if interval := metric.interval(drawn):
             found[f"{metric.name}_interval"] = list(interval)
+        if choices := metric.choices(drawn):
+            found[f"{metric.name}_choices"] = choices
     return found

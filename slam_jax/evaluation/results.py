@@ -13,8 +13,9 @@ Rows = list[dict[str, Any]]
 
 
 def to_markdown(rows: Rows, preset: str = "") -> str:
-    """A table with a row for each number of steps, an interval beside each number that has one; and
-    a second table with what others published, where a preset fixes how it was measured."""
+    """A table with a row for each number of steps, beside a number its interval or of how many
+    answers it is a share; and a second table with what others published, where a preset fixes how
+    it was measured."""
     names = [name for name in METRICS if any(name in row for row in rows)]
     head = ["model", "steps", "pictures", *(METRICS[name].title for name in names)]
     lines = [head, ["---"] * len(head)]
@@ -29,6 +30,8 @@ def _number(row: dict[str, Any], name: str) -> str:
     if name not in row:
         return ""
     number = f"{row[name]:.4g}"
+    if choices := row.get(f"{name}_choices"):
+        return f"{number} of {choices}"
     if interval := row.get(f"{name}_interval"):
         return f"{number} ± {(interval[1] - interval[0]) / 2:.2g}"
     return number

@@ -1,4 +1,5 @@
-"""CLIP, whose features of pictures and of texts can be compared: for CLIP score and CMMD."""
+"""CLIP, whose features of pictures and of texts can be compared: for CLIP score and CMMD,
+and for caption retrieval by a CLIP of one's own."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from slam_jax.base.errors import InputError
 from slam_jax.base.json_file import read_json
 from slam_jax.features import resize, weights
-from slam_jax.features.network import TextImageNetwork, full_precision
+from slam_jax.features.network import PREFIX, TextImageNetwork, full_precision
 from slam_jax.formats.diffusers_folder import Folder, read_tokenizer
 from slam_jax.formats.tokenizer import Tokenizer
 from slam_jax.models import functional
@@ -89,14 +90,17 @@ class Clip(TextImageNetwork):
         return full_precision(apply)(encoder, tokens).pooled
 
 
-def open_clip(name: str, size: Size, path: str, resizer: Resizer = PROCESSOR) -> Clip:
+def open_clip(
+    name: str, size: Size | None, path: str, resizer: Resizer = PROCESSOR, prefix: str = PREFIX
+) -> Clip:
     """A CLIP in the layout of transformers.
 
     Args:
         name: in the registry.
-        size: what it has to be.
+        size: what it has to be; None: any.
         path: its folder, the weights in it, or a hub id.
         resizer: of the pictures.
+        prefix: what a prompt is read behind.
 
     Raises:
         InputError: a file is missing, damaged or another network's, or the CLIP is of another size.
@@ -111,13 +115,14 @@ def open_clip(name: str, size: Size, path: str, resizer: Resizer = PROCESSOR) ->
         "network": name,
         "file": file.name,
         "sha256": digest,
-        "resizer": f"{resizer.described} to {size.image} pixels",
+        "resizer": f"{resizer.described} to {vision.image_size} pixels",
     }
     tokenizer = read_tokenizer(Folder(file.parent, path), "")
-    return Clip(name, size.width, params, identity, text, vision, tokenizer, resizer)
+    parts = text, vision, tokenizer, resizer
+    return Clip(name, vision.projection_dim, params, identity, *parts, prefix=prefix)
 
 
-def _configs(path: Path, name: str, size: Size) -> tuple[CLIPTextConfig, CLIPVisionConfig]:
+def _configs(path: Path, name: str, size: Size | None) -> tuple[CLIPTextConfig, CLIPVisionConfig]:
     """The configurations of both towers.
 
     Raises:
@@ -129,6 +134,6 @@ def _configs(path: Path, name: str, size: Size) -> tuple[CLIPTextConfig, CLIPVis
     except (ValueError, TypeError, ArithmeticError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from error
     found = Size(vision.image_size, vision.patch_size, vision.projection_dim)
-    if found != size:
+    if size is not None and found != size:
         raise InputError(f"{path}: a CLIP for {found}; {name} is one for {size}")
     return text, vision

@@ -15,7 +15,6 @@ from slam_jax.features.registry import NETWORKS
 from slam_jax.parallel.sharding import batch_sharding, replicated
 
 THREADS = 8  # that resize pictures
-PREFIX = "A photo depicts "  # of a prompt, for CLIP
 
 View = Callable[[UInt8[np.ndarray, "H W 3"]], UInt8[np.ndarray, "h w 3"]]
 Features = dict[str, Float[np.ndarray, "n D"]]
@@ -74,7 +73,7 @@ class Extractor:
         for name, apply in self._apply_text.items():
             network = self.networks[name]
             assert isinstance(network, TextImageNetwork)
-            tokens = network.tokens([PREFIX + prompt for prompt in prompts])
+            tokens = network.tokens([network.prefix + prompt for prompt in prompts])
             found[name] = self._run(apply, self._params[name], tokens)
         return found
 

@@ -12,7 +12,7 @@ Shape letters: B batch, H height, W width, L tokens, D features.
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -20,6 +20,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from slam_jax.models.functional import Params
+
+PREFIX = "A photo depicts "  # of a prompt, for CLIP score (Hessel et al. 2021, arXiv 2104.08718)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +54,17 @@ class FeatureNetwork(ABC):
         """
 
 
+@dataclass(frozen=True, eq=False)
 class TextImageNetwork(FeatureNetwork):
     """A network that has features of texts too, to be compared with those of pictures.
 
     Neither are of length 1.
+
+    Attributes:
+        prefix: what a prompt is read behind.
     """
+
+    prefix: str = field(default=PREFIX, kw_only=True)
 
     @abstractmethod
     def tokens(self, texts: Sequence[str]) -> Int[np.ndarray, "B L"]:

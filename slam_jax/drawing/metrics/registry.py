@@ -13,6 +13,7 @@ from slam_jax.drawing.metrics.cmmd import Cmmd
 from slam_jax.drawing.metrics.frechet import FdFeatures, FdOfNetwork, FdPixels, FdToTeacher
 from slam_jax.drawing.metrics.metric import Drawn, Metric
 from slam_jax.drawing.metrics.precision_recall import Precision, Recall
+from slam_jax.drawing.metrics.retrieval import Retrieval
 from slam_jax.drawing.metrics.rmse import RmseToTeacher
 
 METRICS: dict[str, Metric] = {
@@ -29,8 +30,16 @@ METRICS: dict[str, Metric] = {
         FdOfNetwork("patch_fid", "patch FID", "inception_patch", "reference"),
         FdOfNetwork("fd_clip", "FD CLIP", "clip_l14", "reference"),
         FdOfNetwork("fd_dinov2", "FD DINOv2", "dinov2", "reference"),
+        FdOfNetwork("fd_efficientnet", "FD EfficientNet-Lite0", "efficientnet_lite0", "reference"),
+        FdOfNetwork(
+            "fd_efficientnet_to_teacher",
+            "FD EfficientNet-Lite0 to teacher",
+            "efficientnet_lite0",
+            "teacher",
+        ),
         Cmmd(),
         ClipScore(),
+        Retrieval(),
         Precision(),
         Recall(),
         Diversity(),
