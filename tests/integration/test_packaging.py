@@ -130,5 +130,5 @@ def test_requirements_are_what_the_package_imports():
     tfds = {"tensorflow_datasets"}
     assert tfds <= named(extras["tfds"]) and named(extras["eval"]) <= core
     imported = imported_distributions() - NO_REQUIREMENTS
-    assert named(extras["wandb"]) == {"wandb"} and named(extras["emoji"]) == {"resvg_py"}
+    assert named(extras["wandb"]) == {"wandb"} and "resvg_py" in named(extras["emoji"])
     assert imported == core - ASKED_FOR_BY_OTHERS | tfds | {"wandb", "resvg_py"}
