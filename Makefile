@@ -72,7 +72,7 @@ clean: ## removes environments, compiled programs and what was built
 
 # PyPI's torch brings gigabytes of CUDA packages; its index of CPU builds does not. Where that index
 # cannot be reached, whatever pip finds must do.
-TORCH := --retries 0 --timeout 15 --quiet $(shell grep -o 'torch==[0-9.]*' pyproject.toml)
+TORCH := --retries 0 --timeout 15 --quiet $(shell grep -o '"torch==[0-9.]*' pyproject.toml | tr -d '"')
 define install-test
 $(1)/bin/python -m pip install $(TORCH) --index-url https://download.pytorch.org/whl/cpu 2>/dev/null || \
   $(1)/bin/python -m pip install $(TORCH)
