@@ -42,7 +42,8 @@ FEW_STEPS = ["--config.training.steps=2", "--config.training.sample_every=0"]
 FEW_ROWS = ["--config.evaluation.student_steps=(1,)"]
 
 
-@pytest.mark.slow
+# tests/integration/test_main.py has the same commands by day, with networks that are smaller still.
+@pytest.mark.nightly
 @pytest.mark.timeout(1200)
 def test_every_digits_command_in_its_order(tmp_path):
     commands = [line for line in RUNS if not STABLE_DIFFUSION.search(line)]

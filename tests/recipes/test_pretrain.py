@@ -93,7 +93,7 @@ def test_both_networks_were_trained_and_the_autoencoder_was_before(trained):
     assert scale != VAEConfig().scaling_factor
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_that_is_stopped_twice_goes_on_to_the_same_teacher(
     trained, recipe, tmp_path, monkeypatch
 ):
