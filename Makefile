@@ -65,6 +65,7 @@ clean: ## removes environments, compiled programs and what was built
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python 3.11 or newer: make PYTHON=...")'
+	@echo "installing slam_jax into .venv, once; this takes minutes"
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --quiet --editable .
@@ -80,6 +81,7 @@ $(1)/bin/python -m pip install --quiet --editable '.[test]' $(2)
 endef
 
 .venv/installed-test: .venv/installed pyproject.toml
+	@echo "installing torch, diffusers and what tests need into .venv, once; this takes minutes"
 	$(call install-test,.venv,)
 	touch $@
 

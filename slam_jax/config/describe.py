@@ -41,7 +41,10 @@ def describe(options: Any, path: str = "config", free: bool = False) -> Iterator
         key, doc, free = f"{path}.{field.name}", facts["doc"], facts.get("free", in_free_group)
         if dataclasses.is_dataclass(value):
             yield Description(key, None, doc, "", free)
-            yield from describe(value, key, free)
+            named = f"one of {', '.join(facts['kinds'])}" if "kinds" in facts else ""
+            for found in describe(value, key, free):
+                of_name = bool(named) and found.key == f"{key}.name"
+                yield found._replace(values=named) if of_name else found
         else:
             yield Description(key, value, doc, in_words(facts), free, facts.get("read_by", ()))
 

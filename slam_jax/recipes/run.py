@@ -151,7 +151,10 @@ def run(
     if is_main():
         kind, count, mesh = jax.devices()[0].device_kind, jax.process_count(), opened.mesh
         axes = " x ".join(f"{name}={size}" for name, size in mesh.shape.items())
-        print(f"{mesh.size} devices ({kind}), {axes}, processes: {count}", file=sys.stderr)
+        print(
+            f"{mesh.size} device{'s' * (mesh.size > 1)} ({kind}), {axes}, processes: {count}",
+            file=sys.stderr,
+        )
     source, position = opened.source, read_position(workdir / "checkpoints") if resume else None
     if position and not isinstance(source, OwnPictures):  # which may still have to be drawn
         with prefixed("config.data: "):

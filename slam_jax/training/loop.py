@@ -117,7 +117,7 @@ class Events:
             disable=not is_main(),
         )
         if self._first < run.options.steps and not self.over:
-            self._bar.set_postfix_str("compiling the first step")
+            self._bar.set_postfix_str("compiling the first step, once; minutes on a CPU")
 
     def after(self, step: int, state: TrainState, metrics: dict, batch: dict) -> None:
         """Looks after everything, when the step is on its way to the devices."""
