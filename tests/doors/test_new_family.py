@@ -21,6 +21,8 @@ from slam_jax.families.registry import FAMILIES
 from slam_jax.families.trained_here import TrainedHere
 from slam_jax.method.schedule import gamma_embedding, schedule_from_config
 
+pytestmark = pytest.mark.slow  # whole runs
+
 SIDES = ("left", "right")
 GAMMA_FEATURES = 8
 SCHEDULER = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear"}

@@ -19,6 +19,8 @@ from slam_jax.method.registry import METHODS
 from slam_jax.method.sampler import ddim_timesteps, sample_ddim
 from slam_jax.method.solver import guided
 
+pytestmark = pytest.mark.slow  # whole runs
+
 SMALL = {
     "training": {"steps": 4, "batch_size": 16, "sample_every": 0, "log_every": 1},
     "evaluation": {"samples": 50, "teacher_steps": (3,), "student_steps": (1,)},

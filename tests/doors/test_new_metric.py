@@ -9,6 +9,8 @@ from slam_jax.base.errors import InputError
 from slam_jax.drawing.metrics.metric import Metric
 from slam_jax.drawing.metrics.registry import METRICS
 
+pytestmark = pytest.mark.slow  # whole runs
+
 SMALL = {
     "training": {
         "steps": 6,

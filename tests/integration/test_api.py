@@ -11,6 +11,8 @@ from digits_runs import TEACHER
 import slam_jax
 from slam_jax.base.errors import InputError
 
+pytestmark = pytest.mark.slow  # whole runs
+
 # As in digits_runs, so that the programs of both are compiled once.
 SMALL = {
     "teacher": TEACHER,

@@ -18,6 +18,8 @@ from slam_jax.config.options import Training, default_config
 from slam_jax.config.validate import freeze
 from slam_jax.formats.flax_folder import load_model
 
+pytestmark = pytest.mark.slow  # whole runs
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -18,6 +18,8 @@ from slam_jax.drawing.seen import extractor_of
 from slam_jax.features.extract import Extractor
 from slam_jax.training.loop import Interrupted
 
+pytestmark = pytest.mark.slow  # whole runs
+
 # Steps and batch of digits_runs, so that the programs of both are compiled once.
 SMALL = {
     "training": {"steps": 6, "batch_size": 16, "sample_every": 2, "checkpoint_every": 2},

@@ -216,6 +216,7 @@ def test_losses_and_gradients_are_those_of_torch(model, case):
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(others))
 
 
+@pytest.mark.slow
 def test_two_training_steps_are_those_of_torch(model):
     """The authors' recipe, but for the learning rate, and with weight decay; on eight devices.
 
