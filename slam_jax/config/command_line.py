@@ -38,8 +38,9 @@ its method stays:
 {}
 """
 
-# What the recipes of a command describe.
+# What the recipes of a command describe; those of pretrain have names that end so.
 KINDS = {"train": Config, "pretrain": Pretraining}
+OF_PRETRAIN = "_teacher"
 
 
 class Command(NamedTuple):
@@ -65,9 +66,11 @@ def recipes_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
-def recipes() -> list[str]:
-    """The names of the recipes."""
-    return sorted(path.stem for path in recipes_folder().glob("*.py") if path.stem != "__init__")
+def recipes(command: str = "") -> list[str]:
+    """The names of the recipes: of a command in KINDS, or all."""
+    names = (path.stem for path in recipes_folder().glob("*.py") if path.stem != "__init__")
+    is_theirs = {"": (True, False), "train": (False,), "pretrain": (True,)}[command]
+    return sorted(name for name in names if name.endswith(OF_PRETRAIN) in is_theirs)
 
 
 def config_file(name: str) -> str:
@@ -131,7 +134,7 @@ def parse(argv: list[str], name: str = "train") -> Command:
     kind = KINDS[name]
     has_method = any(field.name == "method" for field in dataclasses.fields(kind))
     if {"-h", "--help"} & {*argv}:
-        texts = dict(recipes=", ".join(recipes()), options=help_text(kind()))
+        texts = dict(recipes=", ".join(recipes(name)), options=help_text(kind()))
         print(USAGE.format(command=name, **texts))
         if has_method:
             print(METHODS_USAGE.format(help_of_kinds(METHODS, kind().method, "config.method")))
@@ -154,7 +157,7 @@ def parse(argv: list[str], name: str = "train") -> Command:
             rest = values(command)[1:]
         if recipe is None or rest:
             raise InputError(
-                f"expected --config RECIPE ({', '.join(recipes())}) or --config FILE; got "
+                f"expected --config RECIPE ({', '.join(recipes(name))}) or --config FILE; got "
                 f"{' '.join(rest) or 'neither'}"
             )
         config = freeze(values.config, kind)
