@@ -42,7 +42,7 @@ from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
 from slam_jax.models.vae import AutoencoderKL, VAEConfig
 from slam_jax.parallel import runtime
 from slam_jax.parallel.keys import keys_of
-from slam_jax.parallel.processes import is_main, wait
+from slam_jax.parallel.processes import as_first, is_main, wait
 from slam_jax.parallel.sharding import make_mesh
 from slam_jax.recipes.autoencoder import BATCH, psnr, reconstruction_loss, scaling_factor
 from slam_jax.recipes.plain import PlainTraining
@@ -89,11 +89,10 @@ def pretrain(config: Pretraining, workdir: Path, resume: bool = False) -> dict[s
     networks = _networks(config)
     examples = open_examples(config.data)
     with claimed(workdir, config, resume):
-        untrained = workdir / "untrained"
-        if not (untrained / FACTS_FILE).exists():
+        if not as_first((workdir / "untrained" / FACTS_FILE).exists()):
             _begin(config, networks, examples, workdir, mesh)
         wait("the autoencoder is trained")
-        if not (workdir / "teacher" / FACTS_FILE).exists():
+        if not as_first((workdir / "teacher" / FACTS_FILE).exists()):
             _train(config, workdir, mesh)
         wait("the teacher is written")
         return read_json(workdir / "teacher" / FACTS_FILE, "remove the folder")
