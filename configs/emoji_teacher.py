@@ -25,7 +25,7 @@ def get_config(size="full"):
         latent_channels=4,
     )
     config.autoencoder.training.update(
-        steps=4000,
+        steps=2500,
         batch_size=32,
         ema=0.99,
         checkpoint_every=500,
@@ -46,8 +46,9 @@ def get_config(size="full"):
         attention_head_dim=4,
         norm_num_groups=16,
     )
+    config.prediction_type = "v_prediction"
     config.training.update(
-        steps=10000,
+        steps=8000,
         batch_size=64,
         ema=0.999,
         checkpoint_every=500,

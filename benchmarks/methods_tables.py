@@ -1,0 +1,231 @@
+"""Tables and curves of what methods.py measured.
+
+    PYTHONPATH=. python benchmarks/methods_tables.py benchmarks/results/methods_digits.json
+
+makes the .md and .png beside it anew.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.stats
+from table import markdown
+
+LCM = "LCM"  # what others are compared with
+TO_TEACHER = "_to_teacher"
+TITLES = {
+    "fd_pixels": "FD pixels",
+    "fd_features": "FD features",
+    "fd_to_teacher": "FD to teacher",
+    "fd_colours": "FD colours",
+    "fd_colours_to_teacher": "FD colours to teacher",
+    "fd_efficientnet": "FD EfficientNet-Lite0",
+    "fd_efficientnet_to_teacher": "FD EfficientNet-Lite0 to teacher",
+    "label_accuracy": "label accuracy",
+    "retrieval": "caption retrieval",
+    "rmse_to_teacher": "RMSE to teacher",
+}
+
+
+class Column(NamedTuple):
+    """One number of a row."""
+
+    prompts: str
+    metric: str
+
+    def of(self, row: dict[str, Any]) -> float:
+        """The number."""
+        return row[self.prompts].get(self.metric, np.nan)
+
+
+class Results:
+    """What was measured, and questions to it.
+
+    Args:
+      report: what methods.py wrote.
+    """
+
+    def __init__(self, report: dict[str, Any]):
+        self.report, rows = report, report["rows"]
+        self.students = list(dict.fromkeys(row["student"] for row in rows))
+        self.seeds = sorted({row["seed"] for row in rows})
+        self.steps = sorted({row["steps"] for row in rows})
+        self.columns = [
+            Column(prompts, metric)
+            for prompts, numbers in report["teacher"][0].items()
+            if isinstance(numbers, dict)
+            for metric in rows[-1][prompts]
+        ]
+
+    @property
+    def distances(self) -> list[Column]:
+        """The columns that compare with the teacher's pictures."""
+        return [column for column in self.columns if column.metric.endswith(TO_TEACHER)]
+
+    def curve(self, student: str, seed: int, steps: int) -> list[dict[str, Any]]:
+        """The rows of a run in one number of steps, from its first checkpoint to its last."""
+        wanted = {"student": student, "seed": seed, "steps": steps}
+        found = [row for row in self.report["rows"] if wanted.items() <= row.items()]
+        return sorted(found, key=lambda row: row["passes"])
+
+    def last(self, student: str, steps: int, column: Column) -> np.ndarray:
+        """The number at the end of training, for each seed."""
+        return np.array([column.of(self.curve(student, s, steps)[-1]) for s in self.seeds])
+
+    def after(self, seconds: float, student: str, steps: int, column: Column) -> np.ndarray:
+        """The number after so long a training, for each seed, between checkpoints on a line."""
+        curves = [self.curve(student, seed, steps) for seed in self.seeds]
+        return np.array(
+            [
+                np.interp(seconds, [row["seconds"] for row in curve], [column.of(r) for r in curve])
+                for curve in curves
+            ]
+        )
+
+    def shortest(self) -> float:
+        """The seconds after which the fastest student's training was over, in the mean of seeds."""
+        first = self.steps[0]
+        ends = [
+            np.mean([self.curve(student, seed, first)[-1]["seconds"] for seed in self.seeds])
+            for student in self.students
+        ]
+        return float(min(ends))
+
+
+def half_width(values: np.ndarray) -> float:
+    """Of the 95% interval of a mean, by Student's t."""
+    return float(scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values))
+
+
+def with_interval(values: np.ndarray, number: Callable[[float], str]) -> str:
+    """Mean and half of the interval; nothing where it was not measured."""
+    if np.isnan(values).any():
+        return ""
+    return f"{number(np.mean(values).item())} ± {number(half_width(values)).lstrip('+')}"
+
+
+def three(value: float) -> str:
+    """A number of a table."""
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
+
+
+def title(column: Column, results: Results) -> str:
+    """The head of a column."""
+    several = len({c.prompts for c in results.columns}) > 1
+    name = TITLES.get(column.metric, column.metric)
+    return f"{name}, {column.prompts}" if several else name
+
+
+def whole_table(results: Results) -> str:
+    """All numbers at the end of training."""
+    head = ["model", "steps", *(title(column, results) for column in results.columns)]
+    rows = [
+        ["teacher", str(row["steps"]), *(three(column.of(row)) for column in results.columns)]
+        for row in results.report["teacher"]
+    ]
+    for student in results.students:
+        for steps in results.steps:
+            numbers = [results.last(student, steps, column) for column in results.columns]
+            cells = [with_interval(values, three) for values in numbers]
+            rows.append([student, str(steps), *cells])
+    return markdown(head, rows)
+
+
+def against(results: Results, values: Callable[[str, int, Column], np.ndarray]) -> str:
+    """How much nearer to the teacher than LCM's student the others are, seed by seed, in percent;
+    bold where the interval leaves 0 out."""
+    columns = [c for c in results.distances if not np.isnan(values(LCM, results.steps[0], c)).any()]
+    rows = []
+    for student in results.students:
+        for steps in results.steps:
+            cells = []
+            for column in columns:
+                ours, theirs = (values(name, steps, column) for name in (student, LCM))
+                cells.append(relative(ours / theirs - 1))
+            if student != LCM:
+                rows.append([student, str(steps), *cells])
+    return markdown(["student", "steps", *(title(c, results) for c in columns)], rows)
+
+
+def relative(changes: np.ndarray) -> str:
+    """A change in percent with its interval."""
+    text = with_interval(100 * changes, lambda value: f"{value:+.1f}%")
+    return f"**{text}**" if abs(np.mean(changes)) > half_width(changes) else text
+
+
+def text_of(results: Results) -> Iterator[str]:
+    """The page, a paragraph or table at a time."""
+    report, count = results.report, len(results.seeds)
+    last = results.curve(results.students[0], results.seeds[0], results.steps[0])[-1]
+    yield (
+        f"`{report['command']}` on {report['machine']}; guidance w = {report['protocol']['w']:g}. "
+        f"{last['passes'] / 1000:,.0f} thousand network passes each; mean ± half of a 95% interval over "
+        f"{count} seeds of training, {results.seeds[0]} to {results.seeds[-1]}.\n"
+    )
+    yield whole_table(results)
+    if LCM in results.students:
+        yield f"After the same passes, against {LCM} with the same seed (negative: nearer):\n"
+        yield against(results, results.last)
+        seconds = results.shortest()
+        yield f"After the same time, {seconds:.0f} seconds of training:\n"
+        yield against(results, lambda *asked: results.after(seconds, *asked))
+
+
+def curves(results: Results, path: Path) -> None:
+    """The first distance to the teacher over passes and over seconds; the shade is the interval."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    column, steps = results.distances[-1], results.steps
+    for column in results.distances:  # the first that was measured on the way
+        run = results.curve(results.students[0], results.seeds[0], steps[0])
+        if not any(np.isnan(column.of(row)) for row in run):
+            break
+    figure, axes = plt.subplots(
+        2, len(steps), figsize=(3 * len(steps), 6), squeeze=False, layout="constrained"
+    )
+    for row, (key, unit) in enumerate((("passes", 1e3), ("seconds", 1))):
+        for axis, count in zip(axes[row], steps, strict=True):
+            for student in results.students:
+                runs = [results.curve(student, seed, count) for seed in results.seeds]
+                x = np.mean([[r[key] for r in one] for one in runs], axis=0) / unit
+                y = np.array([[column.of(r) for r in one] for one in runs])
+                mean, half = y.mean(axis=0), np.array([half_width(v) for v in y.T])
+                axis.plot(x, mean, marker="o", markersize=3, label=student)
+                axis.fill_between(x, mean - half, mean + half, alpha=0.2)
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter("{x:.2g}")
+            axis.set_title(f"{count} step{'s' * (count > 1)}")
+            axis.set_xlabel("thousand network passes" if key == "passes" else "seconds of training")
+    for row in axes:
+        row[0].set_ylabel(title(column, results))
+    axes[0][0].legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def write(report: dict[str, Any], stem: Path) -> None:
+    """Writes STEM.md and STEM.png."""
+    results = Results(report)
+    text = "\n".join(text_of(results))
+    stem.with_suffix(".md").write_text(text)
+    curves(results, stem.with_suffix(".png"))
+    print(text)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("result", type=Path, help="what methods.py wrote")
+    path = parser.parse_args(argv).result
+    write(json.loads(path.read_text()), path.with_suffix(""))
+
+
+if __name__ == "__main__":
+    main()
