@@ -6,7 +6,7 @@ JOBS ?= 2
 PYTEST = -m pytest -n $(JOBS) --dist worksteal
 FAST := -m "not slow and not nightly and not browser"
 
-.PHONY: help demo demo-sd test test-fast test-browser test-all test-oldest test-newest docs lint typecheck clean
+.PHONY: help demo demo-sd demo-emoji test test-fast test-browser test-all test-oldest test-newest docs lint typecheck clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -22,6 +22,11 @@ demo-sd: .venv/installed-test ## the whole way of a Stable Diffusion, with a tin
 	$(RUN) -m slam_jax sample --model $(RUNS)/tiny_sd --prompt "a lighthouse by the sea" \
 	  --out $(RUNS)/tiny_sd/lighthouse.png
 	$(RUN) -m slam_jax export --workdir $(RUNS)/tiny_sd --out $(RUNS)/tiny_sd_export --verify
+
+demo-emoji: .venv/installed ## emoji in 1 to 8 steps: distils the text-to-image teacher in assets/
+	launch/local.sh configs/emoji.py --resume --workdir $(RUNS)/emoji
+	$(RUN) -m slam_jax sample --model $(RUNS)/emoji --prompt "noto emoji of a green apple" \
+	  --out $(RUNS)/emoji/green_apple.png
 
 test: .venv/installed-test ## the tests that have to pass before a merge, with python3 alone
 	$(RUN) $(PYTEST)

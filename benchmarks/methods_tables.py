@@ -163,8 +163,8 @@ def text_of(results: Results) -> Iterator[str]:
     last = results.curve(results.students[0], results.seeds[0], results.steps[0])[-1]
     yield (
         f"`{report['command']}` on {report['machine']}; guidance w = {report['protocol']['w']:g}. "
-        f"{last['passes'] / 1000:,.0f} thousand network passes each; mean ± half of a 95% interval over "
-        f"{count} seeds of training, {results.seeds[0]} to {results.seeds[-1]}.\n"
+        f"{last['passes'] / 1000:,.0f} thousand network passes each; mean ± half of a 95% interval "
+        f"over {count} seeds of training, {results.seeds[0]} to {results.seeds[-1]}.\n"
     )
     yield whole_table(results)
     if LCM in results.students:

@@ -111,12 +111,8 @@ def open_clip(
     abstract |= functional.abstract_params(CLIPVisionModel, vision)
     digest = weights.sha256(file)
     params = weights.to_params(file, weights.read_arrays(file), abstract, UNUSED)
-    identity = {
-        "network": name,
-        "file": file.name,
-        "sha256": digest,
-        "resizer": f"{resizer.described} to {vision.image_size} pixels",
-    }
+    resized = f"{resizer.described} to {vision.image_size} pixels"
+    identity = weights.identity(name, file, digest, resized)
     tokenizer = read_tokenizer(Folder(file.parent, path), "")
     parts = text, vision, tokenizer, resizer
     return Clip(name, vision.projection_dim, params, identity, *parts, prefix=prefix)

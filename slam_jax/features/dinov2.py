@@ -67,10 +67,6 @@ def open_dinov2(name: str, width: int, path: str) -> Dinov2:
     abstract = functional.abstract_params(Dinov2Model, config)
     digest = weights.sha256(file)
     params = weights.to_params(file, weights.read_arrays(file), abstract, UNUSED)
-    identity = {
-        "network": name,
-        "file": file.name,
-        "sha256": digest,
-        "resizer": f"Pillow's bicubic to {SIZE} pixels",
-    }
+    resized = f"Pillow's bicubic to {SIZE} pixels"
+    identity = weights.identity(name, file, digest, resized)
     return Dinov2(name, width, params, identity, config)

@@ -54,12 +54,8 @@ def open_lite0(path: str) -> EfficientNet:
     digest = weights.sha256(file)
     abstract = functional.abstract_params(EfficientNetLite0, None)
     params = weights.to_params(file, weights.read_arrays(file), abstract, UNUSED)
-    identity = {
-        "network": name,
-        "file": file.name,
-        "sha256": digest,
-        "resizer": f"Pillow's bicubic to {SIZE} pixels",
-    }
+    resized = f"Pillow's bicubic to {SIZE} pixels"
+    identity = weights.identity(name, file, digest, resized)
     return EfficientNet(name, FEATURES, params, identity)
 
 

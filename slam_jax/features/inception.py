@@ -94,7 +94,7 @@ def _open(name: str, path: str, resizer: Callable[..., np.ndarray], described: s
             f"{file}: damaged: its SHA-256 begins with {digest[:8]}, by its name it should begin "
             f"with {SHA256_BEGINS}; get it again"
         )
-    identity = {"network": name, "file": file.name, "sha256": digest, "resizer": described}
+    identity = weights.identity(name, file, digest, described)
     return Inception(name, FEATURES, _params(file, digest), identity, resizer)
 
 

@@ -63,6 +63,18 @@ def sha256(path: Path) -> str:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
+def identity(network: str, file: Path, digest: str, resizer: str) -> dict[str, str]:
+    """What a record of a measurement says of a network.
+
+    Args:
+        network: its name in the registry.
+        file: of its weights.
+        digest: the file's SHA-256.
+        resizer: what is done to a picture before it, in words.
+    """
+    return {"network": network, "file": file.name, "sha256": digest, "resizer": resizer}
+
+
 def read_arrays(path: Path) -> Mapping[str, np.ndarray]:
     """The arrays of a file of safetensors or torch, by their names there.
 
