@@ -9,8 +9,9 @@ gammas is 9 for each example, one of the others 6. Each run ends after the same 
 its checkpoints on the way give curves, over passes and over seconds. All students and the teacher
 draw the same prompts from the same noise.
 
-Writes methods_TASK.json, .md and .png into benchmarks/results/ (or --out). What is in --runs is not
-done again: an interrupted comparison goes on where it stopped, and more seeds can join it.
+Writes methods_TASK.json, .md, .png and _pictures.png into benchmarks/results/ (or --out). What is
+in --runs is not done again: an interrupted comparison goes on where it stopped, and more seeds can
+join it.
 """
 
 import argparse
@@ -203,6 +204,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 gc.collect()  # of the run's programs
         teacher = measure.teacher(workdir_of(next(iter(options.variants)), options), first)
         report = {**made, "protocol": measure.protocol, "teacher": teacher, "rows": rows}
+        workdirs = {name: workdir_of(name, options) for name in options.variants}
+        measure.show(workdirs, options.out / f"{options.name}_pictures.png")
     except (InputError, BackendError) as error:
         sys.exit(f"error: {error}")
     except Interrupted as stop:

@@ -22,7 +22,7 @@ from slam_jax.data.sources import open_examples
 from slam_jax.drawing.draw import batches_of
 from slam_jax.drawing.metrics.metric import Drawn, Whose
 from slam_jax.drawing.metrics.registry import METRICS, measure
-from slam_jax.drawing.pictures import to_uint8
+from slam_jax.drawing.pictures import grid, save, to_uint8
 from slam_jax.drawing.samplers import student_sampler, teacher_sampler
 from slam_jax.families.digits import Digits
 from slam_jax.families.pipeline import DENOISER, Pipeline
@@ -37,6 +37,8 @@ SEED = 2**30  # of the noise and of the choice of prompts: no training has it
 STUDENT_STEPS, TEACHER_STEPS = (1, 2, 4, 8), (50, 8, 4, 2, 1)
 BATCH = 100  # pictures that are drawn at a time
 CHOICES = 100  # captions among which the judge finds that of a picture
+SHOWN_FILE, SHOWN_STEPS = "shown.safetensors", (1, 2, 4)
+SHOWN = 10  # the first pictures, which a person looks at
 
 Images = Float[np.ndarray, "N H W C"]  # in [-1, 1]
 Numbers = dict[str, float]
@@ -59,7 +61,7 @@ class Task(ABC):
 
     Attributes:
       recipe: of the students.
-      sets: what is drawn.
+      sets: what is drawn; the first SHOWN pictures of the first one are shown.
     """
 
     recipe: ClassVar[str]
@@ -127,6 +129,7 @@ class EmojiTask(Task):
     TRAIN, HELD_OUT = "captions", "held-out captions"
     COUNT = 1400
     NETWORKS = ("efficientnet_lite0", "clip_own")
+    NAMES = ("green apple", "octopus", "sunflower", "hamburger", "rocket")
 
     def __init__(self, options: argparse.Namespace):
         for flag in ("data", "latents", "judge"):
@@ -139,8 +142,11 @@ class EmojiTask(Task):
             captions, pictures = looked_at(examples)
             if not (count := min(self.COUNT, len(captions)) // CHOICES * CHOICES):
                 raise InputError(f"{options.data}: {split} has fewer than {CHOICES} pictures")
-            chosen = rng.permutation(len(captions))[:count]
-            self.sets.append(Prompts(name, tuple(captions[i] for i in chosen)))
+            first = [f"{style} emoji of {n}" for n in self.NAMES for style in ("noto", "fluent")]
+            others = [captions[i] for i in rng.permutation(len(captions))]
+            shown = first if name == self.TRAIN else []
+            texts = [*shown, *(text for text in others if text not in shown)]
+            self.sets.append(Prompts(name, tuple(texts[:count])))
             self._real[name] = pictures
         mesh = make_mesh(devices=jax.local_devices())
         weights = [f"clip_own={options.judge}"]
@@ -253,15 +259,27 @@ class Measure:
             sampler = student_sampler(pipeline, pipeline.network, config.method)
             self._samplers[key] = sampler
         weights = jax.device_put((model.frozen, model.params))
-        rows = []
+        rows, shown = [], {}
         for steps in STUDENT_STEPS:
             found: dict[str, Numbers] = {}
             for prompts in self._task.sets:
                 drawn = draw(self._samplers[key], pipeline, weights, prompts.texts, steps)
                 theirs = self._pictures(workdir, config, TEACHER_STEPS[0])[prompts.name]
                 found[prompts.name] = self._task.measure(prompts.name, drawn, theirs, whole)
+                shown.setdefault(str(steps), drawn[:SHOWN])
             rows.append({"steps": steps, **found})
+        if whole:
+            save_arrays(workdir / SHOWN_FILE, shown)
         return rows
+
+    def show(self, workdirs: dict[str, Path], path: Path) -> None:
+        """Writes a picture: the teacher's row, then those of each student."""
+        first = self._task.sets[0].name
+        rows = {f"teacher, {TEACHER_STEPS[0]}": self._teacher[first][:SHOWN]}
+        for name, workdir in workdirs.items():
+            shown = load_arrays(workdir / SHOWN_FILE)
+            rows |= {f"{name}, {steps}": shown[str(steps)] for steps in SHOWN_STEPS}
+        save(grid(rows), path)
 
     def teacher(self, workdir: Path, config: Config) -> list[dict]:
         """A row for each number of steps."""

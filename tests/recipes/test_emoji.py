@@ -1,0 +1,107 @@
+"""The emoji teacher that comes with the repository, and the student of it that `make demo-emoji`
+makes, here of few steps."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from doc_commands import start
+from PIL import Image
+
+from slam_jax.config.command_line import read_recipe
+from slam_jax.config.validate import freeze
+from slam_jax.drawing.samplers import teacher_sampler
+from slam_jax.evaluation.prompts import read_prompts
+from slam_jax.families.family import LoadOptions
+from slam_jax.families.stable_diffusion import StableDiffusion
+from slam_jax.method.method import gaussian
+from slam_jax.parallel.keys import keys_of
+
+ROOT = Path(__file__).parents[2]
+TEACHER = ROOT / "assets/emoji_teacher"
+SIZE = 32
+SMALL = [
+    "--config.data.teacher_count=16",
+    "--config.data.teacher_steps=2",
+    "--config.data.teacher_batch=16",
+    "--config.training.steps=2",
+    "--config.training.sample_every=0",
+    "--config.evaluation.samples=0",
+    "--config.evaluation.teacher_steps=(2,)",
+]
+
+
+def test_the_recipe_names_what_is_there():
+    """Prompts of the ladder are among those that the teacher was trained on, but for the first,
+    which is a sentence of nobody's list."""
+    config = freeze(read_recipe("emoji"))
+    assert ROOT / config.teacher.path == TEACHER
+    path = ROOT / config.data.source.removeprefix("teacher:")
+    prompts = read_prompts(path).texts
+    held_out = read_prompts(TEACHER / "held_out.txt").texts
+    assert len(prompts) == 2543 and len(held_out) == 245 and not set(prompts) & set(held_out)
+    first, *others = config.evaluation.prompts
+    assert first == "noto emoji of a green apple" and set(others) <= set(prompts)
+
+
+def test_the_teacher_is_small_and_says_where_it_comes_from():
+    sizes = [path.stat().st_size for path in TEACHER.rglob("*") if path.is_file()]
+    assert sum(sizes) <= 12e6
+    card = (TEACHER / "README.md").read_text()
+    facts = json.loads((TEACHER / "facts.json").read_text())
+    assert f"{facts['psnr']:.1f} dB" in card and "slam-jax pretrain --config emoji_teacher" in card
+    for licence in ("Apache-2.0", "MIT"):
+        assert licence in card
+
+
+@pytest.mark.slow
+def test_the_stock_pipeline_draws_it_too():
+    model = StableDiffusion.load(str(TEACHER), LoadOptions())
+    texts = ["noto emoji of green apple", "fluent emoji of octopus"]
+    prompts, pipeline = model.pipeline.prompts(texts), model.pipeline
+    drawn = teacher_sampler(pipeline, 2.0)(model.frozen, model.params, prompts, (0, 0), steps=10)
+    noise = gaussian(keys_of(0).noise, jax.numpy.arange(2), pipeline.latent_shape)
+    stock = StableDiffusionPipeline.from_pretrained(TEACHER)
+    stock.set_progress_bar_config(disable=True)
+    theirs = stock(
+        texts,
+        height=SIZE,
+        width=SIZE,
+        latents=torch.from_numpy(np.array(noise)).permute(0, 3, 1, 2),
+        num_inference_steps=10,
+        guidance_scale=3.0,
+        output_type="np",
+    ).images
+    assert np.abs((np.array(drawn) + 1) / 2 - theirs).max() < 2 / 255
+    apple, octopus = theirs
+    assert apple[8:24, 8:24].mean(axis=(0, 1)).argmax() == 1  # green
+    assert theirs[:, :2].mean() > 0.9  # on white
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_demo_ends_with_pictures_a_report_and_an_export_that_diffusers_draws(tmp_path):
+    plan = start(["make", "--dry-run", "demo-emoji", f"RUNS={tmp_path}"], ROOT)
+    launched, drawn = plan.replace("\\\n", " ").splitlines()[-2:]
+    assert launched.startswith("launch/local.sh configs/emoji.py")
+    start([*launched.split(), *SMALL], ROOT)
+    start(["bash", "-c", drawn], ROOT)
+    assert np.asarray(Image.open(tmp_path / "emoji/green_apple.png")).std() > 1
+    page = (tmp_path / "emoji/report.html").read_text()
+    assert "noto emoji of a green apple" in page
+    export = [".venv/bin/python", "-m", "slam_jax", "export", "--workdir", tmp_path / "emoji"]
+    said = start([*export, "--out", tmp_path / "export", "--verify"], ROOT)
+    assert "diffusers" in said
+
+
+def test_a_teacher_without_autoencoder_is_refused(tmp_path):
+    """In one line that names the folder."""
+    shutil.copytree(TEACHER, tmp_path / "teacher")
+    shutil.rmtree(tmp_path / "teacher/vae")
+    with pytest.raises(Exception, match="vae"):
+        StableDiffusion.load(str(tmp_path / "teacher"), LoadOptions())
