@@ -129,6 +129,11 @@ def _networks(config: Pretraining) -> tuple[VAEConfig, CLIPTextConfig, UNetConfi
         **config.text_encoder,
     }
     text = parsed("text_encoder", CLIPTextConfig.from_dict, CLIPTextModel, text)
+    if text.max_position_embeddings < tokens.length:
+        raise InputError(
+            f"config.text_encoder.max_position_embeddings = {text.max_position_embeddings}, "
+            f"expected config.tokens.length = {tokens.length} or more"
+        )
     unet = {
         "sample_size": size // vae.downscale,
         "in_channels": vae.latent_channels,

@@ -127,6 +127,10 @@ def test_a_finished_run_is_left_alone(trained, recipe, tmp_path, capsys):
             "--config.text_encoder.num_attention_heads=3",
             ["config.text_encoder", "num_attention_heads = 3"],
         ),
+        (
+            "--config.text_encoder.max_position_embeddings=5",
+            ["config.text_encoder.max_position_embeddings = 5", "config.tokens.length"],
+        ),
         ("--config.training.sample_every=5", ["config.training.sample_every = 5"]),
         ("--config.training.batch_size=12", ["config.training.batch_size = 12", "8 devices"]),
         ("--config.unet.norm_num_groups=3", ["config.unet"]),
