@@ -12,6 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from helpers import interrupt_in_step
 
+from slam_jax.base.errors import InputError
 from slam_jax.commands import pretrain as command
 from slam_jax.config.command_line import read_recipe
 from slam_jax.config.pretraining import Pretraining, default_pretraining
@@ -23,6 +24,7 @@ from slam_jax.formats import safetensors
 from slam_jax.method.method import gaussian
 from slam_jax.models.vae import VAEConfig
 from slam_jax.parallel.keys import keys_of
+from slam_jax.recipes.pretrain import pretrain
 
 COUNT, SIZE = 20, 16
 
@@ -127,10 +129,6 @@ def test_a_finished_run_is_left_alone(trained, recipe, tmp_path, capsys):
             "--config.text_encoder.num_attention_heads=3",
             ["config.text_encoder", "num_attention_heads = 3"],
         ),
-        (
-            "--config.text_encoder.max_position_embeddings=5",
-            ["config.text_encoder.max_position_embeddings = 5", "config.tokens.length"],
-        ),
         ("--config.training.sample_every=5", ["config.training.sample_every = 5"]),
         ("--config.training.batch_size=12", ["config.training.batch_size = 12", "8 devices"]),
         ("--config.unet.norm_num_groups=3", ["config.unet"]),
@@ -144,6 +142,17 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     line = stop.value.code
     assert line.startswith("error: ") and "\n" not in line and not (tmp_path / "run").exists()
     assert all(text in line for text in expected), line
+
+
+def test_a_text_encoder_that_is_too_short_for_the_prompts_is_refused(tmp_path):
+    config = read_recipe("emoji_teacher:tiny")
+    with config.unlocked():
+        config.text_encoder.max_position_embeddings = 15
+    config.data.source = "photographs"
+    expected = r"max_position_embeddings = 15, expected config.tokens.length = 16 or more"
+    with pytest.raises(InputError, match=expected):
+        pretrain(freeze(config, Pretraining), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_recipe_of_the_emoji_is_one():
