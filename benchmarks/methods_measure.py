@@ -279,7 +279,7 @@ class Measure:
         for name, workdir in workdirs.items():
             shown = load_arrays(workdir / SHOWN_FILE)
             rows |= {f"{name}, {steps}": shown[str(steps)] for steps in SHOWN_STEPS}
-        save(grid(rows), path)
+        save(grid(rows, scale=2), path)
 
     def teacher(self, workdir: Path, config: Config) -> list[dict]:
         """A row for each number of steps."""

@@ -75,7 +75,7 @@ def _in_rows(
 
 def _enlarged(image: UInt8[np.ndarray, "H W C"], scale: int | None) -> Image.Image:
     picture = Image.fromarray(np.broadcast_to(image, (*image.shape[:2], 3)))
-    scale = scale or -(-SMALLEST // picture.height)
+    scale = scale or max(1, SMALLEST // picture.height)
     size = (picture.width * scale, picture.height * scale)
     return picture.resize(size, Image.Resampling.NEAREST)
 
