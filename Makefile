@@ -25,7 +25,7 @@ demo-sd: .venv/installed-test ## the whole way of a Stable Diffusion, with a tin
 
 demo-emoji: .venv/installed ## emoji in 1 to 8 steps: distils the text-to-image teacher in assets/
 	launch/local.sh configs/emoji.py --resume --workdir $(RUNS)/emoji
-	$(RUN) -m slam_jax sample --model $(RUNS)/emoji --prompt "noto emoji of a green apple" \
+	$(RUN) -m slam_jax sample --model $(RUNS)/emoji --prompt "noto emoji of green apple" \
 	  --out $(RUNS)/emoji/green_apple.png
 
 test: .venv/installed-test ## the tests that have to pass before a merge, with python3 alone

@@ -35,7 +35,7 @@ def get_config():
     )
     config.evaluation.update(
         prompts=(
-            "noto emoji of a green apple",
+            "noto emoji of green apple",
             "fluent emoji of green apple",
             "noto emoji of cat face",
             "fluent emoji of cat face",

@@ -111,6 +111,15 @@ def test_what_is_shown_was_measured():
     assert f"{said[1]}, {said[2]} and {said[3]} better in 2, 4 and 8 steps" in words
 
 
+def test_the_page_of_the_emoji_shows_the_report_of_their_demo():
+    report = json.loads((ROOT / "benchmarks/results/emoji.json").read_text())
+    page = (DOCS / "emoji.md").read_text()
+    for row in report["results"]:
+        cells = f"| {row['model']} | {row['steps']} | {row['rmse_to_teacher']:.3f} |"
+        assert cells in page or row["steps"] == 50
+    assert {row["steps"] for row in report["results"]} == {50, 8, 4, 2, 1}
+
+
 def test_the_readme_shows_the_report_of_the_demo():
     report = json.loads((ROOT / "benchmarks/results/digits.json").read_text())
     readme, names = (ROOT / "README.md").read_text(), ("fd_pixels", "fd_features", "label_accuracy")

@@ -37,16 +37,14 @@ SMALL = [
 
 
 def test_the_recipe_names_what_is_there():
-    """Prompts of the ladder are among those that the teacher was trained on, but for the first,
-    which is a sentence of nobody's list."""
+    """The prompts of the ladder are among those that the teacher was trained on."""
     config = freeze(read_recipe("emoji"))
     assert ROOT / config.teacher.path == TEACHER
     path = ROOT / config.data.source.removeprefix("teacher:")
     prompts = read_prompts(path).texts
     held_out = read_prompts(TEACHER / "held_out.txt").texts
     assert len(prompts) == 2543 and len(held_out) == 245 and not set(prompts) & set(held_out)
-    first, *others = config.evaluation.prompts
-    assert first == "noto emoji of a green apple" and set(others) <= set(prompts)
+    assert set(config.evaluation.prompts) <= set(prompts)
 
 
 def test_the_teacher_is_small_and_says_where_it_comes_from():
@@ -93,7 +91,7 @@ def test_the_demo_ends_with_pictures_a_report_and_an_export_that_diffusers_draws
     start(["bash", "-c", drawn], ROOT)
     assert np.asarray(Image.open(tmp_path / "emoji/green_apple.png")).std() > 1
     page = (tmp_path / "emoji/report.html").read_text()
-    assert "noto emoji of a green apple" in page
+    assert "noto emoji of green apple" in page
     export = [".venv/bin/python", "-m", "slam_jax", "export", "--workdir", tmp_path / "emoji"]
     said = start([*export, "--out", tmp_path / "export", "--verify"], ROOT)
     assert "diffusers" in said
