@@ -2,6 +2,7 @@
 makes, here of few steps."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from diffusers import StableDiffusionPipeline
 from doc_commands import start
 from PIL import Image
 
+from slam_jax.commands import train
 from slam_jax.config.command_line import read_recipe
 from slam_jax.config.validate import freeze
 from slam_jax.drawing.samplers import teacher_sampler
@@ -32,6 +34,7 @@ SMALL = [
     "--config.training.steps=2",
     "--config.training.sample_every=0",
     "--config.evaluation.samples=0",
+    "--config.evaluation.student_steps=(4,)",
     "--config.evaluation.teacher_steps=(2,)",
 ]
 
@@ -55,6 +58,12 @@ def test_the_teacher_is_small_and_says_where_it_comes_from():
     assert f"{facts['psnr']:.1f} dB" in card and "slam-jax pretrain --config emoji_teacher" in card
     for licence in ("Apache-2.0", "MIT"):
         assert licence in card
+    found = json.loads((ROOT / "benchmarks/results/emoji_teacher.json").read_text())
+    for name in ("trained on", "held out"):
+        (row,) = found[name]["results"]
+        assert row["retrieval_choices"] == 100 and f"{row['retrieval']:.0%} " in card
+    for name in ("train", "held_out"):
+        assert f"{found['judge'][name]['retrieval']:.0%}" in card
 
 
 @pytest.mark.slow
@@ -94,12 +103,17 @@ def test_the_demo_ends_with_pictures_a_report_and_an_export_that_diffusers_draws
     assert "noto emoji of green apple" in page
     export = [".venv/bin/python", "-m", "slam_jax", "export", "--workdir", tmp_path / "emoji"]
     said = start([*export, "--out", tmp_path / "export", "--verify"], ROOT)
-    assert "diffusers" in said
+    rows = re.findall(r"^ +\d+  ([\d.]+)$", said, re.M)
+    assert len(rows) == 4 and max(map(float, rows)) <= 2
 
 
-def test_a_teacher_without_autoencoder_is_refused(tmp_path):
-    """In one line that names the folder."""
-    shutil.copytree(TEACHER, tmp_path / "teacher")
-    shutil.rmtree(tmp_path / "teacher/vae")
-    with pytest.raises(Exception, match="vae"):
-        StableDiffusion.load(str(tmp_path / "teacher"), LoadOptions())
+def test_a_teacher_without_autoencoder_is_refused_before_anything_is_written(tmp_path):
+    teacher, run = tmp_path / "teacher", tmp_path / "run"
+    shutil.copytree(TEACHER, teacher)
+    shutil.rmtree(teacher / "vae")
+    arguments = ["--config", "emoji", f"--config.teacher.path={teacher}"]
+    with pytest.raises(SystemExit) as stop:
+        train.main([*arguments, "--workdir", str(run)])
+    line = stop.value.code
+    assert line.startswith(f"error: {teacher}") and "vae/config.json" in line and "\n" not in line
+    assert not run.exists()
