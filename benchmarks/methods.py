@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import methods_tables
-from methods_measure import TASKS, Measure
+from methods_measure import Measure
+from methods_tasks import TASKS
 from ml_collections import ConfigDict
 from result import FOLDER, made_by, positive
 

@@ -159,14 +159,14 @@ def test_after_the_same_time_numbers_lie_between_checkpoints():
 
 
 def test_colours_are_means_of_squares():
-    import methods_measure
+    import methods_tasks
 
     rng = np.random.default_rng(0)
     small = rng.uniform(-1, 1, (3, 8, 8, 3))
     large = small.repeat(4, axis=1).repeat(4, axis=2)
     noise = rng.normal(size=(3, 8, 4, 8, 4, 3))
     noise -= noise.mean(axis=(2, 4), keepdims=True)
-    found = methods_measure.colours(large + noise.reshape(large.shape))
+    found = methods_tasks.colours(large + noise.reshape(large.shape))
     np.testing.assert_allclose(found, small, atol=1e-12)
 
 
