@@ -70,11 +70,12 @@ class Measure:
     def show(self, workdirs: dict[str, Path], path: Path) -> None:
         """Writes a picture: the teacher's row, then those of each student."""
         first = self._task.sets[0].name
-        rows = {f"teacher, {TEACHER_STEPS[0]}": self._teacher[first][:SHOWN]}
+        teacher = self._teacher[first][:SHOWN]
+        rows = {f"teacher, {TEACHER_STEPS[0]}": teacher}
         for name, workdir in workdirs.items():
             shown = load_arrays(workdir / SHOWN_FILE)
             rows |= {f"{name}, {steps}": shown[str(steps)] for steps in SHOWN_STEPS}
-        save(grid(rows, scale=2), path)
+        save(grid(rows, scale=64 // teacher.shape[1]), path)
 
     def teacher(self, workdir: Path, config: Config) -> list[dict]:
         """A row for each number of steps."""

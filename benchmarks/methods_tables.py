@@ -181,6 +181,7 @@ def curves(results: Results, path: Path) -> None:
 
     mpl.use("agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     column, steps = results.distances[-1], results.steps
     for column in results.distances:  # the first that was measured on the way
@@ -200,8 +201,9 @@ def curves(results: Results, path: Path) -> None:
                 axis.plot(x, mean, marker="o", markersize=3, label=student)
                 axis.fill_between(x, mean - half, mean + half, alpha=0.2)
             axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.yaxis.set_major_formatter("{x:g}")
-            axis.yaxis.set_minor_formatter("{x:.2g}")
+            axis.yaxis.set_minor_formatter("")
             axis.set_title(f"{count} step{'s' * (count > 1)}")
             axis.set_xlabel("thousand network passes" if key == "passes" else "seconds of training")
     for row in axes:

@@ -79,36 +79,30 @@ def test_what_is_shown_was_measured():
         ("performance", "fast"),
         ("measurements", "speed"),
         ("measurements", "switches"),
-        ("results", "slam_vs_lcm"),
+        ("results", "methods_digits"),
     ):
         assert "```{include} ../benchmarks/results/" + f"{name}.md\n" in pages[page]
-    compared = json.loads((results / "slam_vs_lcm.json").read_text())["runs"]
-
-    def of(method, seed, metric):
-        rows = compared[method][seed]["results"]
-        return np.array([row[metric] for row in rows if row["model"] == "student"])
-
-    for metric in ("fd_pixels", "fd_to_teacher"):
-        three = np.mean([of("LCM", seed, metric) for seed in range(3)], axis=0)
-        for method, seeds, numbers in (
-            ("LCM", "0, 1, 2", three),
-            ("SLAM", "0", of("SLAM", 0, metric)),
-        ):
-            digits = 2 if metric == "fd_pixels" else 3
-            cells = [f"{numbers[0]:.2f}", *(f"{n:.{digits}f}" for n in numbers[1:])]
-            start_of = rf"\| {method} \| 1,500 \| \d+k \| {seeds} \| "
-            text = pages["results"].replace("**", "")
-            assert re.search(start_of + r" \| ".join(map(re.escape, cells)), text), (metric, method)
+    report = json.loads((results / "methods_digits.json").read_text())
     words = " ".join(pages["results"].split())
-    gains = [
-        (of("SLAM", seed, "fd_to_teacher") / of("LCM", seed, "fd_to_teacher") - 1) * 100
-        for seed in range(3)
-    ]
-    mean, spread = np.mean(gains, axis=0), np.std(gains, axis=0, ddof=1)
-    said = [f"{abs(m):.1f} ± {s:.1f}%" for m, s in zip(mean, spread, strict=True)]
-    assert mean[0] > 0 and all(mean[1:] < 0)
-    assert f"{said[0]} worse than LCM's in 1 step" in words
-    assert f"{said[1]}, {said[2]} and {said[3]} better in 2, 4 and 8 steps" in words
+
+    def means(student, passes, metric="fd_to_teacher"):
+        """In 1, 2, 4 and 8 steps, over the seeds."""
+        rows = [r for r in report["rows"] if r["student"] == student and r["passes"] == passes]
+        by_steps = {n: [r for r in rows if r["steps"] == n] for n in (1, 2, 4, 8)}
+        assert {len(found) for found in by_steps.values()} == {5}
+        return [np.mean([r["pictures"][metric] for r in found]) for found in by_steps.values()]
+
+    for student, passes in (("LCM", 288_000), ("SLAM", 576_000)):
+        cells = " | ".join(f"{number:.3f}" for number in means(student, passes))
+        assert f"| {student} | {passes // 1000} | {cells} |" in words
+    early, late = (means("SLAM", n, "fd_pixels")[2] for n in (144_000, 864_000))
+    teacher = report["teacher"][0]["pictures"]["fd_pixels"]
+    said = f"FD pixels of {early:.2f} in 4 steps, at the end {late:.2f}; the teacher itself is at"
+    assert f"{said} {teacher:.2f}." in words
+    ends = {name: means(name, 864_000) for name in ("SLAM", "LCM", "PCM, 4 phases")}
+    assert ends["SLAM"][0] > ends["LCM"][0]
+    assert all(a < b for a, b in zip(ends["SLAM"][1:], ends["LCM"][1:], strict=True))
+    assert max(ends["PCM, 4 phases"][2:]) < min(ends["SLAM"][2:] + ends["LCM"][2:]) / 2
 
 
 def test_the_page_of_the_emoji_shows_the_report_of_their_demo():
