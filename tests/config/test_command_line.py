@@ -15,7 +15,7 @@ from slam_jax.method.registry import METHODS
 from slam_jax.method.slam_literal import SlamLiteral
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-NAMES = ["digits", "digits_paper", "emoji_teacher", "sd", "sd21", "sd21_v", "sdxl"]
+NAMES = ["digits", "digits_paper", "emoji", "emoji_teacher", "sd", "sd21", "sd21_v", "sdxl"]
 TEACHERS = ["emoji_teacher"]  # of slam-jax pretrain
 
 
@@ -98,12 +98,12 @@ def test_a_file_that_gives_a_part_of_a_method_leaves_the_rest_to_the_command_lin
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "expected --config RECIPE (digits, digits_paper, sd, sd21, sd21_v, sdxl) or --config"),
+        ("", "expected --config RECIPE (digits, digits_paper, emoji, sd, sd21, sd21_v, sdxl) or"),
         ("--config emoji_teacher", "is for slam-jax pretrain, not for slam-jax train"),
         ("--config digits more", "got more"),
         (
             "--config nothing",
-            "--config nothing: no such recipe, expected digits, digits_paper, emoji_teacher,",
+            "--config nothing: no such recipe, expected digits, digits_paper, emoji, ",
         ),
         ("--config=nothing:tiny", "--config nothing:tiny: no such recipe, expected digits"),
         ("--config missing.py", "--config missing.py: no such file; recipes: digits, digits_paper"),
