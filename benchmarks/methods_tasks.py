@@ -164,7 +164,8 @@ class EmojiTask(Task):
         found["fd_colours_to_teacher"] = in_colours["fd_to_teacher"]
         if not whole:
             return found
-        ours = self._extractor.images(list(to_uint8(images)))
+        seen_by = self.NETWORKS if name == self.TRAIN else self.NETWORKS[1:]
+        ours = self._extractor.only(seen_by).images(list(to_uint8(images)))
         found["retrieval"] = self._retrieval(texts, ours["clip_own"])
         if name == self.TRAIN:  # of the others there are fewer pictures than features
             network = self.NETWORKS[0]
