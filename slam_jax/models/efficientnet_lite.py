@@ -50,7 +50,7 @@ STAGES = (
 )
 
 
-def convolution(channels, out_channels, kernel=1, stride=1, groups=1, *, rngs):
+def convolution(channels, out_channels, kernel=1, stride=1, *, rngs):
     """Without a bias, padded as TensorFlow's "SAME": with stride 2 more below and on the right."""
     return nnx.Conv(
         channels,
@@ -58,10 +58,36 @@ def convolution(channels, out_channels, kernel=1, stride=1, groups=1, *, rngs):
         (kernel, kernel),
         strides=stride,
         padding="SAME",
-        feature_group_count=groups,
         use_bias=False,
         rngs=rngs,
     )
+
+
+class DepthwiseConv(nnx.Module):
+    """Each channel convolved with a kernel of its own, padded as `convolution`:
+    [B, H, W, C] -> [B, H', W', C].
+
+    A sum over shifted inputs. On a CPU XLA makes an ordinary convolution of one with groups, of
+    C times the work.
+    """
+
+    def __init__(self, channels, kernel, stride, *, rngs):
+        # Shaped as the kernel of nnx.Conv.
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (kernel, kernel, 1, channels)))
+        self.stride = stride
+
+    def __call__(self, x):
+        kernel, stride = self.kernel[...], self.stride
+        size = kernel.shape[0]
+        pads = jax.lax.padtype_to_pads(x.shape[1:3], (size, size), (stride, stride), "SAME")
+        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+        # The last window starts `size` before the end.
+        ends = [length - size + 1 for length in x.shape[1:3]]
+        return sum(
+            x[:, i : ends[0] + i : stride, j : ends[1] + j : stride] * kernel[i, j, None, None]
+            for i in range(size)
+            for j in range(size)
+        )
 
 
 class MBConvBlock(nnx.Module):
@@ -75,7 +101,7 @@ class MBConvBlock(nnx.Module):
         if self.expands:
             self._expand_conv = convolution(channels, inner, rngs=rngs)
             self._bn0 = BatchNorm(inner, rngs=rngs)
-        self._depthwise_conv = convolution(inner, inner, stage.kernel, stride, inner, rngs=rngs)
+        self._depthwise_conv = DepthwiseConv(inner, stage.kernel, stride, rngs=rngs)
         self._bn1 = BatchNorm(inner, rngs=rngs)
         self._project_conv = convolution(inner, out, rngs=rngs)
         self._bn2 = BatchNorm(out, rngs=rngs)

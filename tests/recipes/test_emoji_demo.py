@@ -6,23 +6,16 @@ import re
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-import torch
-from diffusers import StableDiffusionPipeline
 from doc_commands import start
 from PIL import Image
+from stock_pipeline import drawn_by_both
 
 from slam_jax.commands import train
 from slam_jax.config.command_line import read_recipe
 from slam_jax.config.validate import freeze
-from slam_jax.drawing.samplers import teacher_sampler
 from slam_jax.evaluation.prompts import read_prompts
-from slam_jax.families.family import LoadOptions
-from slam_jax.families.stable_diffusion import StableDiffusion
-from slam_jax.method.method import gaussian
-from slam_jax.parallel.keys import keys_of
 
 ROOT = Path(__file__).parents[2]
 TEACHER = ROOT / "assets/emoji_teacher"
@@ -68,23 +61,9 @@ def test_the_teacher_is_small_and_says_where_it_comes_from():
 
 @pytest.mark.slow
 def test_the_stock_pipeline_draws_it_too():
-    model = StableDiffusion.load(str(TEACHER), LoadOptions())
     texts = ["noto emoji of green apple", "fluent emoji of octopus"]
-    prompts, pipeline = model.pipeline.prompts(texts), model.pipeline
-    drawn = teacher_sampler(pipeline, 2.0)(model.frozen, model.params, prompts, (0, 0), steps=10)
-    noise = gaussian(keys_of(0).noise, jax.numpy.arange(2), pipeline.latent_shape)
-    stock = StableDiffusionPipeline.from_pretrained(TEACHER)
-    stock.set_progress_bar_config(disable=True)
-    theirs = stock(
-        texts,
-        height=SIZE,
-        width=SIZE,
-        latents=torch.from_numpy(np.array(noise)).permute(0, 3, 1, 2),
-        num_inference_steps=10,
-        guidance_scale=3.0,
-        output_type="np",
-    ).images
-    assert np.abs((np.array(drawn) + 1) / 2 - theirs).max() < 2 / 255
+    drawn, theirs = drawn_by_both(TEACHER, texts, 10)
+    assert drawn.shape == (2, SIZE, SIZE, 3) and np.abs(drawn - theirs).max() < 2 / 255
     apple, octopus = theirs
     assert apple[8:24, 8:24].mean(axis=(0, 1)).argmax() == 1  # green
     assert theirs[:, :2].mean() > 0.9  # on white

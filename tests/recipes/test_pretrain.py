@@ -8,22 +8,16 @@ import jax
 import numpy as np
 import pytest
 import tar_files
-import torch
-from diffusers import StableDiffusionPipeline
 from helpers import interrupt_in_step
+from stock_pipeline import drawn_by_both
 
 from slam_jax.base.errors import InputError
 from slam_jax.commands import pretrain as command
 from slam_jax.config.command_line import read_recipe
 from slam_jax.config.pretraining import Pretraining, default_pretraining
 from slam_jax.config.validate import freeze
-from slam_jax.drawing.samplers import teacher_sampler
-from slam_jax.families.family import LoadOptions
-from slam_jax.families.stable_diffusion import StableDiffusion
 from slam_jax.formats import safetensors
-from slam_jax.method.method import gaussian
 from slam_jax.models.vae import VAEConfig
-from slam_jax.parallel.keys import keys_of
 from slam_jax.recipes.pretrain import pretrain
 
 COUNT, SIZE = 20, 16
@@ -55,25 +49,8 @@ def weights_of(teacher):
 
 @pytest.mark.slow
 def test_the_stock_pipeline_draws_what_we_draw(trained):
-    """Guidance 3, that is w = 2, of the same noise; DDIM as the folder's scheduler says."""
-    model = StableDiffusion.load(str(trained / "teacher"), LoadOptions())
-    pipeline, texts = model.pipeline, ["a picture", "another one"]
-    params = model.params
-    prompts = pipeline.prompts(texts)
-    drawn = teacher_sampler(pipeline, 2.0)(model.frozen, params, prompts, (0, 0), steps=3)
-    noise = gaussian(keys_of(0).noise, jax.numpy.arange(2), pipeline.latent_shape)
-    stock = StableDiffusionPipeline.from_pretrained(trained / "teacher")
-    stock.set_progress_bar_config(disable=True)
-    theirs = stock(
-        texts,
-        height=SIZE,
-        width=SIZE,
-        latents=torch.from_numpy(np.array(noise)).permute(0, 3, 1, 2),
-        num_inference_steps=3,
-        guidance_scale=3.0,
-        output_type="np",
-    ).images
-    assert np.abs((np.array(drawn) + 1) / 2 - theirs).max() < 2 / 255
+    drawn, theirs = drawn_by_both(trained / "teacher", ["a picture", "another one"], 3)
+    assert drawn.shape == (2, SIZE, SIZE, 3) and np.abs(drawn - theirs).max() < 2 / 255
     assert theirs.std() > 0.01
 
 
