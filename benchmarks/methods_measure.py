@@ -13,14 +13,17 @@ from slam_jax.base.json_file import read_json, write_json
 from slam_jax.config.options import Config
 from slam_jax.drawing.draw import batches_of
 from slam_jax.drawing.pictures import grid, save
-from slam_jax.drawing.samplers import student_sampler, teacher_sampler
+from slam_jax.drawing.samplers import Sampler, student_sampler, teacher_sampler
 from slam_jax.families.pipeline import DENOISER, Pipeline
 from slam_jax.formats.safetensors import load_arrays, save_arrays
+from slam_jax.method.schedule import Schedule
+from slam_jax.method.sub_path import SubPathMethod
 from slam_jax.recipes.student import as_model, find_teacher, from_checkpoint
 
 STUDENT_STEPS, TEACHER_STEPS = (1, 2, 4, 8), (50, 8, 4, 2, 1)
 BATCH = 100  # pictures that are drawn at a time
 SHOWN_FILE, SHOWN_STEPS = "shown.safetensors", (1, 2, 4)
+GRID, BETWEEN = "grid", "between"  # the times at which a student draws, see `between`
 
 
 class Measure:
@@ -35,11 +38,11 @@ class Measure:
     def __init__(self, task: Task, config: Config, runs: Path):
         self._task, self._runs, self._w = task, runs, config.method.w
         self.protocol = {**task.protocol(), "w": config.method.w}
-        self._samplers: dict[str, Any] = {}
+        self._samplers: dict[str, dict[str, Sampler]] = {}
         self._teacher: dict[str, Images] = {}
 
     def student(self, workdir: Path, config: Config, step: int, whole: bool) -> list[dict]:
-        """A row for each number of steps.
+        """A row for each number of steps at the times of the grid, and between them.
 
         Args:
           workdir: of a run.
@@ -51,18 +54,24 @@ class Measure:
         model = as_model(saved, config, family)
         pipeline, key = model.pipeline, f"{config.method} {saved.network}"
         if key not in self._samplers:
-            sampler = student_sampler(pipeline, pipeline.network, config.method)
-            self._samplers[key] = sampler
+            self._samplers[key] = {
+                times: student_sampler(pipeline, pipeline.network, method)
+                for times, method in ((GRID, config.method), (BETWEEN, between(config.method)))
+            }
         weights = jax.device_put((model.frozen, model.params))
+        teacher = self._pictures(workdir, config, TEACHER_STEPS[0])
         rows, shown = [], {}
-        for steps in STUDENT_STEPS:
-            found: dict[str, Numbers] = {}
-            for prompts in self._task.sets:
-                drawn = draw(self._samplers[key], pipeline, weights, prompts.texts, steps)
-                theirs = self._pictures(workdir, config, TEACHER_STEPS[0])[prompts.name]
-                found[prompts.name] = self._task.measure(prompts.name, drawn, theirs, whole)
-                shown.setdefault(str(steps), drawn[:SHOWN])
-            rows.append({"steps": steps, **found})
+        for times, sampler in self._samplers[key].items():
+            on_grid = times == GRID
+            for steps in STUDENT_STEPS:
+                found: dict[str, Numbers] = {}
+                for name, texts in self._task.sets:
+                    drawn = draw(sampler, pipeline, weights, texts, steps)
+                    all_of_it = whole and on_grid
+                    found[name] = self._task.measure(name, drawn, teacher[name], all_of_it)
+                    if on_grid:
+                        shown.setdefault(str(steps), drawn[:SHOWN])
+                rows.append({"steps": steps, "times": times, **found})
         if whole:
             save_arrays(workdir / SHOWN_FILE, shown)
         return rows
@@ -108,8 +117,20 @@ class Measure:
         return found
 
 
+def between(method: SubPathMethod) -> SubPathMethod:
+    """The same method, drawing at times in the middle between those of its grid: each is half a
+    sub-path earlier than it would be."""
+
+    class Between(type(method)):
+        def timesteps(self, steps: int, schedule: Schedule, strength: float = 1.0) -> np.ndarray:
+            half = schedule.num_train_timesteps // self.num_ddim_timesteps // 2
+            return super().timesteps(steps, schedule, strength) - half
+
+    return Between(**vars(method))
+
+
 def draw(
-    sampler: Any, pipeline: Pipeline, weights: Any, texts: Sequence[str], steps: int
+    sampler: Sampler, pipeline: Pipeline, weights: Any, texts: Sequence[str], steps: int
 ) -> Images:
     """A picture for each prompt; picture i has the noise of (SEED, i)."""
     frozen, params = weights

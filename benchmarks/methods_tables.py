@@ -47,10 +47,12 @@ class Results:
 
     Args:
       report: what methods.py wrote.
+      times: at which students drew, "grid" or "between".
     """
 
-    def __init__(self, report: dict[str, Any]):
-        self.report, rows = report, report["rows"]
+    def __init__(self, report: dict[str, Any], times: str = "grid"):
+        rows = [row for row in report["rows"] if row.get("times", "grid") == times]
+        self.report, self.rows = report, rows
         self.students = list(dict.fromkeys(row["student"] for row in rows))
         self.seeds = sorted({row["seed"] for row in rows})
         self.steps = sorted({row["steps"] for row in rows})
@@ -58,7 +60,7 @@ class Results:
             Column(prompts, metric)
             for prompts, numbers in report["teacher"][0].items()
             if isinstance(numbers, dict)
-            for metric in rows[-1][prompts]
+            for metric in (rows[-1][prompts] if rows else ())
         ]
 
     @property
@@ -69,7 +71,7 @@ class Results:
     def curve(self, student: str, seed: int, steps: int) -> list[dict[str, Any]]:
         """The rows of a run in one number of steps, from its first checkpoint to its last."""
         wanted = {"student": student, "seed": seed, "steps": steps}
-        found = [row for row in self.report["rows"] if wanted.items() <= row.items()]
+        found = [row for row in self.rows if wanted.items() <= row.items()]
         return sorted(found, key=lambda row: row["passes"])
 
     def last(self, student: str, steps: int, column: Column) -> np.ndarray:
@@ -127,12 +129,22 @@ def whole_table(results: Results) -> str:
         ["teacher", str(row["steps"]), *(three(column.of(row)) for column in results.columns)]
         for row in results.report["teacher"]
     ]
+    return markdown(head, [*rows, *of_students(results, results.columns)])
+
+
+def students_table(results: Results) -> str:
+    """Distances to the teacher at the end of training."""
+    columns = results.distances
+    head = ["student", "steps", *(title(column, results) for column in columns)]
+    return markdown(head, list(of_students(results, columns)))
+
+
+def of_students(results: Results, columns: list[Column]) -> Iterator[list[str]]:
+    """The rows of a table."""
     for student in results.students:
         for steps in results.steps:
-            numbers = [results.last(student, steps, column) for column in results.columns]
-            cells = [with_interval(values, three) for values in numbers]
-            rows.append([student, str(steps), *cells])
-    return markdown(head, rows)
+            numbers = [results.last(student, steps, column) for column in columns]
+            yield [student, str(steps), *(with_interval(values, three) for values in numbers)]
 
 
 def against(results: Results, values: Callable[[str, int, Column], np.ndarray]) -> str:
@@ -157,8 +169,13 @@ def relative(changes: np.ndarray) -> str:
     return f"**{text}**" if abs(np.mean(changes)) > half_width(changes) else text
 
 
-def text_of(results: Results) -> Iterator[str]:
-    """The page, a paragraph or table at a time."""
+def text_of(results: Results, between: Results) -> Iterator[str]:
+    """The page, a paragraph or table at a time.
+
+    Args:
+      results: of students that drew at the times of the grid.
+      between: of the same between them; perhaps of no rows.
+    """
     report, count = results.report, len(results.seeds)
     last = results.curve(results.students[0], results.seeds[0], results.steps[0])[-1]
     yield (
@@ -173,6 +190,15 @@ def text_of(results: Results) -> Iterator[str]:
         seconds = results.shortest()
         yield f"After the same time, {seconds:.0f} seconds of training:\n"
         yield against(results, lambda *asked: results.after(seconds, *asked))
+    if between.rows:
+        yield (
+            "After the same passes, drawn at times half a sub-path earlier, between those of the "
+            "grid:\n"
+        )
+        yield students_table(between)
+        if LCM in results.students:
+            yield f"Against {LCM}, which draws at these times, too:\n"
+            yield against(between, between.last)
 
 
 def curves(results: Results, path: Path) -> None:
@@ -216,7 +242,7 @@ def curves(results: Results, path: Path) -> None:
 def write(report: dict[str, Any], stem: Path) -> None:
     """Writes STEM.md and STEM.png."""
     results = Results(report)
-    text = "\n".join(text_of(results))
+    text = "\n".join(text_of(results, Results(report, "between")))
     stem.with_suffix(".md").write_text(text)
     curves(results, stem.with_suffix(".png"))
     print(text)

@@ -165,6 +165,40 @@ def test_after_the_same_time_numbers_lie_between_checkpoints():
     assert found.shortest() == 20.0
 
 
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (Slam(), [989, 489]),
+        (Lcm(num_ddim_timesteps=10), [949, 449]),
+        (Pcm(phases=2), [989, 489]),
+    ],
+)
+def test_between_is_the_middle_between_two_times_of_the_grid(method, expected):
+    import methods_measure
+
+    moved = methods_measure.between(method)
+    assert moved.timesteps(2, sd_schedule()).tolist() == expected
+    assert moved.loss.__func__ is type(method).loss and vars(moved) == vars(method)
+
+
+def test_what_was_drawn_between_is_a_table_of_its_own():
+    import methods_tables
+
+    rows = results({"LCM": [[2.0], [4.0]], "SLAM": [[2.2], [4.4]]}, (10.0,)).rows
+    moved = [{**row, "times": "between"} for row in rows]
+    for row in moved:
+        worse = 3 if row["student"] == "LCM" else 1
+        row["pictures"] = {"fd_to_teacher": worse * row["pictures"]["fd_to_teacher"]}
+    teacher = [{"steps": 50, "pictures": {"fd_to_teacher": 0.0}}]
+    facts = {"command": "c", "machine": "m", "protocol": {"w": 2.0}, "teacher": teacher}
+    report = {**facts, "rows": [*rows, *moved]}
+    grid, between = (methods_tables.Results(report, t) for t in ("grid", "between"))
+    text = list(methods_tables.text_of(grid, between))
+    assert "| SLAM | 1 | **+10.0% ± 0.0%** |" in text[3]
+    assert "| LCM | 1 | 9.000 ± 38.119 |" in text[-3]
+    assert "| SLAM | 1 | **-63.3% ± 0.0%** |" in text[-1]
+
+
 def test_colours_are_means_of_squares():
     import methods_tasks
 
