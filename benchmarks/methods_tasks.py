@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
+from result import positive
 
 from slam_jax.base.errors import InputError
 from slam_jax.config.options import Data
@@ -117,7 +118,6 @@ class EmojiTask(Task):
 
     recipe = "emoji"
     TRAIN, HELD_OUT = "captions", "held-out captions"
-    COUNT = 1300  # more than EfficientNet-Lite0 has features
     NETWORKS = ("efficientnet_lite0", "clip_own")
     NAMES = ("green apple", "octopus", "sunflower", "hamburger", "rocket")
 
@@ -130,8 +130,9 @@ class EmojiTask(Task):
         for name, split in ((self.TRAIN, "train"), (self.HELD_OUT, "held_out")):
             examples = open_examples(Data(options.data, 32, "center", split=split))
             captions, pictures = looked_at(examples)
-            if not (count := min(self.COUNT, len(captions)) // CHOICES * CHOICES):
-                raise InputError(f"{options.data}: {split} has fewer than {CHOICES} pictures")
+            if not (count := min(options.pictures, len(captions)) // CHOICES * CHOICES):
+                few = f"fewer than {CHOICES} pictures of {split} to draw"
+                raise InputError(f"{options.data}, --pictures {options.pictures}: {few}")
             first = [f"{style} emoji of {n}" for n in self.NAMES for style in ("noto", "fluent")]
             others = [captions[i] for i in rng.permutation(len(captions))]
             shown = first if name == self.TRAIN else []
@@ -150,6 +151,8 @@ class EmojiTask(Task):
         add("--data", help="emoji: the pictures to compare with, as emoji:data/emoji")
         add("--latents", help="emoji: what slam-jax prepare made of them with the teacher")
         add("--judge", help="emoji: what benchmarks/train_judge.py made")
+        # More than EfficientNet-Lite0 has features.
+        add("--pictures", type=positive, default=1300, help="emoji: drawn of each split, at most")
 
     def prepare(self, values: ConfigDict) -> None:
         values.data = ConfigDict({**vars(Data(self._latents, values.data.resolution))})

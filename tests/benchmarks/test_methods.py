@@ -220,7 +220,8 @@ def emoji(tmp_path_factory):
     record = {"format": 1, "styles": {"noto": {"train": 100, "held_out": 100}}}
     (folder / "emoji.json").write_text(json.dumps(record))
     judge = tiny_networks.clip_folder(folder / "judge", image_size=24)
-    given = argparse.Namespace(data=f"emoji:{folder}", latents="latents", judge=folder / "judge")
+    paths = dict(data=f"emoji:{folder}", latents="latents", judge=folder / "judge")
+    given = argparse.Namespace(**paths, pictures=150)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.syspath_prepend(ROOT / "benchmarks")
         one = jax.devices()[:1]  # of many, each would see as many pictures

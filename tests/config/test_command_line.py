@@ -15,7 +15,17 @@ from slam_jax.method.registry import METHODS
 from slam_jax.method.slam_literal import SlamLiteral
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-NAMES = ["digits", "digits_paper", "emoji", "emoji_teacher", "sd", "sd21", "sd21_v", "sdxl"]
+NAMES = [
+    "digits",
+    "digits_paper",
+    "emoji",
+    "emoji_teacher",
+    "sd",
+    "sd21",
+    "sd21_v",
+    "sd_slam",
+    "sdxl",
+]
 TEACHERS = ["emoji_teacher"]  # of slam-jax pretrain
 
 
@@ -98,7 +108,10 @@ def test_a_file_that_gives_a_part_of_a_method_leaves_the_rest_to_the_command_lin
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "expected --config RECIPE (digits, digits_paper, emoji, sd, sd21, sd21_v, sdxl) or"),
+        (
+            "",
+            "expected --config RECIPE (digits, digits_paper, emoji, sd, sd21, sd21_v, sd_slam,",
+        ),
         ("--config emoji_teacher", "is for slam-jax pretrain, not for slam-jax train"),
         ("--config digits more", "got more"),
         (

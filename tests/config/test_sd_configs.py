@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "configs").glob("s*.py")))
 def test_the_configs_are_the_authors_recipe_on_each_teacher(name):
+    """But one, which is this project's."""
     get_config = runpy.run_path(str(ROOT / "configs" / name))["get_config"]
     values = get_config("full")
     with pytest.raises(InputError, match="config.data.source = '', expected digits, photographs"):
@@ -21,8 +22,10 @@ def test_the_configs_are_the_authors_recipe_on_each_teacher(name):
     values.data.source = "data/prepared"
     config, tiny_config = freeze(values), freeze(get_config("tiny"))
     method, optimizer = config.method, config.training.optimizer
-    assert (method.num_ddim_timesteps, method.gamma, method.sigma) == (50, "uniform", "paper")
-    assert (method.conditioning, method.distance, method.huber_c) == ("embedding", "huber", 1e-3)
+    ours = ("paired", 2, "linear", "snr"), ("uniform", 1, "paper", "embedding")
+    chosen = method.gamma, method.gammas_per_subpath, method.sigma, method.conditioning
+    assert chosen == ours[name != "sd_slam.py"]
+    assert (method.num_ddim_timesteps, method.distance, method.huber_c) == (50, "huber", 1e-3)
     assert method.w == (7 if name == "sdxl.py" else 8)
     assert (optimizer.learning_rate, optimizer.weight_decay) == (8e-6, 0)
     assert (optimizer.b1, optimizer.b2, optimizer.clip_norm) == (0.9, 0.999, 1)
@@ -35,4 +38,4 @@ def test_the_configs_are_the_authors_recipe_on_each_teacher(name):
 
 
 def tiny_family(name):
-    return {"sd.py": "sd15"}.get(name, name.removesuffix(".py"))
+    return {"sd.py": "sd15", "sd_slam.py": "sd15"}.get(name, name.removesuffix(".py"))
