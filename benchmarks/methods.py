@@ -1,13 +1,13 @@
 r"""Methods side by side at equal compute: SLAM, LCM, SLAM as published, PCM; several seeds each.
 
     PYTHONPATH=. python benchmarks/methods.py digits --passes 864000
-    PYTHONPATH=. python benchmarks/methods.py emoji --passes 288000 --data emoji:data/emoji \
+    PYTHONPATH=. python benchmarks/methods.py emoji --passes 72000 --data emoji:data/emoji \
         --latents runs/emoji_latents --judge runs/judge
 
 Compute is counted in network passes, of which a gradient takes three: a step of SLAM with two
-gammas is 9 for each example, one of the others 6. Each run ends after the same number of passes;
-its checkpoints on the way give curves, over passes and over seconds. All students and the teacher
-draw the same prompts from the same noise.
+gammas is 9 for each example, one of the others 6. Each run ends after the same number of passes,
+to half a step for each checkpoint; the checkpoints on the way give curves, over passes and over
+seconds. All students and the teacher draw the same prompts from the same noise.
 
 Writes methods_TASK.json, .md, .png and _pictures.png into benchmarks/results/ (or --out). What is
 in --runs is not done again: an interrupted comparison goes on where it stopped, and more seeds can
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import methods_tables
+import numpy as np
 from methods_measure import Measure
 from methods_tasks import TASKS
 from ml_collections import ConfigDict
@@ -32,14 +33,14 @@ from slam_jax.base.errors import BackendError, InputError
 from slam_jax.base.json_file import read_json, write_json
 from slam_jax.config.command_line import read_recipe
 from slam_jax.config.options import Config
-from slam_jax.config.validate import freeze, with_method
+from slam_jax.config.validate import first_change, freeze, with_method
 from slam_jax.method.slam import Slam
 from slam_jax.method.sub_path import SubPathMethod
 from slam_jax.parallel import runtime
 from slam_jax.recipes.run import run as train
-from slam_jax.training.checkpoint_files import steps_in
 from slam_jax.training.loop import Interrupted
 from slam_jax.training.metric_log import read_rows
+from slam_jax.training.workdir import CONFIG_FILE
 
 # What each changes of the recipe's method, which is SLAM as slam_jax recommends it.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -48,6 +49,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "SLAM, published": {"name": "slam_literal"},
     "PCM, 4 phases": {"name": "pcm", "phases": 4},
 }
+
+
+EVERY = ("checkpoint_every", "log_every")
+SET_HERE = {"seed", "evaluation", *(f"training.{name}" for name in ("steps", *EVERY))}
 
 
 def passes_of(method: SubPathMethod) -> int:
@@ -78,10 +83,9 @@ def config_of(changes: dict[str, Any], seed: int, options: argparse.Namespace) -
     if not (every := round(options.passes / a_step / options.points)):
         raise InputError(f"--passes {options.passes}: too few for --points {options.points}")
     values.training.update(
+        dict.fromkeys(EVERY, every),
         steps=every * options.points,
-        checkpoint_every=every,
-        keep_checkpoints=options.points,
-        log_every=every,
+        keep_checkpoints=options.points + 9,  # with those of Ctrl-C
         sample_every=0,
     )
     # Here pictures are measured afterwards: more of them, and of all checkpoints.
@@ -94,10 +98,12 @@ def change(values: ConfigDict, changes: Sequence[str]) -> None:
     """Changes options, each as "method.w=0".
 
     Raises:
-      InputError: there is no such option.
+      InputError: there is no such option, or the comparison sets it.
     """
     for one in changes:
         key, _, text = one.partition("=")
+        if key in SET_HERE:
+            raise InputError(f"--change {one}: it follows from the other options")
         try:
             values.update_from_flattened_dict({key: literal(text)})
         except (KeyError, AttributeError, TypeError, ValueError) as error:
@@ -126,27 +132,34 @@ def rows_of(name: str, seed: int, options: argparse.Namespace, measure: Measure)
     if not (workdir / "summary.json").exists():
         print(f"{name}, seed {seed}: {config.training.steps} steps", file=sys.stderr)
         train(config, workdir, resume=True)
-    speeds = [row["samples_per_second"] for row in read_rows(workdir)[1:]]
+    elif different := first_change(read_json(workdir / CONFIG_FILE, "remove it"), config):
+        raise InputError(f"{workdir}: another run: {different}; choose other --runs")
+    # The first row has the time of compiling.
+    pace = np.mean([1 / row["samples_per_second"] for row in read_rows(workdir)[1:]])
     size, record = config.training.batch_size, workdir / "measured.json"
     known = read_json(record, "remove it") if record.exists() else {}
     if known.get("protocol") != measure.protocol:
         known = {"protocol": measure.protocol, "checkpoints": {}}
-    steps = steps_in(workdir / "checkpoints")
-    for step in steps:
+    every, last = config.training.checkpoint_every, config.training.steps
+    for step in range(every, last + 1, every):
         if str(step) not in known["checkpoints"]:
-            last = step == steps[-1]
-            known["checkpoints"][str(step)] = measure.student(workdir, config, step, last)
+            measured = measure.student(workdir, config, step, whole=step == last)
+            known["checkpoints"][str(step)] = measured
             write_json(record, known)
         cost = {"passes": step * size * passes_of(config.method), "training_steps": step}
-        cost["seconds"] = step * size * len(speeds) / sum(speeds)
+        cost["seconds"] = step * size * float(pace)
         for row in known["checkpoints"][str(step)]:
             yield {"student": name, "seed": seed, **cost, **row}
 
 
 def workdir_of(name: str, options: argparse.Namespace, seed: int | None = None) -> Path:
     """The folder of a run; of the first seed where none is said."""
-    slug = "".join(c if c.isalnum() else "_" for c in name.lower())
-    return options.runs / slug / f"seed_{options.first_seed if seed is None else seed}"
+    return options.runs / slug(name) / f"seed_{options.first_seed if seed is None else seed}"
+
+
+def slug(name: str) -> str:
+    """The name of a student's folder."""
+    return "".join(c if c.isalnum() else "_" for c in name.lower())
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -176,6 +189,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.seeds < 2:
         parser.error(f"--seeds {options.seeds}: an interval needs 2 or more")
+    if options.points < 2:
+        parser.error(f"--points {options.points}: the speed is measured after the first; 2 or more")
     names = options.methods.split(";") if options.methods else VARIANTS
     names = [name.strip() for name in names]
     for name in names:
@@ -185,6 +200,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, *changes in options.variant:
         pairs = [one.partition("=") for one in changes]
         options.variants[name] = {key: literal(text) for key, _, text in pairs}
+    if len({slug(name) for name in options.variants}) < len(options.variants):
+        parser.error(f"--variant: two names for one folder among {'; '.join(options.variants)}")
     options.name = options.name or f"methods_{options.task}"
     options.runs = options.runs or Path("runs") / options.name
     return options
@@ -196,7 +213,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         runtime.configure()
         options.task = TASKS[options.task](options)
-        first = config_of(next(iter(options.variants.values())), options.first_seed, options)
+        configs = [config_of(x, options.first_seed, options) for x in options.variants.values()]
+        first = configs[0]
+        if len(guidance := {config.method.w for config in configs}) > 1:
+            raise InputError(f"--variant: expected one w for all, got {guidance}")
         measure = Measure(options.task, first, options.runs)
         rows = []
         for seed in range(options.first_seed, options.first_seed + options.seeds):

@@ -1,5 +1,6 @@
 """Draws what methods.py compares, by students and their teacher, and has it measured."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ class Measure:
 
     def __init__(self, task: Task, config: Config, runs: Path):
         self._task, self._runs, self._w = task, runs, config.method.w
-        self.protocol = {**task.protocol(), "w": config.method.w}
+        steps = {"student_steps": STUDENT_STEPS, "teacher_steps": TEACHER_STEPS}
+        self.protocol = as_json({**task.protocol(), **steps, "w": config.method.w})
         self._samplers: dict[str, dict[str, Sampler]] = {}
         self._teacher: dict[str, Images] = {}
 
@@ -48,7 +50,7 @@ class Measure:
           workdir: of a run.
           config: of it.
           step: of a checkpoint.
-          whole: whether slow measurements are made too.
+          whole: whether that is measured too which is not quick.
         """
         saved, family = from_checkpoint(workdir, step)
         model = as_model(saved, config, family)
@@ -62,15 +64,15 @@ class Measure:
         teacher = self._pictures(workdir, config, TEACHER_STEPS[0])
         rows, shown = [], {}
         for times, sampler in self._samplers[key].items():
-            on_grid = times == GRID
             for steps in STUDENT_STEPS:
                 found: dict[str, Numbers] = {}
-                for name, texts in self._task.sets:
-                    drawn = draw(sampler, pipeline, weights, texts, steps)
-                    all_of_it = whole and on_grid
-                    found[name] = self._task.measure(name, drawn, teacher[name], all_of_it)
-                    if on_grid:
-                        shown.setdefault(str(steps), drawn[:SHOWN])
+                for prompts in self._task.sets:
+                    if prompts.quick or (whole and times == GRID):
+                        drawn = draw(sampler, pipeline, weights, prompts.texts, steps)
+                        theirs = teacher[prompts.name]
+                        found[prompts.name] = self._task.measure(prompts, drawn, theirs)
+                        if times == GRID:
+                            shown.setdefault(str(steps), drawn[:SHOWN])
                 rows.append({"steps": steps, "times": times, **found})
         if whole:
             save_arrays(workdir / SHOWN_FILE, shown)
@@ -91,7 +93,8 @@ class Measure:
         rows, most = [], self._pictures(workdir, config, TEACHER_STEPS[0])
         for steps in TEACHER_STEPS:
             drawn = self._pictures(workdir, config, steps)
-            found = {n: self._task.measure(n, drawn[n], most[n], True) for n in drawn}
+            sets = {prompts.name: prompts for prompts in self._task.sets}
+            found = {n: self._task.measure(x, drawn[n], most[n]) for n, x in sets.items()}
             rows.append({"steps": steps, **found})
         return rows
 
@@ -117,9 +120,14 @@ class Measure:
         return found
 
 
+def as_json(value: Any) -> Any:
+    """What is read again of it."""
+    return json.loads(json.dumps(value))
+
+
 def between(method: SubPathMethod) -> SubPathMethod:
-    """The same method, drawing at times in the middle between those of its grid: each is half a
-    sub-path earlier than it would be."""
+    """The same method, drawing at times in the middle between those of its grid: each t is half a
+    sub-path smaller. The first step still starts from pure noise."""
 
     class Between(type(method)):
         def timesteps(self, steps: int, schedule: Schedule, strength: float = 1.0) -> np.ndarray:

@@ -39,7 +39,7 @@ class Column(NamedTuple):
 
     def of(self, row: dict[str, Any]) -> float:
         """The number."""
-        return row[self.prompts].get(self.metric, np.nan)
+        return row.get(self.prompts, {}).get(self.metric, np.nan)
 
 
 class Results:
@@ -60,13 +60,27 @@ class Results:
             Column(prompts, metric)
             for prompts, numbers in report["teacher"][0].items()
             if isinstance(numbers, dict)
-            for metric in (rows[-1][prompts] if rows else ())
+            for metric in (rows[-1].get(prompts, ()) if rows else ())
         ]
 
     @property
+    def best(self) -> list[Column]:
+        """The columns of sets of prompts that are more than quick, where there are such."""
+        about = self.report["protocol"].get("prompts", {})
+        quick = {name for name, facts in about.items() if facts["quick"]}
+        return [column for column in self.columns if column.prompts not in quick] or self.columns
+
+    @property
+    def on_the_way(self) -> list[Column]:
+        """The distances to the teacher that were measured at all checkpoints, FD first."""
+        first = self.curve(self.students[0], self.seeds[0], self.steps[0])[0]
+        found = [c for c in to_teacher(self.columns) if not np.isnan(c.of(first))]
+        return sorted(found, key=lambda column: not column.metric.startswith("fd"))
+
+    @property
     def distances(self) -> list[Column]:
-        """The columns that compare with the teacher's pictures."""
-        return [column for column in self.columns if column.metric.endswith(TO_TEACHER)]
+        """Those of them that compare with the teacher's pictures."""
+        return to_teacher(self.best)
 
     def curve(self, student: str, seed: int, steps: int) -> list[dict[str, Any]]:
         """The rows of a run in one number of steps, from its first checkpoint to its last."""
@@ -98,6 +112,11 @@ class Results:
         return float(min(ends))
 
 
+def to_teacher(columns: Sequence[Column]) -> list[Column]:
+    """The columns that compare with the teacher's pictures."""
+    return [column for column in columns if column.metric.endswith(TO_TEACHER)]
+
+
 def half_width(values: np.ndarray) -> float:
     """Of the 95% interval of a mean, by Student's t."""
     return float(scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values))
@@ -117,19 +136,19 @@ def three(value: float) -> str:
 
 def title(column: Column, results: Results) -> str:
     """The head of a column."""
-    several = len({c.prompts for c in results.columns}) > 1
+    several = len({c.prompts for c in results.best}) > 1
     name = TITLES.get(column.metric, column.metric)
     return f"{name}, {column.prompts}" if several else name
 
 
 def whole_table(results: Results) -> str:
     """All numbers at the end of training."""
-    head = ["model", "steps", *(title(column, results) for column in results.columns)]
+    head = ["model", "steps", *(title(column, results) for column in results.best)]
     rows = [
-        ["teacher", str(row["steps"]), *(three(column.of(row)) for column in results.columns)]
+        ["teacher", str(row["steps"]), *(three(column.of(row)) for column in results.best)]
         for row in results.report["teacher"]
     ]
-    return markdown(head, [*rows, *of_students(results, results.columns)])
+    return markdown(head, [*rows, *of_students(results, results.best)])
 
 
 def students_table(results: Results) -> str:
@@ -147,10 +166,11 @@ def of_students(results: Results, columns: list[Column]) -> Iterator[list[str]]:
             yield [student, str(steps), *(with_interval(values, three) for values in numbers)]
 
 
-def against(results: Results, values: Callable[[str, int, Column], np.ndarray]) -> str:
+def against(
+    results: Results, columns: list[Column], values: Callable[[str, int, Column], np.ndarray]
+) -> str:
     """How much nearer to the teacher than LCM's student the others are, seed by seed, in percent;
     bold where the interval leaves 0 out."""
-    columns = [c for c in results.distances if not np.isnan(values(LCM, results.steps[0], c)).any()]
     rows = []
     for student in results.students:
         for steps in results.steps:
@@ -177,43 +197,40 @@ def text_of(results: Results, between: Results) -> Iterator[str]:
       between: of the same between them; perhaps of no rows.
     """
     report, count = results.report, len(results.seeds)
-    last = results.curve(results.students[0], results.seeds[0], results.steps[0])[-1]
+    most = max(row["passes"] for row in results.rows) / 1000
     yield (
         f"`{report['command']}` on {report['machine']}; guidance w = {report['protocol']['w']:g}. "
-        f"{last['passes'] / 1000:,.0f} thousand network passes each; mean ± half of a 95% interval "
-        f"over {count} seeds of training, {results.seeds[0]} to {results.seeds[-1]}.\n"
+        f"{most:,.0f} thousand network passes each; mean ± half of a 95% interval over {count} "
+        f"seeds of training, {results.seeds[0]} to {results.seeds[-1]}.\n"
     )
     yield whole_table(results)
     if LCM in results.students:
         yield f"After the same passes, against {LCM} with the same seed (negative: nearer):\n"
-        yield against(results, results.last)
+        yield against(results, results.distances, results.last)
         seconds = results.shortest()
         yield f"After the same time, {seconds:.0f} seconds of training:\n"
-        yield against(results, lambda *asked: results.after(seconds, *asked))
+        yield against(results, results.on_the_way, lambda *asked: results.after(seconds, *asked))
     if between.rows:
         yield (
-            "After the same passes, drawn at times half a sub-path earlier, between those of the "
-            "grid:\n"
+            "After the same passes, drawn at times between those of the grid (each t half a "
+            "sub-path smaller):\n"
         )
         yield students_table(between)
         if LCM in results.students:
             yield f"Against {LCM}, which draws at these times, too:\n"
-            yield against(between, between.last)
+            yield against(between, between.distances, between.last)
 
 
 def curves(results: Results, path: Path) -> None:
-    """The first distance to the teacher over passes and over seconds; the shade is the interval."""
+    """An FD to the teacher over passes and over seconds; the shade is the interval."""
     import matplotlib as mpl
 
     mpl.use("agg")
     import matplotlib.pyplot as plt
     from matplotlib.ticker import LogLocator
 
-    column, steps = results.distances[-1], results.steps
-    for column in results.distances:  # the first that was measured on the way
-        run = results.curve(results.students[0], results.seeds[0], steps[0])
-        if not any(np.isnan(column.of(row)) for row in run):
-            break
+    steps = results.steps
+    column = results.on_the_way[0]
     figure, axes = plt.subplots(
         2, len(steps), figsize=(3 * len(steps), 6), squeeze=False, layout="constrained"
     )

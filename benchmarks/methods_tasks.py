@@ -1,6 +1,7 @@
 """What methods are compared on, and what is measured there; of methods.py."""
 
 import argparse
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +11,9 @@ import jax
 import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
-from result import positive
 
 from slam_jax.base.errors import InputError
+from slam_jax.base.json_file import read_json
 from slam_jax.config.options import Data
 from slam_jax.data.examples import Examples
 from slam_jax.data.image_text import Transform
@@ -41,10 +42,13 @@ class Prompts(NamedTuple):
     Attributes:
       name: of the set.
       texts: one for each picture.
+      quick: whether all checkpoints are measured with it, at the times of the grid and between
+        them, and not the last one alone.
     """
 
     name: str
     texts: tuple[str, ...]
+    quick: bool
 
 
 class Task(ABC):
@@ -76,19 +80,26 @@ class Task(ABC):
         """Changes options of the recipe, where the comparison trains on something else."""
 
     @abstractmethod
-    def measure(self, name: str, images: Images, teacher: Images, whole: bool) -> Numbers:
+    def measure(self, prompts: Prompts, images: Images, teacher: Images) -> Numbers:
         """What is measured of the pictures of a set.
 
         Args:
-          name: of the set.
+          prompts: one of the sets.
           images: one for each prompt.
           teacher: the teacher's, of the same noise.
-          whole: whether slow measurements are made too.
         """
 
     def protocol(self) -> dict[str, Any]:
         """What the numbers depend on, in JSON."""
-        return {"recipe": self.recipe, "noise": SEED, **{s.name: len(s.texts) for s in self.sets}}
+        texts = {
+            prompts.name: {
+                "count": len(prompts.texts),
+                "sha256": sha256(*prompts.texts),
+                "quick": prompts.quick,
+            }
+            for prompts in self.sets
+        }
+        return {"recipe": self.recipe, "noise": SEED, "prompts": texts}
 
 
 class DigitsTask(Task):
@@ -98,26 +109,26 @@ class DigitsTask(Task):
 
     def __init__(self, options: argparse.Namespace):
         self._teacher = Path(options.runs) / "teacher"
-        self.sets = [Prompts("pictures", tuple(str(i % 10) for i in range(2000)))]
+        self.sets = [Prompts("pictures", tuple(str(i % 10) for i in range(2000)), quick=True)]
         self._reference = Digits.reference()
 
     def prepare(self, values: ConfigDict) -> None:
         values.teacher.path = str(self._teacher)
 
-    def measure(self, name: str, images: Images, teacher: Images, whole: bool) -> Numbers:
-        del name, whole
-        return measure(Drawn(images, self.sets[0].texts, teacher, self._reference))
+    def measure(self, prompts: Prompts, images: Images, teacher: Images) -> Numbers:
+        return measure(Drawn(images, prompts.texts, teacher, self._reference))
 
 
 class EmojiTask(Task):
     """Emoji, in the features of EfficientNet-Lite0, in their colours, and by captions.
 
     `fd_colours` is that of small pictures, see `colours`: of the pixels themselves there are more
-    than pictures.
+    than pictures. No FD is of fewer pictures than numbers that describe one.
     """
 
     recipe = "emoji"
-    TRAIN, HELD_OUT = "captions", "held-out captions"
+    QUICK, TRAIN, HELD_OUT = "300 captions", "captions", "held-out captions"
+    COUNTS = {QUICK: 300, TRAIN: 1300, HELD_OUT: 1300}
     NETWORKS = ("efficientnet_lite0", "clip_own")
     NAMES = ("green apple", "octopus", "sunflower", "hamburger", "rocket")
 
@@ -125,25 +136,27 @@ class EmojiTask(Task):
         for flag in ("data", "latents", "judge"):
             if getattr(options, flag) is None:
                 raise InputError(f"--{flag}: the emoji need it; see --help")
-        self._latents = options.latents
-        rng, self._real, self.sets = np.random.default_rng(SEED), {}, []
-        for name, split in ((self.TRAIN, "train"), (self.HELD_OUT, "held_out")):
+        self._latents, rng, self.sets = options.latents, np.random.default_rng(SEED), []
+        for split, names in (("train", (self.QUICK, self.TRAIN)), ("held_out", (self.HELD_OUT,))):
             examples = open_examples(Data(options.data, 32, "center", split=split))
             captions, pictures = looked_at(examples)
-            if not (count := min(options.pictures, len(captions)) // CHOICES * CHOICES):
-                few = f"fewer than {CHOICES} pictures of {split} to draw"
-                raise InputError(f"{options.data}, --pictures {options.pictures}: {few}")
+            if len(captions) < CHOICES:
+                raise InputError(f"{options.data}: {split} has fewer than {CHOICES} pictures")
             first = [f"{style} emoji of {n}" for n in self.NAMES for style in ("noto", "fluent")]
             others = [captions[i] for i in rng.permutation(len(captions))]
-            shown = first if name == self.TRAIN else []
+            shown = first if split == "train" else []
             texts = [*shown, *(text for text in others if text not in shown)]
-            self.sets.append(Prompts(name, tuple(texts[:count])))
-            self._real[name] = pictures
+            for name in names:
+                count = min(self.COUNTS[name], len(captions)) // CHOICES * CHOICES
+                self.sets.append(Prompts(name, tuple(texts[:count]), name == self.QUICK))
+            if split == "train":
+                self._real = pictures
         mesh = make_mesh(devices=jax.local_devices())
         weights = [f"clip_own={options.judge}"]
         networks = open_networks(self.NETWORKS, weights, "--judge")
         self._extractor = Extractor(networks, mesh, 32 * mesh.size)
-        self._features: dict[tuple[str, Whose], dict[str, np.ndarray]] = {}
+        self._judged = read_json(Path(options.judge) / "judge.json", "make it again")
+        self._kept: dict[bytes, np.ndarray] = {}
 
     @classmethod
     def add_options(cls, parser: argparse.ArgumentParser) -> None:
@@ -151,41 +164,44 @@ class EmojiTask(Task):
         add("--data", help="emoji: the pictures to compare with, as emoji:data/emoji")
         add("--latents", help="emoji: what slam-jax prepare made of them with the teacher")
         add("--judge", help="emoji: what benchmarks/train_judge.py made")
-        # More than EfficientNet-Lite0 has features.
-        add("--pictures", type=positive, default=1300, help="emoji: drawn of each split, at most")
 
     def prepare(self, values: ConfigDict) -> None:
         values.data = ConfigDict({**vars(Data(self._latents, values.data.resolution))})
 
-    def measure(self, name: str, images: Images, teacher: Images, whole: bool) -> Numbers:
-        texts, real = dict(self.sets)[name], self._real[name]
-        small, theirs, reference = (colours(x) for x in (images, teacher, real))
-        small = Drawn(small, texts, theirs, Reference(reference, ()))
-        found = measure(Drawn(images, texts, teacher), ["rmse_to_teacher"])
-        in_colours = measure(small, ["fd_pixels", "fd_to_teacher"])
-        found["fd_colours"] = in_colours["fd_pixels"]
-        found["fd_colours_to_teacher"] = in_colours["fd_to_teacher"]
-        if not whole:
-            return found
-        seen_by = self.NETWORKS if name == self.TRAIN else self.NETWORKS[1:]
-        ours = self._extractor.only(seen_by).images(list(to_uint8(images)))
-        found["retrieval"] = self._retrieval(texts, ours["clip_own"])
-        if name == self.TRAIN:  # of the others there are fewer pictures than features
+    def measure(self, prompts: Prompts, images: Images, teacher: Images) -> Numbers:
+        found = measure(Drawn(images, prompts.texts, teacher), ["rmse_to_teacher"])
+        if prompts.name != self.HELD_OUT:  # of which there are few
+            small, theirs, real = (colours(x) for x in (images, teacher, self._real))
+            small = Drawn(small, prompts.texts, theirs, Reference(real, ()))
+            distances = measure(small, ["fd_pixels", "fd_to_teacher"])
+            found["fd_colours"] = distances["fd_pixels"]
+            found["fd_colours_to_teacher"] = distances["fd_to_teacher"]
+        if not prompts.quick:
+            found["retrieval"] = self._retrieval(prompts.texts, self._look("clip_own", images))
+        if prompts.name == self.TRAIN:
             network = self.NETWORKS[0]
-            sets: dict[Whose, Images] = {"teacher": teacher, "reference": real}
-            features: dict[tuple[Whose, str], Rows] = {("model", network): in_memory(ours[network])}
-            for whose, others in sets.items():
-                features[whose, network] = in_memory(self._look(name, whose, others))
-            distances = "fd_efficientnet", "fd_efficientnet_to_teacher"
-            found |= measure(Drawn(None, texts, features=features), distances)
+            sets: dict[Whose, Images] = {
+                "model": images,
+                "teacher": teacher,
+                "reference": self._real,
+            }
+            features: dict[tuple[Whose, str], Rows] = {
+                (whose, network): in_memory(self._look(network, pictures, whose != "model"))
+                for whose, pictures in sets.items()
+            }
+            names = "fd_efficientnet", "fd_efficientnet_to_teacher"
+            found |= measure(Drawn(None, prompts.texts, features=features), names)
         return found
 
-    def _look(self, name: str, whose: Whose, images: Images) -> np.ndarray:
-        """Features of pictures that are always the same, looked at once."""
-        if (name, whose) not in self._features:
-            network = self._extractor.only(self.NETWORKS[:1])
-            self._features[name, whose] = network.images(list(to_uint8(images)))
-        return self._features[name, whose][self.NETWORKS[0]]
+    def _look(self, network: str, images: Images, keep: bool = False) -> np.ndarray:
+        """Features of pictures; those that are asked for again are kept."""
+        key = hashlib.sha256(images.tobytes()).digest() if keep else b""
+        if keep and key in self._kept:
+            return self._kept[key]
+        found = self._extractor.only([network]).images(list(to_uint8(images)))[network]
+        if keep:
+            self._kept[key] = found
+        return found
 
     def _retrieval(self, texts: tuple[str, ...], seen: np.ndarray) -> float:
         """The share of pictures whose caption is found, among CHOICES each time."""
@@ -201,8 +217,11 @@ class EmojiTask(Task):
         return float(np.mean(shares))
 
     def protocol(self) -> dict[str, Any]:
-        networks = self._extractor.networks.items()
-        return {**super().protocol(), "networks": {name: x.identity for name, x in networks}}
+        networks = {name: x.identity for name, x in self._extractor.networks.items()}
+        real = {name: self._judged[name]["retrieval"] for name in ("train", "held_out")}
+        pictures = {"count": len(self._real), "sha256": sha256(self._real)}
+        about = {"networks": networks, "retrieval_of_real_pictures": real, "real": pictures}
+        return {**super().protocol(), **about}
 
 
 TASKS: dict[str, type[Task]] = {"digits": DigitsTask, "emoji": EmojiTask}
@@ -213,6 +232,14 @@ def looked_at(examples: Examples) -> tuple[list[str], Images]:
     cut, found = Transform(32, "center").cut, [examples[i] for i in range(len(examples))]
     pictures = np.stack([cut(example).image for example in found])
     return [example.captions[0] for example in found], pictures / np.float32(127.5) - 1
+
+
+def sha256(*parts: str | np.ndarray) -> str:
+    """Of texts or arrays, one behind the other."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() + b"\0" if isinstance(part, str) else part.tobytes())
+    return digest.hexdigest()
 
 
 def colours(images: Images, side: int = 8) -> Images:

