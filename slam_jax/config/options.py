@@ -17,12 +17,14 @@ from slam_jax.method.method import Method
 from slam_jax.method.registry import METHODS
 from slam_jax.method.schedule import PREDICTION_TYPES
 from slam_jax.method.slam import Slam
+from slam_jax.models import lora
 from slam_jax.models.execution import Execution
 from slam_jax.models.remat import REMAT
 
 SEEDS = 2**31
 LEARNING_RATE_SCHEDULES = ("constant", "linear", "cosine")
 DTYPES = ("float32", "bfloat16")
+STUDENTS = ("full", "lora")
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,24 @@ class Teacher(Options):
 
 
 @dataclass(frozen=True)
+class StudentOptions(Options):
+    """What of the student is trained: all of its weights, or a LoRA on those of its teacher."""
+
+    kind: str = option("full", '"full": all weights; "lora": a low-rank change', one_of=STUDENTS)
+    # What follows is of a LoRA. The defaults are those of the published LCM-LoRA.
+    rank: int = option(64, "r, the rank of the change of each layer", at_least=1)
+    alpha: float = option(64.0, "the change is multiplied by alpha / r", above=0)
+    targets: tuple[str, ...] = option(
+        lora.TARGETS, "ends of the paths of the layers that are changed, such as to_q"
+    )
+
+    @property
+    def scale(self) -> float:
+        """alpha / r."""
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True)
 class Precision(Options):
     """What each network computes in. Trained weights, EMA and optimiser are float32 always.
 
@@ -225,6 +245,7 @@ class Config(Options):
     teacher: Teacher = group(Teacher, "the model that is distilled")
     data: Data = group(Data, "the training data")
     method: Method = group(Slam, "how it is distilled", kinds=METHODS)
+    student: StudentOptions = group(StudentOptions, "what of the student is trained")
     training: Training = group(Training, "how the student is trained")
     precision: Precision = group(Precision, "what networks compute in")
     execution: Execution = group(Execution, "how networks are computed", free=True)
@@ -235,6 +256,10 @@ class Config(Options):
         super().__post_init__()
         named = self.name.isidentifier()
         check(named, "name", self.name, "letters, digits and underscores")
+        if self.student.kind == "lora":
+            kind = "snr, or a method that tells no gamma: a LoRA has no place for another input"
+            shown = getattr(self.method, "conditioning", self.method.name)
+            check(not self.method.tells_gamma, "method.conditioning", shown, kind)
 
 
 def default_config() -> ConfigDict:

@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from slam_jax.base.errors import InputError
-from slam_jax.config.options import Precision
+from slam_jax.base.errors import InputError, options_of
+from slam_jax.config.options import Precision, StudentOptions
 from slam_jax.method.consistency import Student
 from slam_jax.method.method import Method
 from slam_jax.method.schedule import Schedule
 from slam_jax.method.solver import Context, Denoiser
+from slam_jax.models import lora
 from slam_jax.models.execution import Execution
 
 Params = dict[str, Any]
@@ -143,6 +144,29 @@ def student_config(pipeline: Pipeline, method: Method) -> Any:
     return pipeline.gamma_network() if method.tells_gamma else pipeline.network
 
 
-def student_params(pipeline: Pipeline, method: Method, teacher: Params) -> Params:
-    """A student at step 0, which computes what its teacher does; of the very same arrays."""
+def student_params(
+    pipeline: Pipeline, method: Method, teacher: Params, options: StudentOptions = StudentOptions()
+) -> Params:
+    """What is trained of a student, at step 0, where it computes what its teacher does: all its
+    weights, which are the very same arrays, or a LoRA.
+
+    Raises:
+      InputError: the LoRA does not fit the network; names the option.
+    """
+    if options.kind == "lora":
+        with options_of("config.student"):
+            return lora.init(teacher, options.rank, options.targets)
     return pipeline.gamma_params(teacher) if method.tells_gamma else teacher
+
+
+def student_weights(options: StudentOptions, teacher: Params, trained: Params) -> Params:
+    """All weights of a student; traceable.
+
+    Args:
+      options: what of it is trained.
+      teacher: the weights of its teacher.
+      trained: the part that is trained.
+    """
+    if options.kind == "lora":
+        return lora.merged(teacher, trained, options.scale)
+    return trained

@@ -32,6 +32,7 @@ from slam_jax.families.stable_diffusion_folder import (
     read_unet,
 )
 from slam_jax.families.stable_diffusion_pipeline import StableDiffusionPipeline
+from slam_jax.formats import lora_file
 from slam_jax.formats.diffusers_folder import (
     CLASSES_XL,
     Folder,
@@ -53,6 +54,7 @@ from slam_jax.models.unet import UNetConfig
 
 # All that an export has at its top.
 EXPORTED = {*CLASSES_XL, "scheduler", "flax", "model_index.json", "README.md", RECORD_FILE}
+EXPORTED |= {lora_file.FILE}
 
 
 class StableDiffusion(Family):
@@ -163,6 +165,8 @@ class StableDiffusion(Family):
             write_json(folder / "model_index.json", index)
             write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
             write_network(folder / "unet", "unet", unet, student.params)
+            if student.lora is not None:
+                lora_file.write_lora(folder / lora_file.FILE, student.lora)
             copy_surroundings(self.folder, index, folder)
             save_model(folder / "flax", student)
             card = self.folder.name, index["_class_name"], method

@@ -24,6 +24,8 @@ class SavedModel:
       params: its weights, nested dict of float32 arrays.
       scheduler: the noise schedule's configuration.
       info: how it was made.
+      lora: of a student that is its teacher and a LoRA, this LoRA, with alpha = rank; it is in
+        `params`, too, and not in the folder.
     """
 
     family: str
@@ -31,6 +33,7 @@ class SavedModel:
     params: dict[str, Any]
     scheduler: dict[str, Any]
     info: dict[str, Any]
+    lora: dict[str, Any] | None = None
 
 
 def save_model(folder: Path, model: SavedModel) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from slam_jax.config.options import Config
+from slam_jax.config.options import Config, StudentOptions
 from slam_jax.data.batches import Batches, Source
 from slam_jax.families.pipeline import (
     DENOISER,
@@ -19,6 +19,7 @@ from slam_jax.families.pipeline import (
     student_config,
     student_network,
     student_params,
+    student_weights,
     teacher_network,
 )
 from slam_jax.method.method import Examples, Method, Networks
@@ -38,13 +39,19 @@ from slam_jax.training.step import (
 from slam_jax.training.wandb_log import Wandb
 
 
-def distillation_loss(pipeline: Pipeline, method: Method, remat: str = "none") -> Loss:
+def distillation_loss(
+    pipeline: Pipeline,
+    method: Method,
+    remat: str = "none",
+    options: StudentOptions = StudentOptions(),
+) -> Loss:
     """The method's loss of each example of a batch, and its metrics.
 
     Args:
       pipeline: the teacher and what surrounds it.
       method: what the loss is.
       remat: what the student's gradient computes again, a name in `models.remat`.
+      options: what of the student is trained.
     """
     network, teacher = student_config(pipeline, method), teacher_network(pipeline)
     student, target = (student_network(pipeline, network, r) for r in (remat, "none"))
@@ -52,18 +59,30 @@ def distillation_loss(pipeline: Pipeline, method: Method, remat: str = "none") -
     def loss(params: Params, ema: Params, frozen: Frozen, batch: Batch, index, key):
         latents = pipeline.latents(frozen, batch, jax.random.fold_in(key, ENCODE), index)
         contexts = pipeline.contexts(frozen, batch, method.w)
-        networks = Networks(student, target, teacher(frozen[DENOISER]), pipeline.schedule)
+        weights = partial(student_weights, options, frozen[DENOISER])
+        bound = lambda params: student(weights(params)), lambda params: target(weights(params))
+        networks = Networks(*bound, teacher(frozen[DENOISER]), pipeline.schedule)
         return method.loss(params, ema, networks, Examples(latents, *contexts, index), key)
 
     return loss
 
 
-def trained_shapes(pipeline: Pipeline, method: Method) -> Params:
-    """Shapes of all trained weights."""
+def trained_shapes(pipeline: Pipeline, config: Config) -> Params:
+    """Shapes of all trained weights.
+
+    Raises:
+      InputError: a LoRA that does not fit the network; names the option.
+    """
     return jax.eval_shape(
-        lambda teacher: method.init(student_params(pipeline, method, teacher)),
+        lambda teacher: trained_params(pipeline, config, teacher),
         pipeline.abstract_params(pipeline.network),
     )
+
+
+def trained_params(pipeline: Pipeline, config: Config, teacher: Params) -> Params:
+    """All trained weights before the first step, from the teacher's."""
+    method = config.method
+    return method.init(student_params(pipeline, method, teacher, config.student))
 
 
 def student_step(config: Config, pipeline: Pipeline, mesh: Mesh) -> tuple[Step, Init]:
@@ -77,7 +96,7 @@ def student_step(config: Config, pipeline: Pipeline, mesh: Mesh) -> tuple[Step, 
     training, precision = config.training, config.precision
     tx = config.method.optimizer(make_optimizer(training.optimizer, training.steps))
     step = make_train_step(
-        distillation_loss(pipeline, config.method, training.remat),
+        distillation_loss(pipeline, config.method, training.remat, config.student),
         tx,
         training,
         keys_of(config.seed).student,
@@ -121,12 +140,12 @@ def distil(
     Args:
       run: what is trained.
       workdir: for checkpoints and metrics.
-      draw_samples: called with (the EMA of the student's weights, step) every
+      draw_samples: called with (the EMA of what is trained of the student, step) every
         `config.training.sample_every` steps; what it returns joins the metrics.
       report: called when these have been logged.
 
     Returns:
-      The EMA of the student's weights, in the host's memory.
+      The EMA of what is trained of the student, in the host's memory.
 
     Raises:
       InputError: the checkpoint is of another model.
@@ -163,7 +182,7 @@ def distil(
 
 def info_of(config: Config) -> dict[str, Any]:
     """How a student of the run is made, for its record; all but the teacher."""
-    parts = ("method", "training", "data", "precision", "execution")
+    parts = ("method", "student", "training", "data", "precision", "execution")
     return {
         **{name: dataclasses.asdict(getattr(config, name)) for name in parts},
         "versions": versions(),

@@ -71,7 +71,7 @@ def networks_of(config: Config, pipeline: Pipeline) -> tuple[Params, Frozen]:
     """Shapes of all trained weights and of the frozen networks'."""
     teacher = _cast(pipeline.abstract_params(pipeline.network), config.precision.teacher)
     around = pipeline.shapes_around(config.precision)
-    return trained_shapes(pipeline, config.method), {DENOISER: teacher, **around}
+    return trained_shapes(pipeline, config), {DENOISER: teacher, **around}
 
 
 def _cast(shapes: Params, dtype: str) -> Params:
@@ -180,7 +180,7 @@ def counted_bytes(config: Config, family: Family) -> int:
     gathered or cast for a step."""
     params, frozen = networks_of(config, family.pipeline)
     precision, rows = config.precision, rows_of(config)
-    loss = distillation_loss(family.pipeline, config.method, config.training.remat)
+    loss = distillation_loss(family.pipeline, config.method, config.training.remat, config.student)
 
     def pullback(params, ema, frozen, batch, key):
         def total(params):

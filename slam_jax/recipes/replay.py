@@ -122,7 +122,7 @@ def read_networks(
       InputError: the teacher is not there or not the run's, or the checkpoint is damaged.
     """
     family = find_teacher(workdir, config)
-    like = trained_shapes(family.pipeline, config.method)
+    like = trained_shapes(family.pipeline, config)
     params, ema = (
         read_part(workdir / "checkpoints", checkpoint, part, like) for part in ("params", "ema")
     )
@@ -137,7 +137,7 @@ Look = Callable[..., tuple[Any, ...]]
 
 def make_look(config: Config, pipeline: Pipeline) -> Look:
     """Jitted: loss and gradient of one example, and what was drawn for it."""
-    loss = distillation_loss(pipeline, config.method, config.training.remat)
+    loss = distillation_loss(pipeline, config.method, config.training.remat, config.student)
     precision = config.precision
 
     def look(params, ema, frozen, batch, index, key):

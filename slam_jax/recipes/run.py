@@ -5,6 +5,8 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +24,14 @@ from slam_jax.drawing.samplers import on_mesh, student_sampler, teacher_sampler
 from slam_jax.drawing.seen import extractor_of
 from slam_jax.evaluation.prompts import read_prompts
 from slam_jax.families.family import Family
-from slam_jax.families.pipeline import DENOISER, Params, student_config, student_params
+from slam_jax.families.pipeline import DENOISER, Params, student_config, student_weights
 from slam_jax.features.extract import Extractor
-from slam_jax.formats.flax_folder import SavedModel
 from slam_jax.method.sampler import ddim_timesteps
 from slam_jax.models.functional import cast
 from slam_jax.parallel import runtime
 from slam_jax.parallel.processes import as_first, compare, is_main
-from slam_jax.parallel.sharding import make_mesh, shard
-from slam_jax.recipes.distil import Distillation, distil, info_of
+from slam_jax.parallel.sharding import make_mesh, shard, shardings_of
+from slam_jax.recipes.distil import Distillation, distil, info_of, trained_params
 from slam_jax.recipes.open_teacher import (
     TEACHER_FILE,
     check_same_teacher,
@@ -38,6 +39,7 @@ from slam_jax.recipes.open_teacher import (
     teacher_folder,
 )
 from slam_jax.recipes.own_pictures import OwnPictures, own_pictures
+from slam_jax.recipes.student import saved_student
 from slam_jax.recipes.teacher import check_teacher, train_teacher
 from slam_jax.reporting.page import try_page
 from slam_jax.reporting.record import record_of
@@ -183,17 +185,18 @@ def _run(run: Run, source: Source) -> tuple[list[dict[str, Any]], dict[str, Any]
     if is_main():
         write_json(run.workdir / TEACHER_FILE, identity)
     weights = family.weights(config.precision)
-    params = method.init(student_params(pipeline, method, weights[DENOISER]))
+    params = trained_params(pipeline, config, weights[DENOISER])
     weights[DENOISER] = cast(weights[DENOISER], config.precision.teacher)
     frozen = shard(weights, mesh)
     del weights
     network = student_config(pipeline, method)
     ladder = _ladder(run, _artists(run, frozen, network))
+    of_student = _student_weights(config, frozen[DENOISER], mesh)
 
-    def draw_samples(student: Params, step: int) -> dict[str, float]:
+    def draw_samples(trained: Params, step: int) -> dict[str, float]:
         started = time.perf_counter()
         _measure_teacher(run, ladder)
-        measured = ladder.save(ladder_file(run.workdir, step), student)
+        measured = ladder.save(ladder_file(run.workdir, step), of_student(trained))
         best = config.training.best_metric
         compared = config.training.keep_best or config.training.patience
         if compared and best not in ("loss", *measured):
@@ -211,15 +214,23 @@ def _run(run: Run, source: Source) -> tuple[list[dict[str, Any]], dict[str, Any]
     )
     info = {"teacher": identity, **info_of(config)}
     if is_main():
-        saved = SavedModel(family.name, network.to_dict(), ema, pipeline.scheduler, info)
+        saved = saved_student(family, config, ema, info)
         family.export(saved, run.workdir / "export")
-    student = shard(ema, mesh)
+    student = of_student(shard(ema, mesh))
     ladder.show(samples / "ladder.png", student)
     return ladder.report(student, family.reference()), {
         "peak_memory_gb": peak_memory_gb(),
         "devices": [str(device) for device in jax.devices()],
         **info,
     }
+
+
+def _student_weights(config: Config, teacher: Params, mesh: Mesh) -> Callable[[Params], Params]:
+    """What is trained of a student -> all of its weights; both on the mesh."""
+    if config.student.kind == "full":
+        return lambda trained: trained
+    merge = partial(student_weights, config.student)
+    return partial(jax.jit(merge, out_shardings=shardings_of(teacher, mesh)), teacher)
 
 
 def _ladder(run: Run, artists: Artists) -> Ladder:

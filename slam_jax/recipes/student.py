@@ -3,15 +3,17 @@
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 from slam_jax.base.errors import InputError
 from slam_jax.base.json_file import read_json
 from slam_jax.config.options import Config, Precision
 from slam_jax.config.validate import freeze
 from slam_jax.families.family import Family, LoadOptions, Model
-from slam_jax.families.pipeline import DENOISER, student_config
+from slam_jax.families.pipeline import DENOISER, Params, student_config
 from slam_jax.families.registry import FAMILIES
 from slam_jax.formats.flax_folder import SavedModel
+from slam_jax.models import lora
 from slam_jax.models.functional import cast
 from slam_jax.recipes.distil import info_of, trained_shapes
 from slam_jax.recipes.open_teacher import TEACHER_FILE, open_teacher, other_part
@@ -48,12 +50,34 @@ def from_checkpoint(
     config = read_run(workdir)
     step = _choose_step(workdir / "checkpoints", step, config.training.best_metric)
     family = find_teacher(workdir, config, teacher_path)
-    pipeline, method = family.pipeline, config.method
-    network = student_config(pipeline, method)
-    like = trained_shapes(pipeline, method)
-    params = method.student_of(read_part(workdir / "checkpoints", step, "ema", like))
+    like = trained_shapes(family.pipeline, config)
+    trained = config.method.student_of(read_part(workdir / "checkpoints", step, "ema", like))
     info = {"teacher": family.identity(), **info_of(config), "checkpoint": step}
-    return SavedModel(family.name, network.to_dict(), params, pipeline.scheduler, info), family
+    return saved_student(family, config, trained, info), family
+
+
+def saved_student(
+    family: Family, config: Config, trained: Params, info: dict[str, Any]
+) -> SavedModel:
+    """A student as it is exported.
+
+    Args:
+      family: its teacher.
+      config: of its run.
+      trained: what was trained of it, in the host's memory.
+      info: how it was made.
+
+    Raises:
+      InputError: a file of the teacher cannot be read.
+    """
+    pipeline, options = family.pipeline, config.student
+    network, params, adapters = student_config(pipeline, config.method), trained, None
+    if options.kind == "lora":
+        adapters = lora.scaled(trained, options.scale)
+        params = lora.merged(family.weights(Precision())[DENOISER], adapters)
+    return SavedModel(
+        family.name, network.to_dict(), params, pipeline.scheduler, info, lora=adapters
+    )
 
 
 def _choose_step(checkpoints: Path, step: int | str | None, metric: str) -> int:

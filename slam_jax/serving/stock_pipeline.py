@@ -57,9 +57,15 @@ def _quiet():
             logging.enable_progress_bar()
 
 
-def stock_sampler(folder: Path) -> Callable[..., Float[np.ndarray, "B H W 3"]]:
+def stock_sampler(
+    folder: Path, prepare: Callable[[Any], None] = lambda pipeline: None
+) -> Callable[..., Float[np.ndarray, "B H W 3"]]:
     """(prompts, x [B, H, W, C], zs [n - 1, B, H, W, C]) -> pictures in [-1, 1], drawn in n steps
     by the stock pipeline of a diffusers folder: from noise x, with zs between the steps.
+
+    Args:
+      folder: of diffusers.
+      prepare: called with the pipeline that was loaded.
 
     Raises:
       InputError: diffusers cannot load the folder.
@@ -79,6 +85,7 @@ def stock_sampler(folder: Path) -> Callable[..., Float[np.ndarray, "B H W 3"]]:
             raise InputError(f"{folder}: diffusers cannot load it: {why}") from error
     pipeline.set_progress_bar_config(disable=True)
     pipeline.watermark = None  # SDXL's, which it draws where a library for it is installed
+    prepare(pipeline)
 
     def as_torch(x):
         return torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.asarray(x), -1, 1)))
@@ -107,7 +114,12 @@ def stock_sampler(folder: Path) -> Callable[..., Float[np.ndarray, "B H W 3"]]:
 
 
 def compare(
-    model: Model, folder: Path, prompts: Sequence[str], steps: Sequence[int], seed: int = 0
+    model: Model,
+    folder: Path,
+    prompts: Sequence[str],
+    steps: Sequence[int],
+    seed: int = 0,
+    prepare: Callable[[Any], None] = lambda pipeline: None,
 ) -> dict[int, tuple[Float[np.ndarray, "B H W 3"], Float[np.ndarray, "B H W 3"]]]:
     """Steps -> pictures in [-1, 1] of the same prompts and noise, ours and the stock pipeline's.
 
@@ -117,6 +129,7 @@ def compare(
       prompts: B of them.
       steps: step counts.
       seed: of the noise.
+      prepare: called with the stock pipeline.
 
     Raises:
       InputError: diffusers cannot load the folder.
@@ -124,7 +137,7 @@ def compare(
     assert model.method is not None  # it is a student
     pipeline = model.pipeline
     draw = student_sampler(pipeline, pipeline.network, model.method)
-    draw_stock, keys = stock_sampler(folder), keys_of(seed)
+    draw_stock, keys = stock_sampler(folder, prepare), keys_of(seed)
     batch, examples = pipeline.prompts(prompts), jnp.arange(len(prompts))
     x = np.asarray(gaussian(keys.noise, examples, pipeline.latent_shape))
     images = {}

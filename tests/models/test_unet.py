@@ -8,7 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from torch_unets import CONFIGS, example_inputs, jit, reference, relative_error, torch_params
+from torch_unets import (
+    CONFIGS,
+    SD15,
+    SD21,
+    SDXL,
+    example_inputs,
+    jit,
+    reference,
+    relative_error,
+    torch_params,
+)
 
 from slam_jax.formats import convert
 from slam_jax.models import functional, layers
@@ -55,26 +65,9 @@ def test_torch_round_trip_is_exact(name):
         np.testing.assert_array_equal(actual[key], expected[key], err_msg=key)
 
 
-SD21 = dict(
-    cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True
-)
-SDXL = dict(
-    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    block_out_channels=(320, 640, 1280),
-    cross_attention_dim=2048,
-    attention_head_dim=(5, 10, 20),
-    transformer_layers_per_block=(1, 2, 10),
-    use_linear_projection=True,
-    addition_embed_type="text_time",
-    addition_time_embed_dim=256,
-    projection_class_embeddings_input_dim=2816,
-)
-
-
 @pytest.mark.parametrize(
     ("changes", "millions"),
-    [(dict(cross_attention_dim=768), 859.52), (SD21, 865.91), (SDXL, 2567.46)],
+    [(SD15, 859.52), (SD21, 865.91), (SDXL, 2567.46)],
 )
 def test_parameter_counts_of_published_models(changes, millions):
     abstract = functional.abstract_params(UNet2DConditionModel, UNetConfig(**changes))

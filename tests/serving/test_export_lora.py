@@ -1,0 +1,84 @@
+"""An exported LoRA: its keys, and that the stock pipeline of the teacher draws our pictures with it."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import tiny_loras
+from diffusers import LCMScheduler
+from safetensors.numpy import load_file
+
+from slam_jax.formats.lora_file import FILE
+from slam_jax.models import lora
+from slam_jax.recipes.student import as_model, load
+from slam_jax.serving import stock_pipeline
+
+
+@pytest.fixture(scope="module")
+def made(teachers):
+    return tiny_loras.make(teachers["sd15"])
+
+
+@pytest.fixture(scope="module")
+def exported(made, tmp_path_factory):
+    out = tmp_path_factory.mktemp("lora") / "student"
+    made[1].export(made[0], out)
+    return out
+
+
+def test_the_file_has_kohyas_keys_and_an_alpha_for_each_layer(exported):
+    arrays = load_file(exported / FILE)
+    assert all(array.dtype == np.float16 for array in arrays.values())
+    layers = {key.split(".")[0] for key in arrays}
+    assert len(arrays) == 3 * len(layers)
+    for layer in layers:
+        assert re.fullmatch(r"lora_unet_[a-z0-9_]+", layer)
+        down, up = (arrays[f"{layer}.{side}.weight"] for side in (lora.DOWN, lora.UP))
+        assert down.shape[0] == up.shape[1] == arrays[f"{layer}.alpha"] == 4
+        assert up.shape[2:] in ((), (1, 1)) and down.ndim == up.ndim
+    # As latent-consistency/lcm-lora-sdv1-5 has them.
+    expected = (
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0",
+        "lora_unet_down_blocks_0_resnets_0_time_emb_proj",
+        "lora_unet_up_blocks_1_attentions_0_transformer_blocks_0_ff_net_0_proj",
+        "lora_unet_mid_block_resnets_0_conv1",
+    )
+    assert layers.issuperset(expected)
+
+
+def test_the_folder_is_a_whole_student_too(made, exported):
+    loaded = load(str(exported))
+    assert loaded.is_student and loaded.method == tiny_loras.CONFIG.method
+    teacher = made[1].weights(tiny_loras.CONFIG.precision)["denoiser"]
+    whole = lora.merged(teacher, made[0].lora)
+    kernel = lambda params: params["mid_block"]["resnets"]["0"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(kernel(loaded.params), kernel(whole))
+    assert np.abs(kernel(whole) - kernel(teacher)).max() > 0.01
+    again = json.loads((exported / "slam.json").read_text())
+    assert again["method"]["conditioning"] == "snr"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "steps"),
+    [
+        ("sd15", (1, 4)),
+        ("sdxl", (2,)),
+        pytest.param("sd15", (1, 2, 4, 8), marks=pytest.mark.nightly),
+    ],
+)
+def test_the_stock_pipeline_of_the_teacher_draws_our_pictures(teachers, tmp_path, family, steps):
+    """With the file, LCMScheduler and guidance 1, as its card says."""
+    student, teacher = tiny_loras.make(teachers[family])
+    teacher.export(student, tmp_path / "out")
+
+    def prepare(pipeline):
+        pipeline.load_lora_weights(tmp_path / "out", weight_name=FILE)
+        pipeline.scheduler = LCMScheduler.from_pretrained(tmp_path / "out" / "scheduler")
+
+    model, prompts = as_model(student, tiny_loras.CONFIG, teacher), stock_pipeline.PROMPTS
+    images = stock_pipeline.compare(model, teachers[family], prompts, steps, prepare=prepare)
+    for ours, stock in images.values():
+        assert np.abs(ours - stock).max() * 127.5 <= 0.5  # float16 in the file; promised are 2
+        assert np.all(ours.std(axis=(1, 2, 3)) > 0.05)
