@@ -14,7 +14,7 @@ import numpy as np
 
 from slam_jax.base.files import write_whole
 from slam_jax.base.json_file import read_json, write_json
-from slam_jax.formats import convert, weight_files
+from slam_jax.formats import convert, lora_file, weight_files
 from slam_jax.formats import safetensors as weights
 from slam_jax.formats.diffusers_folder import (
     CLASSES,
@@ -75,6 +75,24 @@ Everything but the UNet and the scheduler's configuration is a copy of the teach
 licence holds for this model too.
 """
 
+LORA_CARD = """
+## As a LoRA
+
+`{file}` is what was trained: a LoRA of rank {rank} that
+makes {teacher} draw in few steps, and with luck its fine-tunes too.
+
+```python
+from diffusers import {pipeline}, {scheduler}
+
+pipeline = {pipeline}.from_pretrained("{teacher}")
+pipeline.load_lora_weights("path/to/this/folder")
+pipeline.scheduler = {scheduler}.from_pretrained("path/to/this/folder", subfolder="scheduler")
+image = pipeline("a lighthouse by the sea", num_inference_steps={steps}, guidance_scale=1).images[0]
+```
+
+ComfyUI loads the file as any LoRA, at strength 1; draw with sampler `lcm` and CFG 1.
+"""
+
 
 def model_index(teacher: dict[str, Any], scheduler: str) -> dict[str, Any]:
     """The student's model_index.json from its teacher's: a text-to-image pipeline of torch classes
@@ -95,8 +113,19 @@ def model_index(teacher: dict[str, Any], scheduler: str) -> dict[str, Any]:
     return {**index, "requires_safety_checker": False}
 
 
-def write_card(path: Path, teacher: str, pipeline: str, method: Method, unet: UNetConfig) -> None:
-    """Writes the model card: how to draw with the student, and why without guidance."""
+def write_card(
+    path: Path, teacher: str, pipeline: str, method: Method, unet: UNetConfig, lora_rank: int = 0
+) -> None:
+    """Writes the model card: how to draw with the student, and why without guidance.
+
+    Args:
+      path: of the file.
+      teacher: its name.
+      pipeline: a class of diffusers.
+      method: how the student was distilled.
+      unet: its configuration.
+      lora_rank: of a student that is a LoRA, too; 0: it is none.
+    """
     card = CARD.format(
         teacher=teacher,
         pipeline=pipeline,
@@ -105,6 +134,19 @@ def write_card(path: Path, teacher: str, pipeline: str, method: Method, unet: UN
         w=method.w,
         other_scales=OTHER_SCALES[unet.time_cond_proj_dim is not None],
     )
+    if lora_rank:
+        card = (
+            card.rstrip()
+            + "\n"
+            + LORA_CARD.format(
+                file=lora_file.FILE,
+                rank=lora_rank,
+                teacher=teacher,
+                pipeline=pipeline,
+                scheduler=method.diffusers_scheduler()["_class_name"],
+                steps=method.usual_steps,
+            )
+        )
     write_whole(path, card.rstrip())
 
 

@@ -57,7 +57,8 @@ def abstract_adapters(params: Params, rank: int, targets: Sequence[str] = TARGET
       targets: ends of the layers' dotted paths.
 
     Raises:
-      OptionError: a target that no layer has, or a rank that is larger than a layer.
+      OptionError: a target that no layer has and that is not one of TARGETS, of which a small
+        network lacks some; or a rank that is larger than a layer.
     """
     found, used = {}, set()
     for layer, kernel in layers_of(params, targets):
@@ -69,8 +70,10 @@ def abstract_adapters(params: Params, rank: int, targets: Sequence[str] = TARGET
         ones = [1] * len(around)
         found[f"{layer}.{DOWN}.kernel"] = jax.ShapeDtypeStruct((*around, inputs, rank), jnp.float32)
         found[f"{layer}.{UP}.kernel"] = jax.ShapeDtypeStruct((*ones, rank, outputs), jnp.float32)
-    if unused := [target for target in targets if target not in used]:
+    if unused := [target for target in targets if target not in {*used, *TARGETS}]:
         raise OptionError("targets", unused[0], "the end of a layer's path in the denoiser")
+    if not found:
+        raise OptionError("targets", tuple(targets), "one or more layers of the denoiser")
     return unflatten(found)
 
 

@@ -31,7 +31,7 @@ from slam_jax.models.functional import cast
 from slam_jax.parallel import runtime
 from slam_jax.parallel.processes import as_first, compare, is_main
 from slam_jax.parallel.sharding import make_mesh, shard, shardings_of
-from slam_jax.recipes.distil import Distillation, distil, info_of, trained_params
+from slam_jax.recipes.distil import Distillation, distil, info_of, trained_params, trained_shapes
 from slam_jax.recipes.open_teacher import (
     TEACHER_FILE,
     check_same_teacher,
@@ -83,6 +83,7 @@ def open_run(config: Config, workdir: Path) -> Run:
     with options_of("config.training"):
         check_batch_size(config.training, mesh)
     family = open_teacher(config, workdir)
+    trained_shapes(family.pipeline, config)  # which a LoRA may not fit
     _check_evaluation(config, family)
     with prefixed("config.evaluation."):
         extractor = extractor_of(config.evaluation)

@@ -6,7 +6,7 @@ from math import prod
 import jax
 import numpy as np
 import pytest
-from small_digits import Run
+from small_digits import CONFIG, LORA, Run
 
 from slam_jax.models import functional
 from slam_jax.parallel.sharding import shardings_of
@@ -14,16 +14,21 @@ from slam_jax.parallel.sharding import shardings_of
 STEPS = 6
 
 
+@pytest.fixture(scope="module", params=[CONFIG, LORA], ids=["full", "lora"])
+def config(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def reference():
-    return Run(1, 1, 1).losses(STEPS)
+def reference(config):
+    return Run(1, 1, 1, config).losses(STEPS)
 
 
 # (devices, fsdp, accumulation); the data-parallel one without parts runs in test_many_processes.
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", [(8, 4, 2), pytest.param((8, 1, 4), marks=pytest.mark.nightly)])
-def test_losses_are_the_same_on_any_mesh_and_in_any_parts(reference, layout):
-    run = Run(*layout)
+def test_losses_are_the_same_on_any_mesh_and_in_any_parts(reference, config, layout):
+    run = Run(*layout, config)
     before = jax.tree.map(lambda array: array.sharding, run.state)
     losses = run.losses(STEPS)
     np.testing.assert_allclose(losses[:, 0], reference[:, 0], rtol=1e-5)

@@ -1,4 +1,4 @@
-"""An exported LoRA: its keys, and that the stock pipeline of the teacher draws our pictures with it."""
+"""An exported LoRA: its keys, and that the stock pipeline draws our pictures with it."""
 
 import json
 import re
@@ -52,7 +52,10 @@ def test_the_folder_is_a_whole_student_too(made, exported):
     assert loaded.is_student and loaded.method == tiny_loras.CONFIG.method
     teacher = made[1].weights(tiny_loras.CONFIG.precision)["denoiser"]
     whole = lora.merged(teacher, made[0].lora)
-    kernel = lambda params: params["mid_block"]["resnets"]["0"]["conv1"]["kernel"]
+
+    def kernel(params):
+        return params["mid_block"]["resnets"]["0"]["conv1"]["kernel"]
+
     np.testing.assert_array_equal(kernel(loaded.params), kernel(whole))
     assert np.abs(kernel(whole) - kernel(teacher)).max() > 0.01
     again = json.loads((exported / "slam.json").read_text())
@@ -65,7 +68,7 @@ def test_the_folder_is_a_whole_student_too(made, exported):
     [
         ("sd15", (1, 4)),
         ("sdxl", (2,)),
-        pytest.param("sd15", (1, 2, 4, 8), marks=pytest.mark.nightly),
+        pytest.param("sd15", stock_pipeline.STEPS, marks=pytest.mark.nightly),
     ],
 )
 def test_the_stock_pipeline_of_the_teacher_draws_our_pictures(teachers, tmp_path, family, steps):

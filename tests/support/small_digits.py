@@ -6,7 +6,7 @@ from contextlib import closing
 import jax
 import numpy as np
 
-from slam_jax.config.options import Config, Optimizer, Teacher, Training
+from slam_jax.config.options import Config, Optimizer, StudentOptions, Teacher, Training
 from slam_jax.data import digits
 from slam_jax.data.batches import Batches
 from slam_jax.data.options import Data
@@ -39,6 +39,13 @@ CONFIG = Config(
 )
 
 
+LORA = dataclasses.replace(
+    CONFIG,
+    method=dataclasses.replace(CONFIG.method, conditioning="snr"),
+    student=StudentOptions("lora", rank=4),
+)
+
+
 PIPELINE = digits_pipeline(UNET, "epsilon")
 
 
@@ -53,7 +60,7 @@ class Run:
             dataclasses.replace(config, training=training), pipeline, self.mesh
         )
         student, teacher = (pipeline.init(UNET, jax.random.key(seed)) for seed in (0, 1))
-        self.params = student_params(pipeline, config.method, student)
+        self.params = student_params(pipeline, config.method, student, config.student)
         self.state = init(shard(self.params, self.mesh))
         teacher = functional.cast(teacher, config.precision.teacher)
         self.frozen = shard({DENOISER: teacher}, self.mesh)

@@ -27,5 +27,5 @@ def make(folder, seed=0):
         fan_in = np.prod(leaf.shape[:-1])
         return (0.4 * rng.standard_normal(leaf.shape) / fan_in**0.5).astype(np.float32)
 
-    info = {"method": dataclasses.asdict(CONFIG.method)}
+    info = {name: dataclasses.asdict(getattr(CONFIG, name)) for name in ("method", "student")}
     return saved_student(family, CONFIG, jax.tree.map(drawn, zeros), info), family

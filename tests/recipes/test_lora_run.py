@@ -1,0 +1,115 @@
+"""A LoRA in whole runs: what is trained, what goes on, what is refused."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny_runs
+from helpers import interrupt_in_step
+
+import slam_jax
+from slam_jax.base.errors import InputError
+from slam_jax.config.command_line import read_recipe
+from slam_jax.config.validate import freeze
+from slam_jax.formats.flax_folder import load_model
+from slam_jax.models import lora
+from slam_jax.models.functional import flatten
+from slam_jax.training.loop import Interrupted
+
+SMALL = {
+    "teacher": {
+        "network": {"block_out_channels": (8,)},
+        "training": {"steps": 4, "batch_size": 16, "optimizer": {"warmup_steps": 2}},
+    },
+    "training": {"steps": 4, "batch_size": 16, "log_every": 1, "checkpoint_every": 2},
+    "evaluation": {"samples": 20, "teacher_steps": (3,), "student_steps": (2,)},
+    "student": {"kind": "lora", "rank": 2, "alpha": 3.0},
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lora") / "run"
+    slam_jax.distill("digits", folder, **SMALL)
+    return folder
+
+
+@pytest.mark.slow
+def test_only_targets_are_unlike_the_teacher(finished):
+    teacher, student = (
+        flatten(load_model(finished / name).params) for name in ("teacher", "export")
+    )
+    changed = {path for path, leaf in teacher.items() if np.any(leaf != student[path])}
+    targets = tuple(f".{name}.kernel" for name in lora.TARGETS)
+    assert changed == {path for path in teacher if f".{path}".endswith(targets)}
+    for path in changed:
+        change = (student[path] - teacher[path]).reshape(-1, student[path].shape[-1])
+        sizes = np.linalg.svd(change.astype(np.float64), compute_uv=False)
+        assert np.all(sizes[2:] <= 1e-3 * sizes[0] + 1e-7), path  # of rank 2
+    record = json.loads((finished / "export" / "config.json").read_text())["info"]["student"]
+    assert record["kind"] == "lora" and record["rank"] == 2
+    again = slam_jax.sample(slam_jax.load(finished), ["3"], steps=2)
+    assert again.std() > 1
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch):
+    interrupt_in_step(monkeypatch, 3)
+    with pytest.raises(Interrupted):
+        slam_jax.distill("digits", tmp_path, **teacher_of(finished))
+    monkeypatch.undo()
+    slam_jax.distill("digits", tmp_path, resume=True, **teacher_of(finished))
+    ours, theirs = (load_model(run / "export").params for run in (tmp_path, finished))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    with pytest.raises(InputError, match="config.student.alpha is 4.0 here and 3.0 there"):
+        other = {**SMALL["student"], "alpha": 4.0}
+        changed = {**teacher_of(finished), "student": other}
+        slam_jax.distill("digits", tmp_path, resume=True, **changed)
+
+
+def teacher_of(run):
+    """The options of a run with the teacher of another one."""
+    return {**SMALL, "teacher": {**SMALL["teacher"], "path": str(run / "teacher")}}
+
+
+@pytest.mark.slow
+def test_the_recipe_sd_lora_leaves_a_whole_student_and_a_lora(teachers, tmp_path):
+    run = tmp_path / "run"
+    flags = ["--config.method.conditioning=snr", "--config.training.steps=2"]
+    flags += ["--config.training.sample_every=0"]
+    tiny_runs.launch(teachers["sd15"], run, *flags, config="sd_lora")
+    names = {path.name for path in (run / "export").iterdir()}
+    assert {"unet", "pytorch_lora_weights.safetensors", "slam.json"} <= names
+    card = (run / "export" / "README.md").read_text()
+    assert "load_lora_weights" in card and "LCMScheduler" in card
+    assert slam_jax.load(run).method.conditioning == "snr"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"student.rank": 0}, "config.student.rank = 0, expected a number at least 1"),
+        ({"student.kind": "dora"}, "config.student.kind = 'dora', expected one of full, lora"),
+        ({"student.alpha": 0.0}, "config.student.alpha = 0.0, expected a number above 0"),
+        (
+            {"method.conditioning": "both"},
+            "config.method.conditioning = 'both', expected snr, or a method that tells no gamma: ",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_in_the_config(change, expected):
+    values = read_recipe("sd_lora:tiny")
+    values.update_from_flattened_dict(change)
+    with pytest.raises(InputError) as error:
+        freeze(values)
+    assert str(error.value).startswith(expected)
+
+
+def test_a_rank_that_is_too_large_is_refused_before_training(finished, tmp_path):
+    options = {**teacher_of(finished), "student": {"kind": "lora", "rank": 1000}}
+    with pytest.raises(
+        InputError, match=r"^config.student.rank = 1000, expected at most \d+, the "
+    ):
+        slam_jax.distill("digits", tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
