@@ -9,7 +9,7 @@ The first command stores what the VAE makes of the images. `--config.data.source
 themselves too, which are then read and encoded in every step, with another crop each time; add
 `--config.data.workers=8` or so then, as each image takes about 12 ms of a core.
 
-The recipe `sd_slam` has what this project's benchmarks recommend instead (docs/results.md).
+The recipe `sd_slam` has this project's variant of the method instead (docs/results.md).
 
 Hardware: the authors used A100 GPUs, 12 pictures on each at a time; batch_size is that for 8.
 Result, the paper's claim: FID 10.06 on COCO-2014-30k and 20.77 on COCO-2017-5k with 4 steps.

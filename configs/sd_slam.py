@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5 by SLAM as benchmarks here recommend it; otherwise as configs/sd.py.
+"""Stable Diffusion 1.5 by this project's variant of SLAM; otherwise as configs/sd.py.
 
     slam-jax train --config sd_slam --config.data.source=data/sd15_512
 
@@ -9,9 +9,12 @@ sigma="linear"         its noise scale is the one that the teacher's DDIM step g
 conditioning="snr"     the network is told the real-valued time that has this noise scale
 gamma="paired", two    one point is the sub-path's start, where samplers are; the other is anywhere
 
-On digits and emoji this draws in 1 to 8 steps where the published recipe collapses on the same
-compute, and its students hold at times that no grid has (docs/results.md). No Stable Diffusion of
-real size has been distilled with it yet. A step takes 9 network passes an example instead of 6.
+On digits this draws in 1 to 8 steps where the published recipe collapses on the same compute, and
+its students draw as well at times between those of the grid. docs/results.md compares it with LCM
+and PCM, too. No Stable Diffusion of real size has been distilled with it yet.
+
+A step takes 9 network passes an example instead of 6, and the student sees two rows for each
+example: where memory does not suffice, `--config.training.accumulation=2` halves them.
 """
 
 import runpy

@@ -39,6 +39,7 @@ def load(
     height: int | None = None,
     width: int | None = None,
     dtype: str = "float32",
+    loras: Sequence[str] = (),
 ) -> Model:
     """A student or a teacher with its weights.
 
@@ -48,12 +49,15 @@ def load(
       variant: such as "fp16", of weight files.
       height, width: of the pictures, in pixels; None: the size that it was trained on.
       dtype: of the denoiser's and the text encoders' weights; the VAE's are float32.
+      loras: merged into the weights; each a file, a folder or a repository of the hub, and perhaps
+        ":weight".
 
     Raises:
       InputError: it cannot be found or read; names the file.
     """
     runtime.configure()
-    return students.load(str(path), LoadOptions(revision, variant, height, width, dtype))
+    options = LoadOptions(revision, variant, height, width, dtype, tuple(loras))
+    return students.load(str(path), options)
 
 
 def sample(

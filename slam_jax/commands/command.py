@@ -25,6 +25,20 @@ def add_version_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", default="", help='such as "fp16", of the weight files')
 
 
+def add_lora_options(parser: argparse.ArgumentParser) -> None:
+    """Flags that say which LoRAs are merged into a model's weights."""
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="LORA[:WEIGHT]",
+        help="file, folder or hub repository of a LoRA, and how much of it; may be repeated",
+    )
+    parser.add_argument(
+        "--allow-unused", action="store_true", help="pass over a LoRA's keys that are of no layer"
+    )
+
+
 def run(work: Callable[[Any], None], parser: argparse.ArgumentParser, argv: Sequence[str] | None):
     """Does a command's work, with JAX set up.
 

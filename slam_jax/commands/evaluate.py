@@ -15,6 +15,7 @@ from pathlib import Path
 from slam_jax.base.errors import BackendError, InputError
 from slam_jax.base.files import locked, room_for
 from slam_jax.commands.command import (
+    add_lora_options,
     add_version_options,
     check_counts,
     check_seed,
@@ -82,6 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--model", required=True, help="workdir of a finished run, folder, or hub repository")
     add_version_options(parser)
+    add_lora_options(parser)
     add("--width", type=int, help="in pixels; None: what it was trained on")
     add("--height", type=int, help="in pixels; None: what it was trained on")
     add("--dtype", choices=DTYPES, default="float32", help="of the networks that draw")

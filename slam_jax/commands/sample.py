@@ -13,6 +13,7 @@ import numpy as np
 
 from slam_jax.base.errors import InputError
 from slam_jax.commands.command import (
+    add_lora_options,
     add_version_options,
     check_counts,
     check_seed,
@@ -28,9 +29,9 @@ from slam_jax.drawing.draw import (
     draw_all,
     make_sampler,
 )
-from slam_jax.families.family import LoadOptions, Model
+from slam_jax.families.family import Model
 from slam_jax.parallel import runtime
-from slam_jax.recipes.student import load
+from slam_jax.recipes.student import load, load_options
 
 SHEET_COLUMNS = 10
 
@@ -125,8 +126,7 @@ def work(arguments: argparse.Namespace) -> None:
     """Draws what the command line asks for, and says where the picture or folder is."""
     check_options(arguments)
     runtime.probe()
-    names = ("revision", "variant", "height", "width", "dtype")
-    model = load(arguments.model, LoadOptions(*(getattr(arguments, name) for name in names)))
+    model = load(arguments.model, load_options(arguments))
     if model.note:
         print(f"note: {model.note}", file=sys.stderr)
     guidance = choose_guidance(model, arguments.guidance)
@@ -144,6 +144,8 @@ def work(arguments: argparse.Namespace) -> None:
         "height": drawn[0].shape[0],
         "dtype": arguments.dtype,
     }
+    if arguments.lora:
+        facts["lora"] = arguments.lora
     if arguments.image is not None:
         facts |= {"image": str(arguments.image), "strength": arguments.strength}
     save(arguments.out, drawn, prompts, facts)
@@ -156,6 +158,7 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--model", required=True, help="workdir of a finished run, folder, or hub repository")
     add_version_options(parser)
+    add_lora_options(parser)
     add("--prompt", help="what to draw")
     add("--prompts", type=Path, help="file with a prompt in each line")
     add("--labels", help="short prompts between commas, such as 0,1,2 for digits")

@@ -128,6 +128,9 @@ class LoadOptions:
       variant: such as "fp16", of weight files.
       height, width: of the pictures, in pixels; None: the size that the model was trained on.
       dtype: of the denoiser's and the text encoders' weights; the VAE's are float32.
+      loras: merged into the weights; each a file, a folder or a repository of the hub, and perhaps
+        ":weight".
+      allow_unused: whether keys in their files that are of no layer are passed over.
     """
 
     revision: str = ""
@@ -135,6 +138,8 @@ class LoadOptions:
     height: int | None = None
     width: int | None = None
     dtype: str = "float32"
+    loras: tuple[str, ...] = ()
+    allow_unused: bool = False
 
 
 @dataclass(frozen=True)

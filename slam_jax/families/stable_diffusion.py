@@ -31,6 +31,7 @@ from slam_jax.families.stable_diffusion_folder import (
     read_surroundings,
     read_unet,
 )
+from slam_jax.families.stable_diffusion_lora import with_loras
 from slam_jax.families.stable_diffusion_pipeline import StableDiffusionPipeline
 from slam_jax.formats import lora_file
 from slam_jax.formats.diffusers_folder import (
@@ -98,7 +99,7 @@ class StableDiffusion(Family):
             method = method_of_student(folder, pipeline)
         if "LatentConsistency" in read_model_index(folder)["_class_name"] and not record:
             note = "to an LCM whose guidance is an input, a student's gamma = 1 means none"
-        return Model(
+        model = Model(
             pipeline=pipeline,
             frozen=read_surroundings(folder, pipeline, options.dtype, "float32"),
             params=read_unet(folder, pipeline, options.dtype),
@@ -106,6 +107,7 @@ class StableDiffusion(Family):
             info=record,
             note=note,
         )
+        return with_loras(model, options.loras, options.allow_unused)
 
     def weights(self, precision: Precision) -> Frozen:
         dtypes = precision.text_encoder, precision.vae

@@ -58,7 +58,7 @@ class TrainedHere(Family):
 
     @classmethod
     def load(cls, name: str, options: LoadOptions) -> Model:
-        for option in ("revision", "variant", "height", "width"):
+        for option in ("revision", "variant", "height", "width", "loras"):
             if given := getattr(options, option):
                 raise InputError(f"{name}: a model of this family has no {option} {given!r}")
         folder, saved = Path(name), load_model(name)

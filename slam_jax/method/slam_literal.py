@@ -20,7 +20,7 @@ from slam_jax.method.sub_path import SubPathMethod
 class SlamLiteral(SubPathMethod):
     """Sub-path linear approximation by the authors' own choices."""
 
-    title: ClassVar[str] = Slam.title
+    title: ClassVar[str] = f"{Slam.title}, as published"
     name: str = option("slam_literal", "name of the method", one_of=("slam_literal",))
 
     @property

@@ -98,7 +98,7 @@ def scaled(adapters: Params, scale: float) -> Params:
     """Adapters that with alpha = r are what these are with alpha = scale r: U is multiplied."""
     leaves = flatten(adapters)
     return unflatten(
-        {path: leaf * scale if f".{UP}." in path else leaf for path, leaf in leaves.items()}
+        {path: leaf * scale if UP in path.split(".") else leaf for path, leaf in leaves.items()}
     )
 
 

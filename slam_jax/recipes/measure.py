@@ -20,7 +20,7 @@ from slam_jax.families.family import LoadOptions, Model
 from slam_jax.features.choose import open_networks
 from slam_jax.features.network import FeatureNetwork
 from slam_jax.models.functional import fingerprint
-from slam_jax.recipes.student import load
+from slam_jax.recipes.student import load, load_options
 
 
 def read_metrics(text: str) -> list[Metric]:
@@ -138,8 +138,7 @@ def task_of(arguments: argparse.Namespace) -> Task:
     Raises:
       InputError: something cannot be read, or does not fit the model.
     """
-    options = ("revision", "variant", "height", "width", "dtype")
-    model = load(arguments.model, LoadOptions(*(getattr(arguments, name) for name in options)))
+    model = load(arguments.model, load_options(arguments))
     asked = arguments.guidance
     if asked is None and not model.is_student:
         asked = arguments.guidance_of_preset

@@ -144,6 +144,17 @@ def as_model(student: SavedModel, config: Config, family: Family, dtype: str = "
     return Model(pipeline, frozen, student.params, config.method, student.info)
 
 
+def load_options(arguments: Any) -> LoadOptions:
+    """How a command line says that its model is loaded.
+
+    Args:
+      arguments: of argparse.
+    """
+    names = ("revision", "variant", "height", "width", "dtype", "allow_unused")
+    given = {name: getattr(arguments, name) for name in names}
+    return LoadOptions(**given, loras=tuple(arguments.lora))
+
+
 def load(path: str, options: LoadOptions | None = None) -> Model:
     """A student or a teacher with its weights.
 

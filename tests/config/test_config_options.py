@@ -74,7 +74,7 @@ def wrong_values(key):
     """Values that an option cannot have, by its type and its range."""
     default, facts = OPTIONS[key], field_of(key).metadata
     if isinstance(default, tuple):
-        item = str if key.rsplit(".")[-1] in ("prompts", "metrics", "weights") else int
+        item = type(default[0]) if default else str
         yield from (5, None, "ab", *((value,) for value in WRONG_ITEMS[item]))
     else:
         yield from WRONG[type(default)]

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import tiny_runs
 from helpers import interrupt_in_step
+from PIL import Image
 
 import slam_jax
 from slam_jax.base.errors import InputError
+from slam_jax.commands import sample
 from slam_jax.config.command_line import read_recipe
 from slam_jax.config.validate import freeze
 from slam_jax.formats.flax_folder import load_model
@@ -84,6 +86,14 @@ def test_the_recipe_sd_lora_leaves_a_whole_student_and_a_lora(teachers, tmp_path
     card = (run / "export" / "README.md").read_text()
     assert "load_lora_weights" in card and "LCMScheduler" in card
     assert slam_jax.load(run).method.conditioning == "snr"
+    common = ["--prompt", "a cat", "--steps", "2", "--out"]
+    sample.main(["--model", str(run), *common, str(tmp_path / "whole.png")])
+    both = ["--model", str(teachers["sd15"]), "--lora", str(run / "export")]
+    sample.main([*both, *common, str(tmp_path / "both.png")])
+    whole, both = (Image.open(tmp_path / f"{name}.png") for name in ("whole", "both"))
+    assert json.loads(both.text["parameters"])["lora"] == [str(run / "export")]
+    difference = np.abs(np.asarray(whole).astype(int) - np.asarray(both))
+    assert difference.max() <= 2 and np.asarray(whole).std() > 1  # float16 in the file
 
 
 @pytest.mark.parametrize(

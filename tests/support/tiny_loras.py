@@ -29,3 +29,30 @@ def make(folder, seed=0):
 
     info = {name: dataclasses.asdict(getattr(CONFIG, name)) for name in ("method", "student")}
     return saved_student(family, CONFIG, jax.tree.map(drawn, zeros), info), family
+
+
+# What trainers of style LoRAs change, in transformers and diffusers.
+IN_UNET = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "conv1", "proj_in"]
+IN_TEXTS = ["q_proj", "v_proj", "out_proj", "fc1"]
+
+
+def style(pipeline, rank=3, alpha=5.0, seed=1):
+    """A LoRA that peft made in a pipeline of diffusers: part -> its state dict, as peft names it;
+    and part -> its configuration. The pipeline is changed."""
+    import peft
+    import torch
+    from peft.utils import get_peft_model_state_dict
+
+    generator, states, configs = torch.Generator().manual_seed(seed), {}, {}
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        if (network := getattr(pipeline, part, None)) is None:
+            continue
+        targets = IN_UNET if part == "unet" else IN_TEXTS
+        configs[part] = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
+        network.add_adapter(configs[part])
+        for name, parameter in network.named_parameters():
+            if "lora_" in name:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.data = 0.5 * noise / parameter[0].numel() ** 0.5
+        states[part] = get_peft_model_state_dict(network)
+    return states, configs

@@ -1,0 +1,232 @@
+"""LoRA files in every layout: what is drawn with them is what stock diffusers draws.
+
+The files are made by peft, diffusers, or by hand where no library writes that layout any more.
+diffusers reads them all.
+"""
+
+import re
+
+import numpy as np
+import pytest
+import tiny_loras
+import tiny_students
+import torch
+from diffusers import (
+    DiffusionPipeline,
+    LCMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
+from diffusers.utils import convert_state_dict_to_kohya
+from safetensors.torch import save_file
+
+from slam_jax.base.errors import InputError
+from slam_jax.families.family import LoadOptions
+from slam_jax.formats.lora_file import FILE
+from slam_jax.formats.lora_names import stability_names
+from slam_jax.formats.safetensors import save_arrays
+from slam_jax.recipes.student import load
+from slam_jax.serving import stock_pipeline
+
+RANK, ALPHA = 3, 5.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def any_peft():
+    """transformers 5.24 asks for a peft that is not released; the one there is does."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        module = "transformers.integrations.peft.check_peft_version"
+        monkeypatch.setattr(module, lambda min_version: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def students(teachers, tmp_path_factory):
+    """Family -> an exported student."""
+    out = {}
+    for family in ("sd15", "sdxl"):
+        out[family] = tmp_path_factory.mktemp("students") / family
+        tiny_students.export(tiny_students.make(teachers[family], "snr"), out[family])
+    return out
+
+
+@pytest.fixture(scope="module")
+def styles(students):
+    """Family -> state dicts of a LoRA, by part; and its configurations."""
+    return {
+        family: tiny_loras.style(DiffusionPipeline.from_pretrained(folder), RANK, ALPHA)
+        for family, folder in students.items()
+    }
+
+
+def of_diffusers(states, configs, path):
+    """As its pipelines write it today: alpha in the header."""
+    about = {}
+    for part, config in configs.items():
+        facts = {**config.to_dict(), "target_modules": sorted(config.target_modules)}
+        about[f"{part}_lora_adapter_metadata"] = facts
+    layers = {"unet_lora_layers": states["unet"], **about}
+    layers |= {f"{part}_lora_layers": states[part] for part in states if part != "unet"}
+    pipeline = StableDiffusionXLPipeline if "text_encoder_2" in states else StableDiffusionPipeline
+    pipeline.save_lora_weights(path.parent, weight_name=path.name, **layers)
+
+
+def without_alpha(states, configs, path):
+    flat = {f"{part}.{key}": x for part, state in states.items() for key, x in state.items()}
+    save_file(flat, path)
+
+
+def of_kohya(states, configs, path):
+    """sd-scripts: alpha beside each pair; lora_te1 and lora_te2 where there are two."""
+    flat = {}
+    for part, state in states.items():
+        state = {key.removeprefix("text_model."): x for key, x in state.items()}
+        inside = "" if part == "unet" else "text_model."
+        flat |= convert_state_dict_to_kohya({f"{part}.{inside}{k}": x for k, x in state.items()})
+    if "text_encoder_2" not in states:
+        flat = {key.replace("lora_te1_", "lora_te_"): x for key, x in flat.items()}
+    save_file(
+        {k: torch.tensor(ALPHA) if k.endswith(".alpha") else x for k, x in flat.items()}, path
+    )
+
+
+def of_stability(states, configs, path):
+    """sd-scripts for SDXL: StabilityAI's names of the UNet's layers."""
+    layers = {key.rsplit(".lora_", 1)[0] for key in states["unet"]}
+    names = {path: name for name, path in stability_names(layers, 1).items()}
+    assert names.keys() == layers
+    flat = {}
+    for key, value in states["unet"].items():
+        layer, side = key.rsplit(".lora_", 1)
+        name = "lora_unet_" + names[layer].replace(".", "_")
+        flat[f"{name}.lora_{'down' if side[0] == 'A' else 'up'}.weight"] = value
+        flat[f"{name}.alpha"] = torch.tensor(ALPHA)
+    save_file(flat, path)
+
+
+def of_2023(states, configs, path):
+    """Attention alone, of the UNet, as diffusers' first training scripts wrote it."""
+    flat = {}
+    for key, value in states["unet"].items():
+        if match := re.fullmatch(r"(.*attn\d)\.(to_\w+?)(\.0)?\.lora_([AB])\.weight", key):
+            side = "down" if match[4] == "A" else "up"
+            flat[f"unet.{match[1]}.processor.{match[2]}_lora.{side}.weight"] = value
+    save_file(flat, path)
+
+
+LAYOUTS = [
+    ("sd15", of_diffusers),
+    ("sd15", without_alpha),
+    ("sd15", of_kohya),
+    ("sd15", of_2023),
+    ("sdxl", of_diffusers),
+    ("sdxl", of_kohya),
+    ("sdxl", of_stability),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "write"), LAYOUTS)
+def test_the_stock_pipeline_draws_our_pictures(students, styles, tmp_path, family, write):
+    path = tmp_path / "style.safetensors"
+    write(*styles[family], path)
+
+    def prepare(pipeline):
+        pipeline.load_lora_weights(tmp_path, weight_name=path.name, adapter_name="style")
+        pipeline.set_adapters(["style"], [0.7])
+
+    ours = load(str(students[family]), LoadOptions(loras=(f"{path}:0.7",)))
+    images = stock_pipeline.compare(
+        ours, students[family], stock_pipeline.PROMPTS, (2,), prepare=prepare
+    )
+    plain = stock_pipeline.compare(
+        load(str(students[family])), students[family], stock_pipeline.PROMPTS, (2,)
+    )
+    assert np.abs(images[2][0] - images[2][1]).max() * 127.5 <= 0.05
+    assert np.abs(images[2][0] - plain[2][0]).max() * 127.5 > 5  # it matters
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")  # of the second
+def test_few_steps_and_style_at_once(teachers, styles, tmp_path):
+    """A step-LoRA makes its teacher a student; a style comes on top, as in diffusers."""
+    out, path = tmp_path / "student", tmp_path / "style.safetensors"
+    made = tiny_loras.make(teachers["sd15"])
+    made[1].export(made[0], out)
+    of_kohya(*styles["sd15"], path)
+
+    def prepare(pipeline):
+        pipeline.load_lora_weights(out, weight_name=FILE, adapter_name="steps")
+        pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name="style")
+        pipeline.set_adapters(["steps", "style"], [1.0, 0.7])
+        pipeline.scheduler = LCMScheduler.from_pretrained(out / "scheduler")
+
+    ours = load(str(teachers["sd15"]), LoadOptions(loras=(str(out), f"{path}:0.7")))
+    assert ours.method == tiny_loras.CONFIG.method
+    prompts = stock_pipeline.PROMPTS
+    images = stock_pipeline.compare(ours, teachers["sd15"], prompts, (1, 2), prepare=prepare)
+    for mine, stock in images.values():
+        assert np.abs(mine - stock).max() * 127.5 <= 0.5
+    with pytest.raises(InputError, match="makes few steps of many, but the model is a student"):
+        load(str(out), LoadOptions(loras=(str(out),)))
+
+
+def changed(states, **changes):
+    """The UNet's arrays of a LoRA without alpha, some of them others."""
+    flat = {f"unet.{key}": value.numpy().copy() for key, value in states["unet"].items()}
+    return {key: array for key, array in {**flat, **changes}.items() if array is not None}
+
+
+DOWN = "unet.mid_block.resnets.0.conv1.lora_A.weight"
+REFUSALS = {
+    "another base": (
+        {"unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight": (3, 768)},
+        r"attn2\.to_k\.lora_A\.weight has shape \(3, 768\), this model's is \(3, 32\); it looks "
+        r"like a LoRA for SD 1\.x$",
+    ),
+    "half a pair": ({DOWN: None}, r"mid_block\.resnets\.0\.conv1 has no lora_down; get the file"),
+    "unknown layer": (
+        {"unet.more.lora_A.weight": (3, 4)},
+        r": 1 keys are of no layer of this model: unet\.more\.lora_A\.weight; --allow-unused",
+    ),
+    "LoHa": ({"lora_unet_mid_block.hada_w1_a": (3, 4)}, "a LoHa, which is not supported"),
+    "DoRA": ({"lora_unet_mid_block.dora_scale": (3, 4)}, "a DoRA, which is not supported"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_is_no_lora_for_this_model_is_refused(students, styles, tmp_path, name):
+    changes, expected = REFUSALS[name]
+    arrays = {
+        key: None if shape is None else np.zeros(shape, np.float32)
+        for key, shape in changes.items()
+    }
+    path = tmp_path / "style.safetensors"
+    save_arrays(path, changed(styles["sd15"][0], **arrays))
+    with pytest.raises(InputError, match=expected) as error:
+        load(str(students["sd15"]), LoadOptions(loras=(str(path),)))
+    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+    if name == "unknown layer":
+        load(str(students["sd15"]), LoadOptions(loras=(str(path),), allow_unused=True))
+
+
+def test_numbers_that_are_not_finite_are_refused(students, styles, tmp_path):
+    arrays, path = changed(styles["sd15"][0]), tmp_path / "style.safetensors"
+    arrays[DOWN][0, 0] = np.nan
+    save_arrays(path, arrays)
+    with pytest.raises(InputError, match=r"conv1\.lora_A\.weight has an infinity or a NaN"):
+        load(str(students["sd15"]), LoadOptions(loras=(str(path),)))
+
+
+@pytest.mark.parametrize(
+    ("spelled", "expected"),
+    [
+        ("no/such/file.safetensors", "^--lora no/such/file.safetensors: no such file; a file, "),
+        ("style.safetensors:much", "^--lora style.safetensors:much: 'much' is no weight; file:0.7"),
+        (".", r"^--lora \.: expected one \.safetensors in it, found none"),
+    ],
+)
+def test_a_file_that_is_not_there(students, tmp_path, monkeypatch, spelled, expected):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=expected):
+        load(str(students["sd15"]), LoadOptions(loras=(spelled,)))
