@@ -89,33 +89,41 @@ class Measure:
         save(grid(rows, scale=64 // teacher.shape[1]), path)
 
     def teacher(self, workdir: Path, config: Config) -> list[dict]:
-        """A row for each number of steps."""
+        """A row for each number of steps, and one of most steps from other noise: what a student
+        whose sampler draws noise of its own could reach."""
         rows, most = [], self._pictures(workdir, config, TEACHER_STEPS[0])
-        for steps in TEACHER_STEPS:
-            drawn = self._pictures(workdir, config, steps)
+        for steps, seed in (
+            *((steps, SEED) for steps in TEACHER_STEPS),
+            (TEACHER_STEPS[0], SEED + 1),
+        ):
+            drawn = self._pictures(workdir, config, steps, seed)
             sets = {prompts.name: prompts for prompts in self._task.sets}
             found = {n: self._task.measure(x, drawn[n], most[n]) for n, x in sets.items()}
-            rows.append({"steps": steps, **found})
+            rows.append({"steps": steps, "other_noise": seed != SEED, **found})
         return rows
 
-    def _pictures(self, workdir: Path, config: Config, steps: int) -> dict[str, Images]:
+    def _pictures(
+        self, workdir: Path, config: Config, steps: int, seed: int = SEED
+    ) -> dict[str, Images]:
         """The teacher's, of each set; drawn once."""
-        if steps == TEACHER_STEPS[0] and self._teacher:
+        usual = steps == TEACHER_STEPS[0] and seed == SEED
+        if usual and self._teacher:
             return self._teacher
-        path, record = (self._runs / f"teacher_{steps}{end}" for end in (".safetensors", ".json"))
+        name = f"teacher_{steps}" + ("" if seed == SEED else "_other_noise")
+        path, record = (self._runs / f"{name}{end}" for end in (".safetensors", ".json"))
         if not path.exists() or read_json(record, "remove it") != self.protocol:
             family = find_teacher(workdir, config)
             frozen = family.weights(config.precision)
             weights = jax.device_put((frozen, frozen[DENOISER]))
             sampler = teacher_sampler(family.pipeline, self._w)
             drawn = {
-                prompts.name: draw(sampler, family.pipeline, weights, prompts.texts, steps)
+                prompts.name: draw(sampler, family.pipeline, weights, prompts.texts, steps, seed)
                 for prompts in self._task.sets
             }
             save_arrays(path, drawn)
             write_json(record, self.protocol)
         found = load_arrays(path)
-        if steps == TEACHER_STEPS[0]:
+        if usual:
             self._teacher = found
         return found
 
@@ -138,14 +146,19 @@ def between(method: SubPathMethod) -> SubPathMethod:
 
 
 def draw(
-    sampler: Sampler, pipeline: Pipeline, weights: Any, texts: Sequence[str], steps: int
+    sampler: Sampler,
+    pipeline: Pipeline,
+    weights: Any,
+    texts: Sequence[str],
+    steps: int,
+    seed: int = SEED,
 ) -> Images:
-    """A picture for each prompt; picture i has the noise of (SEED, i)."""
+    """A picture for each prompt; picture i has the noise of (seed, i)."""
     frozen, params = weights
     size, drawn = min(BATCH, len(texts)), []
     with tqdm(desc=f"{steps} steps", total=len(texts), unit="picture", leave=False) as bar:
         for first, count, batch in batches_of(pipeline.prompts(texts), size):
-            images = sampler(frozen, params, batch, (SEED, first), steps=steps)
+            images = sampler(frozen, params, batch, (seed, first), steps=steps)
             drawn.append(np.asarray(images)[:count])
             bar.update(count)
     return np.concatenate(drawn)

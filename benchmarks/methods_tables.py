@@ -145,7 +145,11 @@ def whole_table(results: Results) -> str:
     """All numbers at the end of training."""
     head = ["model", "steps", *(title(column, results) for column in results.best)]
     rows = [
-        ["teacher", str(row["steps"]), *(three(column.of(row)) for column in results.best)]
+        [
+            "teacher, other noise" if row.get("other_noise") else "teacher",
+            str(row["steps"]),
+            *(three(column.of(row)) for column in results.best),
+        ]
         for row in results.report["teacher"]
     ]
     return markdown(head, [*rows, *of_students(results, results.best)])
@@ -204,6 +208,11 @@ def text_of(results: Results, between: Results) -> Iterator[str]:
         f"seeds of training, {results.seeds[0]} to {results.seeds[-1]}.\n"
     )
     yield whole_table(results)
+    if real := report["protocol"].get("retrieval_of_real_pictures"):
+        yield (
+            f"Of real pictures the judge finds {real['train']:.3f} of the captions that it was "
+            f"trained on, and {real['held_out']:.3f} of the others, among 100.\n"
+        )
     if LCM in results.students:
         yield f"After the same passes, against {LCM} with the same seed (negative: nearer):\n"
         yield against(results, results.distances, results.last)
