@@ -4,8 +4,11 @@ The files are made by peft, diffusers, or by hand where no library writes that l
 diffusers reads them all.
 """
 
+import json
 import re
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny_loras
@@ -19,12 +22,15 @@ from diffusers import (
 )
 from diffusers.utils import convert_state_dict_to_kohya
 from safetensors.torch import save_file
+from torch_unets import SD15, SD21, SDXL
 
 from slam_jax.base.errors import InputError
 from slam_jax.families.family import LoadOptions
-from slam_jax.formats.lora_file import FILE
+from slam_jax.formats.lora_file import FILE, kohya_arrays
 from slam_jax.formats.lora_names import stability_names
 from slam_jax.formats.safetensors import save_arrays
+from slam_jax.models import functional, lora
+from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
 from slam_jax.recipes.student import load
 from slam_jax.serving import stock_pipeline
 
@@ -144,6 +150,22 @@ def test_the_stock_pipeline_draws_our_pictures(students, styles, tmp_path, famil
     )
     assert np.abs(images[2][0] - images[2][1]).max() * 127.5 <= 0.05
     assert np.abs(images[2][0] - plain[2][0]).max() * 127.5 > 5  # it matters
+
+
+@pytest.mark.parametrize(("base", "config"), [("sd15", SD15), ("sd15", SD21), ("sdxl", SDXL)])
+def test_comfyui_finds_a_layer_for_every_key(base, config):
+    """What its `unet_to_diffusers` (comfy/utils.py, commit 09708ee) maps for the published UNets:
+    it reads "lora_unet_" and either name with underscores."""
+    golden = json.loads((Path(__file__).parent / "golden/comfyui_layers.json").read_text())[base]
+    shapes = functional.abstract_params(UNet2DConditionModel, UNetConfig(**config))
+    ours = {layer for layer, _ in lora.layers_of(shapes, lora.TARGETS)}
+    assert ours < golden.keys() and len(ours) > 250
+    known = {f"lora_unet_{layer.replace('.', '_')}" for layer in golden}
+    ones = jax.tree.map(lambda leaf: np.zeros(leaf.shape), lora.abstract_adapters(shapes, 1))
+    assert {key.split(".")[0] for key in kohya_arrays(ones)} < known
+    layers = {path.removesuffix(".kernel") for path in functional.flatten(shapes)}
+    names = {layer: name for name, layer in stability_names(layers & golden.keys(), 2).items()}
+    assert names == {layer: golden[layer] for layer in names} and names.keys() > ours
 
 
 @pytest.mark.slow
