@@ -4,7 +4,7 @@
 
 The method is that of configs/sd_slam.py. Of the student only a LoRA is trained, with the rank, the
 layers and the learning rate of the published LCM-LoRA (arXiv 2311.05556): 67 million weights with
-an optimiser and an average in the place of 860. Teacher, student and target share the teacher's.
+an optimiser and an average in the place of 860.
 The export is the whole student, and beside it pytorch_lora_weights.safetensors, 135 MB.
 
 No Stable Diffusion of real size has been distilled with it yet. `--config sd_lora:tiny` is the same
@@ -20,7 +20,7 @@ def get_config(size="full"):
     config.name = config.name.replace("sd_slam", "sd_lora")
     config.student.kind = "lora"
     if size == "tiny":
-        config.student.update(rank=4, alpha=4.0)
+        config.student.rank = 4
     else:
         config.training.optimizer.learning_rate = 1e-4
     return config

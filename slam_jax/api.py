@@ -40,6 +40,7 @@ def load(
     width: int | None = None,
     dtype: str = "float32",
     loras: Sequence[str] = (),
+    allow_unused: bool = False,
 ) -> Model:
     """A student or a teacher with its weights.
 
@@ -51,12 +52,13 @@ def load(
       dtype: of the denoiser's and the text encoders' weights; the VAE's are float32.
       loras: merged into the weights; each a file, a folder or a repository of the hub, and perhaps
         ":weight".
+      allow_unused: whether keys in their files that are of no layer are passed over.
 
     Raises:
       InputError: it cannot be found or read; names the file.
     """
     runtime.configure()
-    options = LoadOptions(revision, variant, height, width, dtype, tuple(loras))
+    options = LoadOptions(revision, variant, height, width, dtype, tuple(loras), allow_unused)
     return students.load(str(path), options)
 
 

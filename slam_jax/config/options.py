@@ -158,7 +158,7 @@ class StudentOptions(Options):
     kind: str = option("full", '"full": all weights; "lora": a low-rank change', one_of=STUDENTS)
     # What follows is of a LoRA. The defaults are those of the published LCM-LoRA.
     rank: int = option(64, "r, the rank of the change of each layer", at_least=1)
-    alpha: float = option(64.0, "the change is multiplied by alpha / r", above=0)
+    alpha: float = option(0.0, "the change is multiplied by alpha / r; 0: alpha = r", at_least=0)
     targets: tuple[str, ...] = option(
         lora.TARGETS, "ends of the paths of the layers that are changed, such as to_q"
     )
@@ -166,7 +166,7 @@ class StudentOptions(Options):
     @property
     def scale(self) -> float:
         """alpha / r."""
-        return self.alpha / self.rank
+        return self.alpha / self.rank if self.alpha else 1.0
 
 
 @dataclass(frozen=True)
@@ -257,9 +257,11 @@ class Config(Options):
         named = self.name.isidentifier()
         check(named, "name", self.name, "letters, digits and underscores")
         if self.student.kind == "lora":
-            kind = "snr, or a method that tells no gamma: a LoRA has no place for another input"
-            shown = getattr(self.method, "conditioning", self.method.name)
-            check(not self.method.tells_gamma, "method.conditioning", shown, kind)
+            has_choice = hasattr(self.method, "conditioning")
+            key, other = ("conditioning", "snr") if has_choice else ("name", "slam, lcm or pcm")
+            expected = f"{other}: a LoRA has no place for another input of the network"
+            shown = getattr(self.method, key)
+            check(not self.method.tells_gamma, f"method.{key}", shown, expected)
 
 
 def default_config() -> ConfigDict:

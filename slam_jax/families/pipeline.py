@@ -145,17 +145,21 @@ def student_config(pipeline: Pipeline, method: Method) -> Any:
 
 
 def student_params(
-    pipeline: Pipeline, method: Method, teacher: Params, options: StudentOptions = StudentOptions()
+    pipeline: Pipeline,
+    method: Method,
+    teacher: Params,
+    options: StudentOptions = StudentOptions(),
+    seed: int = 0,
 ) -> Params:
     """What is trained of a student, at step 0, where it computes what its teacher does: all its
-    weights, which are the very same arrays, or a LoRA.
+    weights, which are the very same arrays, or a LoRA that is drawn with a seed.
 
     Raises:
       InputError: the LoRA does not fit the network; names the option.
     """
     if options.kind == "lora":
         with options_of("config.student"):
-            return lora.init(teacher, options.rank, options.targets)
+            return lora.init(teacher, options.rank, options.targets, seed)
     return pipeline.gamma_params(teacher) if method.tells_gamma else teacher
 
 
@@ -164,7 +168,8 @@ def student_weights(options: StudentOptions, teacher: Params, trained: Params) -
 
     Args:
       options: what of it is trained.
-      teacher: the weights of its teacher.
+      teacher: the weights of its teacher; those that a LoRA changes in float32, as a change that is
+        smaller than the spacing of bfloat16 would be lost.
       trained: the part that is trained.
     """
     if options.kind == "lora":

@@ -95,19 +95,21 @@ class StableDiffusion(Family):
         folder = resolve(name, options.revision, options.variant)
         pipeline = read_pipeline(folder, options.height, options.width)
         method, record, note = None, read_record(folder), ""
+        # A LoRA is added in float32: bfloat16 would lose its smaller changes.
+        dtype = "float32" if options.loras else options.dtype
         if is_student(folder, pipeline):
             method = method_of_student(folder, pipeline)
         if "LatentConsistency" in read_model_index(folder)["_class_name"] and not record:
             note = "to an LCM whose guidance is an input, a student's gamma = 1 means none"
         model = Model(
             pipeline=pipeline,
-            frozen=read_surroundings(folder, pipeline, options.dtype, "float32"),
-            params=read_unet(folder, pipeline, options.dtype),
+            frozen=read_surroundings(folder, pipeline, dtype, "float32"),
+            params=read_unet(folder, pipeline, dtype),
             method=method,
             info=record,
             note=note,
         )
-        return with_loras(model, options.loras, options.allow_unused)
+        return with_loras(model, options) if options.loras else model
 
     def weights(self, precision: Precision) -> Frozen:
         dtypes = precision.text_encoder, precision.vae

@@ -1,13 +1,14 @@
 """LoRAs on a Stable Diffusion that was loaded: style, or the few steps of a student, or both."""
 
 import dataclasses
-from collections.abc import Sequence
+import math
+import sys
 from pathlib import Path
 
 from slam_jax.base.errors import InputError
 from slam_jax.base.json_file import read_json
 from slam_jax.config.validate import method_of
-from slam_jax.families.family import Model
+from slam_jax.families.family import LoadOptions, Model
 from slam_jax.families.pipeline import DENOISER
 from slam_jax.families.stable_diffusion_folder import RECORD_FILE
 from slam_jax.formats import hub
@@ -15,40 +16,42 @@ from slam_jax.formats.lora_file import FILE
 from slam_jax.formats.lora_read import PEFT_FILE, read_lora
 from slam_jax.method.method import Method
 from slam_jax.models import lora
+from slam_jax.models.functional import cast
+
+SUFFIX = ".safetensors"
 
 
-def with_loras(model: Model, loras: Sequence[str], allow_unused: bool = False) -> Model:
+def with_loras(model: Model, options: LoadOptions) -> Model:
     """The model with LoRAs merged into its weights, one after the other.
 
     A file beside a slam.json, as an export is, makes a teacher a student of that method.
 
     Args:
-      model: a teacher or a student.
-      loras: each a file, a folder or a repository of the hub, and perhaps ":weight".
-      allow_unused: whether keys that are of no layer are passed over.
+      model: a teacher or a student, in float32.
+      options: which LoRAs; and what dtype the weights get, but for the VAE's.
 
     Raises:
       InputError: a LoRA cannot be found or read, or is for another base; or a second one would make
         a student of few steps of what is one.
     """
-    weights = {DENOISER: model.params, **model.frozen}
-    parts = {name: params for name, params in weights.items() if name != "vae"}
+    parts = {DENOISER: model.params, **{n: p for n, p in model.frozen.items() if n != "vae"}}
     method = model.method
-    for spelled in loras:
+    for spelled in options.loras:
         path, factor = locate(spelled)
         found = read_lora(path, parts, model.pipeline.network.layers_per_block)
-        if found.unused and not allow_unused:
+        if found.unused:
             some = ", ".join(found.unused[:3])
-            raise InputError(
-                f"{path}: {len(found.unused)} keys are of no layer of this model: {some}; "
-                "--allow-unused passes them over"
-            )
+            count = f"{path}: {len(found.unused)} keys are of no layer of this model: {some}"
+            if not options.allow_unused:
+                raise InputError(f"{count}; --allow-unused passes them over")
+            print(f"note: {count}; passed over", file=sys.stderr)
         own = method_beside(path)
         if own is not None and method is not None:
             raise InputError(f"{path}: makes few steps of many, but the model is a student already")
         method = method or own
         for part, adapters in found.adapters.items():
             parts[part] = lora.merged(parts[part], adapters, factor)
+    parts = {name: cast(params, options.dtype) for name, params in parts.items()}
     params, frozen = parts.pop(DENOISER), {**model.frozen, **parts}
     return dataclasses.replace(model, params=params, frozen=frozen, method=method)
 
@@ -76,16 +79,20 @@ def locate(spelled: str) -> tuple[Path, float]:
             name, factor = before, float(after)
         except ValueError as error:
             raise InputError(f"--lora {spelled}: {after!r} is no weight; file:0.7") from error
+        if not math.isfinite(factor):
+            raise InputError(f"--lora {spelled}: {after!r} is no weight; file:0.7")
     path = Path(name).expanduser()
     if not path.exists():
-        if path.suffix or name.count("/") != 1:
+        if path.suffix == SUFFIX or name.count("/") != 1:
             raise InputError(f"--lora {name}: no such file; a file, a folder or owner/name")
-        path = hub.fetch(name, "", ["*.safetensors", "adapter_config.json", RECORD_FILE])
+        path = hub.fetch(name, "", [f"*{SUFFIX}", "adapter_config.json", RECORD_FILE])
+    if (path / "export").is_dir():  # of a run
+        path = path / "export"
     if path.is_dir():
-        files = sorted(path.glob("*.safetensors"))
+        files = sorted(path.glob(f"*{SUFFIX}"))
         known = [file for file in files if file.name in (FILE, PEFT_FILE)] or files
         if len(known) != 1:
             there = ", ".join(file.name for file in known) or "none"
-            raise InputError(f"--lora {name}: expected one .safetensors in it, found {there}")
+            raise InputError(f"--lora {name}: expected one {SUFFIX} in it, found {there}")
         path = known[0]
     return path, factor

@@ -58,9 +58,11 @@ class TrainedHere(Family):
 
     @classmethod
     def load(cls, name: str, options: LoadOptions) -> Model:
-        for option in ("revision", "variant", "height", "width", "loras"):
+        for option in ("revision", "variant", "height", "width"):
             if given := getattr(options, option):
                 raise InputError(f"{name}: a model of this family has no {option} {given!r}")
+        if options.loras:
+            raise InputError(f"--lora {options.loras[0]}: {name} is of a family without LoRA files")
         folder, saved = Path(name), load_model(name)
         path = folder / CONFIG_FILE
         try:

@@ -90,8 +90,13 @@ pipeline.scheduler = {scheduler}.from_pretrained("path/to/this/folder", subfolde
 image = pipeline("a lighthouse by the sea", num_inference_steps={steps}, guidance_scale=1).images[0]
 ```
 
-ComfyUI loads the file as any LoRA, at strength 1; draw with sampler `lcm` and CFG 1.
+ComfyUI loads the file as any LoRA, at strength 1{comfyui}.
 """
+# How ComfyUI draws as a scheduler of diffusers does.
+COMFYUI = {
+    "LCMScheduler": "; draw with sampler `lcm` and CFG 1",
+    "TCDScheduler": ", but has no sampler that draws as TCDScheduler does without noise",
+}
 
 
 def model_index(teacher: dict[str, Any], scheduler: str) -> dict[str, Any]:
@@ -135,18 +140,10 @@ def write_card(
         other_scales=OTHER_SCALES[unet.time_cond_proj_dim is not None],
     )
     if lora_rank:
-        card = (
-            card.rstrip()
-            + "\n"
-            + LORA_CARD.format(
-                file=lora_file.FILE,
-                rank=lora_rank,
-                teacher=teacher,
-                pipeline=pipeline,
-                scheduler=method.diffusers_scheduler()["_class_name"],
-                steps=method.usual_steps,
-            )
-        )
+        scheduler = method.diffusers_scheduler()["_class_name"]
+        facts = dict(teacher=teacher, pipeline=pipeline, steps=method.usual_steps)
+        facts |= dict(file=lora_file.FILE, rank=lora_rank, scheduler=scheduler)
+        card = card.rstrip() + "\n" + LORA_CARD.format(comfyui=COMFYUI.get(scheduler, ""), **facts)
     write_whole(path, card.rstrip())
 
 

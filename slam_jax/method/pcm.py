@@ -13,8 +13,8 @@ without noise.
 The authors' edges are t_{floor(i M / K) - 1}, which is (1) where K divides M. Where it does not, as
 for K = 4 and M = 50, no sampler of theirs starts a step where a phase starts (their issue 14); (1)
 has the edges where diffusers' TCDScheduler, and ours, takes K steps. The authors draw w from an
-interval, the student is not told it, and train a LoRA; here w is one number, as for the other
-methods, and all weights are trained. Their optional second loss, a discriminator on noised
+interval, the student is not told it, and train a LoRA (here that is `config.student.kind`); here w
+is one number, as for the other methods. Their optional second loss, a discriminator on noised
 latents, is not here.
 """
 

@@ -77,9 +77,7 @@ def abstract_adapters(params: Params, rank: int, targets: Sequence[str] = TARGET
     return unflatten(found)
 
 
-def init(
-    params: Params, rank: int, targets: Sequence[str] = TARGETS, seed: Sequence[int] = (0,)
-) -> Params:
+def init(params: Params, rank: int, targets: Sequence[str] = TARGETS, seed: int = 0) -> Params:
     """Adapters that change nothing yet: D uniform within 1 / sqrt(fan in), as peft draws it, and U
     zero. float32, the same on every host for the same seed."""
     rng = np.random.default_rng(seed)

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from slam_jax.config.options import Config, StudentOptions
+from slam_jax.base.errors import options_of
+from slam_jax.config.options import Config, Precision, StudentOptions
 from slam_jax.data.batches import Batches, Source
 from slam_jax.families.pipeline import (
     DENOISER,
@@ -23,6 +24,8 @@ from slam_jax.families.pipeline import (
     teacher_network,
 )
 from slam_jax.method.method import Examples, Method, Networks
+from slam_jax.models import lora
+from slam_jax.models.functional import cast
 from slam_jax.parallel.keys import ENCODE, keys_of
 from slam_jax.parallel.runtime import versions
 from slam_jax.parallel.sharding import to_host
@@ -44,6 +47,7 @@ def distillation_loss(
     method: Method,
     remat: str = "none",
     options: StudentOptions = StudentOptions(),
+    precision: Precision = Precision(),
 ) -> Loss:
     """The method's loss of each example of a batch, and its metrics.
 
@@ -52,6 +56,8 @@ def distillation_loss(
       method: what the loss is.
       remat: what the student's gradient computes again, a name in `models.remat`.
       options: what of the student is trained.
+      precision: of a LoRA, which comes with float32 weights of the teacher; otherwise weights come
+        in the dtypes that they compute in.
     """
     network, teacher = student_config(pipeline, method), teacher_network(pipeline)
     student, target = (student_network(pipeline, network, r) for r in (remat, "none"))
@@ -59,12 +65,26 @@ def distillation_loss(
     def loss(params: Params, ema: Params, frozen: Frozen, batch: Batch, index, key):
         latents = pipeline.latents(frozen, batch, jax.random.fold_in(key, ENCODE), index)
         contexts = pipeline.contexts(frozen, batch, method.w)
-        weights = partial(student_weights, options, frozen[DENOISER])
-        bound = lambda params: student(weights(params)), lambda params: target(weights(params))
-        networks = Networks(*bound, teacher(frozen[DENOISER]), pipeline.schedule)
+        weights = frozen[DENOISER]
+        if options.kind == "full":
+            networks = Networks(student, target, teacher(weights), pipeline.schedule)
+        else:
+            whole = partial(student_weights, options, weights)
+            networks = Networks(
+                lambda params: student(cast(whole(params), precision.student)),
+                lambda params: target(cast(whole(params), precision.target)),
+                teacher(cast(weights, precision.teacher)),
+                pipeline.schedule,
+            )
         return method.loss(params, ema, networks, Examples(latents, *contexts, index), key)
 
     return loss
+
+
+def loss_of_run(config: Config, pipeline: Pipeline) -> Loss:
+    """The loss of a run."""
+    options = config.training.remat, config.student, config.precision
+    return distillation_loss(pipeline, config.method, *options)
 
 
 def trained_shapes(pipeline: Pipeline, config: Config) -> Params:
@@ -73,16 +93,31 @@ def trained_shapes(pipeline: Pipeline, config: Config) -> Params:
     Raises:
       InputError: a LoRA that does not fit the network; names the option.
     """
-    return jax.eval_shape(
-        lambda teacher: trained_params(pipeline, config, teacher),
-        pipeline.abstract_params(pipeline.network),
-    )
+    teacher, options = pipeline.abstract_params(pipeline.network), config.student
+    if options.kind == "lora":
+        with options_of("config.student"):
+            adapters = lora.abstract_adapters(teacher, options.rank, options.targets)
+        return jax.eval_shape(config.method.init, adapters)
+    return jax.eval_shape(partial(trained_params, pipeline, config), teacher)
 
 
 def trained_params(pipeline: Pipeline, config: Config, teacher: Params) -> Params:
     """All trained weights before the first step, from the teacher's."""
     method = config.method
-    return method.init(student_params(pipeline, method, teacher, config.student))
+    own = student_params(pipeline, method, teacher, config.student, config.seed)
+    return method.init(own)
+
+
+def trained_dtypes(config: Config) -> tuple[str, str]:
+    """In which the loss gets the trained weights and their average; a LoRA is cast later."""
+    if config.student.kind == "lora":
+        return "float32", "float32"
+    return config.precision.student, config.precision.target
+
+
+def teacher_dtype(config: Config) -> str:
+    """In which the teacher's weights are kept; a LoRA is added to them in float32."""
+    return "float32" if config.student.kind == "lora" else config.precision.teacher
 
 
 def student_step(config: Config, pipeline: Pipeline, mesh: Mesh) -> tuple[Step, Init]:
@@ -93,15 +128,15 @@ def student_step(config: Config, pipeline: Pipeline, mesh: Mesh) -> tuple[Step, 
       pipeline: the teacher and what surrounds it.
       mesh: devices.
     """
-    training, precision = config.training, config.precision
+    training = config.training
     tx = config.method.optimizer(make_optimizer(training.optimizer, training.steps))
     step = make_train_step(
-        distillation_loss(pipeline, config.method, training.remat, config.student),
+        loss_of_run(config, pipeline),
         tx,
         training,
         keys_of(config.seed).student,
         mesh,
-        (precision.student, precision.target),
+        trained_dtypes(config),
     )
     return step, partial(init_state, tx=tx, mesh=mesh)
 

@@ -71,6 +71,11 @@ def read_teacher(arguments: argparse.Namespace, model: Model) -> tuple[Model, fl
     """
     if (path := teacher_path(arguments, model)) is None:
         raise InputError("--teacher: a metric compares with it; say where it is")
+    if arguments.lora:
+        raise InputError(
+            "--lora: would change the student and not the teacher that a metric compares with; "
+            "choose --metrics that compare with no teacher"
+        )
     size = model.pipeline.image_size or (None, None)
     teacher = load(path, LoadOptions("", "", *size, arguments.dtype))
     if teacher.method is not None:
@@ -148,6 +153,8 @@ def task_of(arguments: argparse.Namespace) -> Task:
     for steps in arguments.steps:
         make_sampler(model, Settings(steps, guidance))
     record: dict[str, Any] = {"model": identity(model)}
+    if arguments.lora:
+        record["loras"] = arguments.lora
     paths = {"model": arguments.model}
     teacher, teacher_guidance = None, 1.0
     if any(metric.compares_with == "teacher" for metric in metrics):

@@ -33,7 +33,13 @@ from slam_jax.parallel.sharding import (
     shardings_of,
     specs_of,
 )
-from slam_jax.recipes.distil import distillation_loss, student_step, trained_shapes
+from slam_jax.recipes.distil import (
+    loss_of_run,
+    student_step,
+    teacher_dtype,
+    trained_dtypes,
+    trained_shapes,
+)
 from slam_jax.training.step import TrainState, check_batch_size
 
 PREPARED = "latents that slam-jax prepare makes"  # for a config that leaves the data to the user
@@ -69,7 +75,7 @@ class Need:
 
 def networks_of(config: Config, pipeline: Pipeline) -> tuple[Params, Frozen]:
     """Shapes of all trained weights and of the frozen networks'."""
-    teacher = _cast(pipeline.abstract_params(pipeline.network), config.precision.teacher)
+    teacher = _cast(pipeline.abstract_params(pipeline.network), teacher_dtype(config))
     around = pipeline.shapes_around(config.precision)
     return trained_shapes(pipeline, config), {DENOISER: teacher, **around}
 
@@ -111,7 +117,7 @@ def parts_of(config: Config, family: Family) -> dict[str, tuple[int, int]]:
     state: TrainState = jax.eval_shape(init, params)
     batch = batch_of(config, family, config.training.batch_size)
     total = sum(map(_size, batch.values()))
-    names = {DENOISER: f"teacher ({config.precision.teacher})"}
+    names = {DENOISER: f"teacher ({teacher_dtype(config)})"}
     return {
         **{names.get(name, name): bytes_of(tree, mesh) for name, tree in frozen.items()},
         "student": bytes_of(state.params, mesh),
@@ -179,8 +185,8 @@ def counted_bytes(config: Config, family: Family) -> int:
     """Bytes on a device of what the gradient keeps of the forward pass, and of weights that are
     gathered or cast for a step."""
     params, frozen = networks_of(config, family.pipeline)
-    precision, rows = config.precision, rows_of(config)
-    loss = distillation_loss(family.pipeline, config.method, config.training.remat, config.student)
+    dtypes, rows = trained_dtypes(config), rows_of(config)
+    loss = loss_of_run(config, family.pipeline)
 
     def pullback(params, ema, frozen, batch, key):
         def total(params):
@@ -188,7 +194,7 @@ def counted_bytes(config: Config, family: Family) -> int:
 
         return jax.vjp(total, params)[1]
 
-    student, target = _cast(params, precision.student), _cast(params, precision.target)
+    student, target = _cast(params, dtypes[0]), _cast(params, dtypes[1])
     batch = batch_of(config, family, rows)
     arguments = (student, target, frozen, batch, jax.eval_shape(lambda: jax.random.key(0)))
     jaxpr = jax.make_jaxpr(pullback)(*arguments).jaxpr

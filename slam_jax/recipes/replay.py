@@ -19,7 +19,7 @@ from slam_jax.families.pipeline import DENOISER, Frozen, Params, Pipeline
 from slam_jax.formats.safetensors import load_arrays
 from slam_jax.models.functional import cast, flatten
 from slam_jax.parallel.keys import keys_of
-from slam_jax.recipes.distil import distillation_loss, trained_shapes
+from slam_jax.recipes.distil import loss_of_run, teacher_dtype, trained_dtypes, trained_shapes
 from slam_jax.recipes.student import find_teacher, read_run
 from slam_jax.training.checkpoint_files import read_part, steps_in
 from slam_jax.training.loop import REPLAY
@@ -127,7 +127,7 @@ def read_networks(
         read_part(workdir / "checkpoints", checkpoint, part, like) for part in ("params", "ema")
     )
     frozen = family.weights(config.precision)
-    frozen[DENOISER] = cast(frozen[DENOISER], config.precision.teacher)
+    frozen[DENOISER] = cast(frozen[DENOISER], teacher_dtype(config))
     return family.pipeline, params, ema, frozen
 
 
@@ -137,13 +137,13 @@ Look = Callable[..., tuple[Any, ...]]
 
 def make_look(config: Config, pipeline: Pipeline) -> Look:
     """Jitted: loss and gradient of one example, and what was drawn for it."""
-    loss = distillation_loss(pipeline, config.method, config.training.remat, config.student)
-    precision = config.precision
+    loss = loss_of_run(config, pipeline)
+    student, target = trained_dtypes(config)
 
     def look(params, ema, frozen, batch, index, key):
         def loss_of(params):
-            params, target = cast(params, precision.student), cast(ema, precision.target)
-            return loss(params, target, frozen, batch, index, key)[0][0]
+            weights, average = cast(params, student), cast(ema, target)
+            return loss(weights, average, frozen, batch, index, key)[0][0]
 
         value, gradient = jax.value_and_grad(loss_of)(params)
         arrays = flatten(gradient)

@@ -31,7 +31,14 @@ from slam_jax.models.functional import cast
 from slam_jax.parallel import runtime
 from slam_jax.parallel.processes import as_first, compare, is_main
 from slam_jax.parallel.sharding import make_mesh, shard, shardings_of
-from slam_jax.recipes.distil import Distillation, distil, info_of, trained_params, trained_shapes
+from slam_jax.recipes.distil import (
+    Distillation,
+    distil,
+    info_of,
+    teacher_dtype,
+    trained_params,
+    trained_shapes,
+)
 from slam_jax.recipes.open_teacher import (
     TEACHER_FILE,
     check_same_teacher,
@@ -187,7 +194,7 @@ def _run(run: Run, source: Source) -> tuple[list[dict[str, Any]], dict[str, Any]
         write_json(run.workdir / TEACHER_FILE, identity)
     weights = family.weights(config.precision)
     params = trained_params(pipeline, config, weights[DENOISER])
-    weights[DENOISER] = cast(weights[DENOISER], config.precision.teacher)
+    weights[DENOISER] = cast(weights[DENOISER], teacher_dtype(config))
     frozen = shard(weights, mesh)
     del weights
     network = student_config(pipeline, method)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import peft
 import pytest
 import tiny_loras
 import tiny_students
@@ -26,6 +27,7 @@ from torch_unets import SD15, SD21, SDXL
 
 from slam_jax.base.errors import InputError
 from slam_jax.families.family import LoadOptions
+from slam_jax.formats import convert
 from slam_jax.formats.lora_file import FILE, kohya_arrays
 from slam_jax.formats.lora_names import stability_names
 from slam_jax.formats.safetensors import save_arrays
@@ -193,6 +195,27 @@ def test_few_steps_and_style_at_once(teachers, styles, tmp_path):
         load(str(out), LoadOptions(loras=(str(out),)))
 
 
+@pytest.mark.slow
+def test_a_folder_of_peft_is_scaled_as_peft_scales(students, styles, tmp_path):
+    """With rslora, alpha / sqrt(r); the first pattern that fits decides."""
+    states, _ = styles["sd15"]
+    network = DiffusionPipeline.from_pretrained(students["sd15"]).unet
+    options = dict(r=RANK, lora_alpha=ALPHA, target_modules=tiny_loras.IN_UNET, use_rslora=True)
+    patterns = {"mid_block.*to_q": 4.0, "to_q": 8.0}
+    model = peft.get_peft_model(network, peft.LoraConfig(**options, alpha_pattern=patterns))
+    peft.set_peft_model_state_dict(
+        model, {f"base_model.model.{key}": value for key, value in states["unet"].items()}
+    )
+    model.save_pretrained(tmp_path / "peft")
+    merged = convert.to_torch(
+        load(str(students["sd15"]), LoadOptions(loras=(str(tmp_path / "peft"),))).params
+    )
+    expected = model.merge_and_unload().state_dict()
+    assert merged.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_allclose(merged[key], value.numpy(), atol=2e-6, err_msg=key)
+
+
 def changed(states, **changes):
     """The UNet's arrays of a LoRA without alpha, some of them others."""
     flat = {f"unet.{key}": value.numpy().copy() for key, value in states["unet"].items()}
@@ -212,6 +235,20 @@ REFUSALS = {
         r": 1 keys are of no layer of this model: unet\.more\.lora_A\.weight; --allow-unused",
     ),
     "LoHa": ({"lora_unet_mid_block.hada_w1_a": (3, 4)}, "a LoHa, which is not supported"),
+    "alpha": ({"unet.mid_block.resnets.0.conv1.alpha": (2,)}, r"conv1\.alpha is no finite number"),
+    "no rank": (
+        {DOWN: (0, 64, 3, 3), DOWN.replace("_A", "_B"): (64, 0, 1, 1)},
+        r"conv1\.lora_A\.weight has shape \(0, 64, 3, 3\), this model's is",
+    ),
+    "a vector": ({DOWN: (3,)}, r"conv1\.lora_A\.weight has shape \(3,\), this model's is \(3, 32"),
+    "twice": (
+        {DOWN.replace("lora_A", "lora_A.default"): (3, 64, 3, 3)},
+        r"mean the same; get the file again",
+    ),
+    "a bias": (
+        {DOWN.replace("weight", "bias"): (3,)},
+        r"conv1\.lora_A\.bias is a kind of change that is not read; expected a LoRA",
+    ),
     "DoRA": ({"lora_unet_mid_block.dora_scale": (3, 4)}, "a DoRA, which is not supported"),
 }
 

@@ -111,7 +111,7 @@ def test_before_the_first_step_nothing_is_changed():
     for path, down in downs.items():
         bound = 1 / np.sqrt(np.prod(down.shape[:-1]))
         assert 0.7 * bound < np.abs(down).max() <= bound and abs(down.mean()) < 0.3 * bound, path
-    other = functional.flatten(lora.init(params, RANK, seed=(1,)))
+    other = functional.flatten(lora.init(params, RANK, seed=1))
     assert all(np.any(other[path] != down) for path, down in downs.items())
 
 

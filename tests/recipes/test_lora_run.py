@@ -1,5 +1,6 @@
 """A LoRA in whole runs: what is trained, what goes on, what is refused."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,15 +9,19 @@ import pytest
 import tiny_runs
 from helpers import interrupt_in_step
 from PIL import Image
+from small_digits import LORA, Run
 
 import slam_jax
 from slam_jax.base.errors import InputError
 from slam_jax.commands import sample
 from slam_jax.config.command_line import read_recipe
+from slam_jax.config.options import Precision
 from slam_jax.config.validate import freeze
 from slam_jax.formats.flax_folder import load_model
+from slam_jax.method.pcm import Pcm
 from slam_jax.models import lora
 from slam_jax.models.functional import flatten
+from slam_jax.recipes.distil import teacher_dtype
 from slam_jax.training.loop import Interrupted
 
 SMALL = {
@@ -101,10 +106,10 @@ def test_the_recipe_sd_lora_leaves_a_whole_student_and_a_lora(teachers, tmp_path
     [
         ({"student.rank": 0}, "config.student.rank = 0, expected a number at least 1"),
         ({"student.kind": "dora"}, "config.student.kind = 'dora', expected one of full, lora"),
-        ({"student.alpha": 0.0}, "config.student.alpha = 0.0, expected a number above 0"),
+        ({"student.alpha": -1.0}, "config.student.alpha = -1.0, expected a number at least 0"),
         (
             {"method.conditioning": "both"},
-            "config.method.conditioning = 'both', expected snr, or a method that tells no gamma: ",
+            "config.method.conditioning = 'both', expected snr: a LoRA has no place for another",
         ),
     ],
 )
@@ -114,6 +119,39 @@ def test_what_cannot_be_is_refused_in_the_config(change, expected):
     with pytest.raises(InputError) as error:
         freeze(values)
     assert str(error.value).startswith(expected)
+
+
+def test_the_method_as_published_cannot_be_a_lora():
+    values = read_recipe("sd_lora:tiny").to_dict()
+    values["method"] = {"name": "slam_literal"}
+    expected = (
+        "^config.method.name = 'slam_literal', expected slam, lcm or pcm: a LoRA has no place"
+    )
+    with pytest.raises(InputError, match=expected):
+        freeze(values)
+
+
+@pytest.mark.slow
+def test_two_seeds_begin_with_other_adapters(finished, tmp_path):
+    """And the phases of PCM, which its export's card says."""
+    first = slam_jax.load(finished).params
+    options = teacher_of(finished) | {"method": {"name": "pcm", "phases": 2}, "seed": 1}
+    student = slam_jax.distill("digits", tmp_path, **options)
+    assert student.method == Pcm(w=2.0, phases=2)
+    downs = [
+        params["mid_block"]["resnets"]["0"]["conv1"]["kernel"] for params in (first, student.params)
+    ]
+    assert np.any(downs[0] != downs[1])
+
+
+@pytest.mark.slow
+def test_bfloat16_computes_with_sums_that_are_made_in_float32():
+    """Else a step's change, smaller than bfloat16's spacing, would be lost."""
+    half = Precision(teacher="bfloat16", target="bfloat16", student="bfloat16")
+    config = dataclasses.replace(LORA, precision=half)
+    assert teacher_dtype(config) == "float32" and teacher_dtype(LORA) == "float32"
+    ours, exact = (Run(1, 1, 1, c).losses(4)[:, 0] for c in (config, LORA))
+    assert 1e-6 < np.abs(ours / exact - 1).max() < 3e-2
 
 
 def test_a_rank_that_is_too_large_is_refused_before_training(finished, tmp_path):

@@ -17,7 +17,7 @@ from slam_jax.models import functional
 from slam_jax.models.execution import Execution
 from slam_jax.models.unet import UNetConfig
 from slam_jax.parallel.sharding import make_mesh, shard, shard_batch
-from slam_jax.recipes.distil import student_step
+from slam_jax.recipes.distil import student_step, teacher_dtype
 
 UNET = UNetConfig(
     sample_size=4,
@@ -62,7 +62,7 @@ class Run:
         student, teacher = (pipeline.init(UNET, jax.random.key(seed)) for seed in (0, 1))
         self.params = student_params(pipeline, config.method, student, config.student)
         self.state = init(shard(self.params, self.mesh))
-        teacher = functional.cast(teacher, config.precision.teacher)
+        teacher = functional.cast(teacher, teacher_dtype(config))
         self.frozen = shard({DENOISER: teacher}, self.mesh)
 
     def losses(self, steps):
