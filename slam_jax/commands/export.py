@@ -24,7 +24,7 @@ from slam_jax.base.errors import InputError
 from slam_jax.commands.command import parser_of, run
 from slam_jax.config.options import DTYPES
 from slam_jax.families.family import LoadOptions
-from slam_jax.recipes.student import as_model, from_checkpoint, load, read_run
+from slam_jax.recipes.student import as_model, from_checkpoint, load, read_run, with_lora
 from slam_jax.serving import stock_pipeline
 from slam_jax.serving.artifact import PLATFORMS, Options, write_artifact
 
@@ -45,6 +45,11 @@ def export_student(arguments: argparse.Namespace) -> Path:
     if arguments.verify:
         stock_pipeline.require("--verify")
     student, family = from_checkpoint(arguments.workdir, arguments.step, arguments.teacher)
+    if arguments.extract_lora is not None:
+        if not family.in_diffusers:
+            raise InputError(f"--extract-lora: {family.name} has no LoRA files")
+        student = with_lora(student, family, arguments.extract_lora)
+        print(f"the LoRA has {student.info['lora_keeps']:.1%} of the student's change")
     checks = []
     if arguments.verify:
         if not family.in_diffusers:
@@ -89,11 +94,12 @@ def check_options(arguments: argparse.Namespace) -> None:
         ("step", "teacher"),
         ("steps", "batch_sizes", "platforms", "dtype"),
     )
-    unset = dict.fromkeys(with_workdir + with_artifact) | {"teacher": "", "verify": False}
+    unset = dict.fromkeys((*with_workdir, *with_artifact, "extract_lora"))
+    unset |= {"teacher": "", "verify": False}
     for names, wanted, given in (
         (with_workdir, "--workdir", arguments.workdir is not None),
         (with_artifact, "--artifact", arguments.artifact),
-        (("verify",), "an export without --artifact", not arguments.artifact),
+        (("verify", "extract_lora"), "an export without --artifact", not arguments.artifact),
     ):
         for name in names:
             if getattr(arguments, name) != unset[name] and not given:
@@ -122,6 +128,12 @@ def main(argv: list[str] | None = None) -> None:
         "--verify",
         action="store_true",
         help="draw with torch and diffusers too, and fail where pictures differ (slow)",
+    )
+    parser.add_argument(
+        "--extract-lora",
+        type=int,
+        metavar="RANK",
+        help="beside the student the LoRA of this rank that is nearest to it (minutes)",
     )
     add_artifact_options(parser.add_argument_group("a sampler that needs jax alone"))
     environment = dict(os.environ)  # before our own flags

@@ -174,8 +174,8 @@ class StableDiffusion(Family):
             copy_surroundings(self.folder, index, folder)
             save_model(folder / "flax", student)
             card = self.folder.name, index["_class_name"], method
-            rank = student.info["student"]["rank"] if student.lora is not None else 0
-            write_card(folder / "README.md", *card, unet, rank)
+            kept = student.info.get("lora_keeps")
+            write_card(folder / "README.md", *card, unet, student.lora, kept)
             write_json(folder / RECORD_FILE, record)
             for check in checks:
                 check(folder)

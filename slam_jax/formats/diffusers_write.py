@@ -26,6 +26,7 @@ from slam_jax.formats.diffusers_folder import (
 )
 from slam_jax.method.method import Method
 from slam_jax.models.functional import Params, cast
+from slam_jax.models.lora import rank_of
 from slam_jax.models.unet import UNetConfig
 
 COPIED = ("vae", "text_encoder", "text_encoder_2")  # networks, from the teacher
@@ -78,8 +79,8 @@ licence holds for this model too.
 LORA_CARD = """
 ## As a LoRA
 
-`{file}` is what was trained: a LoRA of rank {rank} that
-makes {teacher} draw in few steps, and with luck its fine-tunes too.
+`{file}` is {what}, of rank {rank}. It makes
+{teacher} draw in few steps, and with luck its fine-tunes too.
 
 ```python
 from diffusers import {pipeline}, {scheduler}
@@ -119,7 +120,13 @@ def model_index(teacher: dict[str, Any], scheduler: str) -> dict[str, Any]:
 
 
 def write_card(
-    path: Path, teacher: str, pipeline: str, method: Method, unet: UNetConfig, lora_rank: int = 0
+    path: Path,
+    teacher: str,
+    pipeline: str,
+    method: Method,
+    unet: UNetConfig,
+    adapters: Params | None = None,
+    kept: float | None = None,
 ) -> None:
     """Writes the model card: how to draw with the student, and why without guidance.
 
@@ -129,7 +136,8 @@ def write_card(
       pipeline: a class of diffusers.
       method: how the student was distilled.
       unet: its configuration.
-      lora_rank: of a student that is a LoRA, too; 0: it is none.
+      adapters: of a LoRA beside the student; None: there is none.
+      kept: the share of the student's change that the LoRA has; None: all, it was trained so.
     """
     card = CARD.format(
         teacher=teacher,
@@ -139,10 +147,13 @@ def write_card(
         w=method.w,
         other_scales=OTHER_SCALES[unet.time_cond_proj_dim is not None],
     )
-    if lora_rank:
+    if adapters is not None:
+        what = "what was trained, a LoRA"
+        if kept is not None:
+            what = f"a LoRA that has {kept:.1%} of what was trained"
         scheduler = method.diffusers_scheduler()["_class_name"]
         facts = dict(teacher=teacher, pipeline=pipeline, steps=method.usual_steps)
-        facts |= dict(file=lora_file.FILE, rank=lora_rank, scheduler=scheduler)
+        facts |= dict(file=lora_file.FILE, rank=rank_of(adapters), what=what, scheduler=scheduler)
         card = card.rstrip() + "\n" + LORA_CARD.format(comfyui=COMFYUI.get(scheduler, ""), **facts)
     write_whole(path, card.rstrip())
 

@@ -24,8 +24,8 @@ class SavedModel:
       params: its weights, nested dict of float32 arrays.
       scheduler: the noise schedule's configuration.
       info: how it was made.
-      lora: of a student that is its teacher and a LoRA, this LoRA, with alpha = rank; it is in
-        `params`, too, and not in the folder.
+      lora: a LoRA that makes this model of its teacher, with alpha = rank, which exports beside it;
+        None: there is none.
     """
 
     family: str

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from slam_jax.base.options import OptionError
+from slam_jax.base.options import OptionError, check
 from slam_jax.models.functional import Params, flatten, unflatten
 
 Arrays = Array | np.ndarray
@@ -116,6 +116,50 @@ def merged(params: Params, adapters: Params, scale: float = 1.0) -> Params:
             change = scale * product(down, changes[f"{layer}.{UP}.kernel"])
             weights[f"{layer}.kernel"] = (kernel.astype(jnp.float32) + change).astype(kernel.dtype)
     return unflatten(weights)
+
+
+def extracted(
+    before: Params, after: Params, rank: int, targets: Sequence[str] = TARGETS
+) -> tuple[Params, float]:
+    """The LoRA that is nearest to a change of weights, and the share of the change that it keeps.
+
+    Layer by layer the first r singular values, which of all changes of rank r leave the smallest
+    rest (Eckart and Young 1936).
+
+    Args:
+      before, after: arrays of one network, in the host's memory.
+      rank: r.
+      targets: ends of the layers' dotted paths.
+
+    Returns:
+      Adapters with alpha = r; and 1 - rest / change, sums of squares over all weights, those of
+      other layers too.
+
+    Raises:
+      OptionError: as `abstract_adapters`.
+    """
+    check(rank >= 1, "rank", rank, "1 or more")
+    abstract_adapters(before, rank, targets)
+    old, new, found = flatten(before), flatten(after), {}
+    change = sum(float(np.sum(np.square(new[path] - old[path]))) for path in old)
+    kept = 0.0
+    for layer, kernel in layers_of(before, targets):
+        path = f"{layer}.kernel"
+        delta = np.asarray(new[path], np.float32) - np.asarray(old[path], np.float32)
+        *around, inputs, outputs = kernel.shape
+        left, sizes, right = np.linalg.svd(delta.reshape(-1, outputs), full_matrices=False)
+        roots = np.sqrt(sizes[:rank])
+        found[f"{layer}.{DOWN}.kernel"] = (left[:, :rank] * roots).reshape(*around, inputs, rank)
+        up = roots[:, None] * right[:rank]
+        found[f"{layer}.{UP}.kernel"] = up.reshape(*[1] * len(around), rank, outputs)
+        kept += float(np.sum(np.square(sizes[:rank])))
+    return unflatten(found), kept / change if change else 1.0
+
+
+def rank_of(adapters: Params) -> int:
+    """The largest r among the layers."""
+    leaves = flatten(adapters).items()
+    return max(leaf.shape[-1] for path, leaf in leaves if DOWN in path.split("."))
 
 
 def product(down: Arrays, up: Arrays) -> Arrays:

@@ -7,6 +7,7 @@ from typing import Any
 
 from slam_jax.base.errors import InputError
 from slam_jax.base.json_file import read_json
+from slam_jax.base.options import OptionError
 from slam_jax.config.options import Config, Precision
 from slam_jax.config.validate import freeze
 from slam_jax.families.family import Family, LoadOptions, Model
@@ -122,6 +123,34 @@ def find_teacher(workdir: Path, config: Config, teacher_path: str = "") -> Famil
             f"({record}); say where that teacher is with --teacher"
         )
     return family
+
+
+def with_lora(student: SavedModel, family: Family, rank: int) -> SavedModel:
+    """A student that was trained whole, with the LoRA that is nearest to it.
+
+    Args:
+      student: of a run.
+      family: its teacher.
+      rank: of the LoRA.
+
+    Raises:
+      InputError: it has a LoRA already, or an input that its teacher lacks; or the rank is too
+        large.
+    """
+    if student.lora is not None:
+        raise InputError("--extract-lora: the student of this run is a LoRA; it is exported anyway")
+    if student.network != family.pipeline.network.to_dict():
+        raise InputError(
+            "--extract-lora: this student's network has an input for gamma, which a LoRA has no "
+            "place for; train it with config.method.conditioning = 'snr'"
+        )
+    teacher = family.weights(Precision())[DENOISER]
+    try:
+        adapters, kept = lora.extracted(teacher, student.params, rank)
+    except OptionError as error:
+        raise InputError(f"--extract-lora: {error}") from error
+    info = {**student.info, "lora_keeps": kept}
+    return dataclasses.replace(student, lora=adapters, info=info)
 
 
 def as_model(student: SavedModel, config: Config, family: Family, dtype: str = "float32") -> Model:

@@ -135,6 +135,31 @@ def test_a_change_in_bfloat16_weights_is_added_in_float32():
     assert whole.dtype == jnp.bfloat16 and (whole.astype(np.float32) == 258).all()
 
 
+def test_the_nearest_lora_of_a_change_keeps_what_its_singular_values_say():
+    """The change of three layers has rank 3, a bias changes besides."""
+    before, rng = torch_params("sd21"), np.random.default_rng(0)
+    flat, sizes = functional.flatten(before), (5.0, 2.0, 1.0)
+    after, targets = dict(flat), ["attn1.to_q", "conv1"]
+    for path, kernel in lora.layers_of(before, targets):
+        rows, columns = np.prod(kernel.shape[:-1]), kernel.shape[-1]
+        left, right = (np.linalg.qr(rng.standard_normal((n, 3)))[0] for n in (rows, columns))
+        change = (left * sizes) @ right.T
+        after[f"{path}.kernel"] = kernel + change.reshape(kernel.shape).astype(np.float32)
+    count = len(list(lora.layers_of(before, targets)))
+    after["conv_in.bias"] = flat["conv_in.bias"] + np.float32(0.5)
+    rest = 0.25 * flat["conv_in.bias"].size
+    after = functional.unflatten(after)
+    for rank, squares in ((3, 30), (2, 29)):
+        adapters, kept = lora.extracted(before, after, rank, targets)
+        assert kept == pytest.approx(count * squares / (count * 30 + rest), rel=1e-4)
+        assert lora.rank_of(adapters) == rank
+        whole = functional.flatten(lora.merged(before, adapters))
+        for path, kernel in lora.layers_of(after, targets):
+            error = np.linalg.norm(whole[f"{path}.kernel"] - kernel)
+            assert error == pytest.approx(30 - squares, abs=1e-4)
+    assert lora.extracted(before, before, 2, targets)[1] == 1.0
+
+
 @pytest.mark.parametrize(
     ("rank", "targets", "expected"),
     [

@@ -6,12 +6,16 @@ import re
 import numpy as np
 import pytest
 import tiny_loras
+import tiny_students
 from diffusers import LCMScheduler
 from safetensors.numpy import load_file
 
+from slam_jax.base.errors import InputError
+from slam_jax.families.family import LoadOptions
 from slam_jax.formats.lora_file import FILE
 from slam_jax.models import lora
-from slam_jax.recipes.student import as_model, load
+from slam_jax.models.functional import flatten
+from slam_jax.recipes.student import as_model, load, with_lora
 from slam_jax.serving import stock_pipeline
 
 
@@ -85,3 +89,34 @@ def test_the_stock_pipeline_of_the_teacher_draws_our_pictures(teachers, tmp_path
     for ours, stock in images.values():
         assert np.abs(ours - stock).max() * 127.5 <= 0.5  # float16 in the file; promised are 2
         assert np.all(ours.std(axis=(1, 2, 3)) > 0.05)
+
+
+def test_the_lora_of_a_student_that_was_trained_whole(teachers, tmp_path):
+    """All its weights were changed: what a LoRA of rank 4 has of that is said."""
+    student, family = tiny_students.make(teachers["sd15"], "snr")
+    made = with_lora(student, family, 4)
+    kept = made.info["lora_keeps"]
+    assert 0.02 < kept < 0.9 and made.params is student.params
+    family.export(made, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"a LoRA that has {kept:.1%} of what was trained, of rank 4" in card
+    assert json.loads((tmp_path / "out" / "slam.json").read_text())["lora_keeps"] == kept
+    loaded = load(str(teachers["sd15"]), LoadOptions(loras=(str(tmp_path / "out"),)))
+    teacher = flatten(family.weights(tiny_loras.CONFIG.precision)["denoiser"])
+    ours, whole = flatten(loaded.params), flatten(student.params)
+    rest = sum(np.sum((ours[path] - whole[path]) ** 2) for path in teacher)
+    change = sum(np.sum((teacher[path] - whole[path]) ** 2) for path in teacher)
+    assert 1 - rest / change == pytest.approx(kept, abs=1e-3)
+    tells_gamma, _ = tiny_students.make(teachers["sd15"], "both")
+    for other, rank, message in (
+        (made, 4, "the student of this run is a LoRA; it is exported anyway"),
+        (
+            tiny_students.make(teachers["sd15"], "both")[0],
+            4,
+            "has an input for gamma, which a LoRA",
+        ),
+        (student, 1000, "rank = 1000, expected at most"),
+        (student, 0, "rank = 0, expected 1 or more"),
+    ):
+        with pytest.raises(InputError, match=f"^--extract-lora: .*{message}"):
+            with_lora(other, family, rank)
