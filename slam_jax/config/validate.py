@@ -113,6 +113,18 @@ def to_json(config: Any) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2)
 
 
+def default_of(field: dataclasses.Field) -> Any:
+    """The value that a field has unless another one is given."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _in_json(value: Any) -> Any:
+    """What JSON gives back of it."""
+    return json.loads(json.dumps(value, default=dataclasses.asdict))
+
+
 def first_change(old: dict[str, Any], new: Any, path: str = "config") -> str | None:
     """The first option that matters to a run's weights and differs, in words; None if none.
 
@@ -123,12 +135,13 @@ def first_change(old: dict[str, Any], new: Any, path: str = "config") -> str | N
     """
     for field in dataclasses.fields(new):
         name, value = f"{path}.{field.name}", getattr(new, field.name)
-        there = old.get(field.name)
+        # An option that a run did not know yet did what it does by default.
+        there = old[field.name] if field.name in old else _in_json(default_of(field))
         if field.metadata.get("free"):
             continue
         if dataclasses.is_dataclass(value) and isinstance(there, dict):
             if change := first_change(there, value, name):
                 return change
-        elif there != (here := json.loads(json.dumps(value, default=dataclasses.asdict))):
+        elif there != (here := _in_json(value)):
             return f"{name} is {here!r} here and {there!r} there"
     return None
