@@ -88,10 +88,10 @@ def test_stable_diffusion_demo_and_all_the_commands_that_follow_it(tmp_path):
     follow_the_demo(commands, tmp_path)
     runs = tmp_path / "runs"
     assert (runs / "tiny_from_latents/export/model_index.json").exists()
-    pictures = ("lighthouse", "sea", "night", "teacher")
+    pictures = ("lighthouse", "sea", "night", "teacher", "lora")
     assert all((runs / f"{name}.png").exists() for name in pictures)
     assert (runs / "sampler.npy").exists()
-    pages = ROOT / "README.md", DOCS / "stable_diffusion.md"
+    pages = ROOT / "README.md", DOCS / "stable_diffusion.md", DOCS / "lora.md"
     one_after_another([code for page in pages for code in blocks(page, "python")], tmp_path)
 
 

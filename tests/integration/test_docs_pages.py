@@ -80,6 +80,7 @@ def test_what_is_shown_was_measured():
         ("measurements", "speed"),
         ("measurements", "switches"),
         ("results", "methods_digits"),
+        ("results", "methods_digits_w0"),
     ):
         assert "```{include} ../benchmarks/results/" + f"{name}.md\n" in pages[page]
     report = json.loads((results / "methods_digits.json").read_text())
@@ -103,6 +104,38 @@ def test_what_is_shown_was_measured():
     assert ends["SLAM"][0] > ends["LCM"][0]
     assert all(a < b for a, b in zip(ends["SLAM"][1:], ends["LCM"][1:], strict=True))
     assert max(ends["PCM, 4 phases"][2:]) < min(ends["SLAM"][2:] + ends["LCM"][2:]) / 2
+
+
+def test_between_the_times_of_the_grid_the_page_says_what_was_measured():
+    report = json.loads((ROOT / "benchmarks/results/methods_digits_w0.json").read_text())
+    words = " ".join((DOCS / "results.md").read_text().split())
+
+    def curve(student, times, steps):
+        """Means over the seeds, checkpoint by checkpoint."""
+        rows = [r for r in report["rows"] if r["student"] == student and r["times"] == times]
+        passes = sorted({row["passes"] for row in rows})
+        found = [[r for r in rows if (r["steps"], r["passes"]) == (steps, n)] for n in passes]
+        assert [len(rows) for rows in found] == [5, 5, 5]
+        return [np.mean([r["pictures"]["fd_to_teacher"] for r in rows]) for rows in found]
+
+    def written(values):
+        *most, last = (f"{value:.3f}" for value in values)
+        return f"{', '.join(most)} and {last}"
+
+    steps = (1, 2, 4, 8)
+    middle = [curve("LCM", "grid", n)[1] for n in steps]
+    assert f"they are at {written(middle)} in 1, 2, 4 and 8 steps" in words
+    between, grid = (curve("LCM", times, 2) for times in ("between", "grid"))
+    assert f"its distance is {written(between)} after" in words
+    assert f"on its grid it is {written(grid)}." in words
+    best = [min(curve("LCM", "between", n)) for n in steps]
+    ours = [curve("SLAM", "between", n)[-1] for n in steps]
+    assert f"has {written(best)}; SLAM's last one {written(ours)}." in words
+    for n in steps:
+        for times in ("grid", "between"):
+            pairs = zip(curve("SLAM", times, n), curve("LCM", times, n), strict=True)
+            nearer = [ours < theirs for ours, theirs in pairs]
+            assert nearer[-1] == (times == "between" or n > 1)
 
 
 def test_the_page_of_the_emoji_shows_the_report_of_their_demo():

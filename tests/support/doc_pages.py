@@ -11,6 +11,7 @@ NAMES = (
     "getting_started",
     "emoji",
     "stable_diffusion",
+    "lora",
     "data",
     "pretraining",
     "evaluation",
