@@ -81,6 +81,7 @@ def test_what_is_shown_was_measured():
         ("measurements", "switches"),
         ("results", "methods_digits"),
         ("results", "methods_digits_w0"),
+        ("results", "methods_emoji"),
     ):
         assert "```{include} ../benchmarks/results/" + f"{name}.md\n" in pages[page]
     report = json.loads((results / "methods_digits.json").read_text())
@@ -136,6 +137,36 @@ def test_between_the_times_of_the_grid_the_page_says_what_was_measured():
             pairs = zip(curve("SLAM", times, n), curve("LCM", times, n), strict=True)
             nearer = [ours < theirs for ours, theirs in pairs]
             assert nearer[-1] == (times == "between" or n > 1)
+
+
+def test_the_emoji_of_three_methods_are_as_the_page_says():
+    report = json.loads((ROOT / "benchmarks/results/methods_emoji.json").read_text())
+    words = " ".join((DOCS / "results.md").read_text().split())
+    last = max(row["training_steps"] for row in report["rows"] if row["student"] == "LCM")
+    assert f"({last} steps of 32 pictures)" in words
+
+    def mean(student, steps, metric="fd_efficientnet"):
+        rows = [r for r in report["rows"] if (r["student"], r["steps"]) == (student, steps)]
+        found = [r["captions"][metric] for r in rows if "captions" in r]
+        assert len(found) == 4
+        return np.mean(found)
+
+    (teacher,) = (r for r in report["teacher"] if r["steps"] == 50 and not r["other_noise"])
+    four, two, one = ([mean(name, n) for name in ("SLAM", "LCM")] for n in (4, 2, 1))
+    said = (
+        f"{four[0]:.1f} (SLAM) and {four[1]:.1f} (LCM) in 4 steps and {two[0]:.1f} and "
+        f"{two[1]:.1f} in 2, where the teacher in 50 steps has "
+        f"{teacher['captions']['fd_efficientnet']:.1f}. In 1 step they have {one[0]:.1f} and "
+        f"{one[1]:.1f}."
+    )
+    assert said in words
+    (other,) = (r for r in report["teacher"] if r["other_noise"])
+    assert f"an RMSE of only {other['captions']['rmse_to_teacher']:.3f}" in " ".join(
+        (DOCS / "emoji.md").read_text().split()
+    )
+    to_teacher = "fd_efficientnet_to_teacher"
+    farther = [mean("SLAM", n, to_teacher) / mean("LCM", n, to_teacher) - 1 for n in (1, 2, 4, 8)]
+    assert [round(100 * least) for least in (min(farther), max(farther))] == [1, 10]
 
 
 def test_the_page_of_the_emoji_shows_the_report_of_their_demo():
