@@ -10,8 +10,9 @@ conditioning="snr"     the network is told the real-valued time that has this no
 gamma="paired", two    one point is the sub-path's start, where samplers are; the other is anywhere
 
 On digits this draws in 1 to 8 steps where the published recipe collapses on the same compute, and
-its students draw as well at times between those of the grid. docs/results.md compares it with LCM
-and PCM, too. No Stable Diffusion of real size has been distilled with it yet.
+its students draw as well at times between those of the grid, where LCM's get worse. On emoji LCM is
+nearer to the teacher; docs/results.md has both, and PCM. No Stable Diffusion of real size has been
+distilled with it yet.
 
 A step takes 9 network passes an example instead of 6, and the student sees two rows for each
 example: where memory does not suffice, `--config.training.accumulation=2` halves them.
