@@ -42,17 +42,19 @@ from slam_jax.training.loop import Interrupted
 from slam_jax.training.metric_log import read_rows
 from slam_jax.training.workdir import CONFIG_FILE
 
-# What each changes of the recipe's method, which is SLAM as slam_jax recommends it.
+# What each changes of the recipe's method, which is this project's variant of SLAM.
 VARIANTS: dict[str, dict[str, Any]] = {
     "SLAM": {},
     "LCM": {"name": "lcm"},
     "SLAM, published": {"name": "slam_literal"},
     "PCM, 4 phases": {"name": "pcm", "phases": 4},
 }
-
-
 EVERY = ("checkpoint_every", "log_every")
-SET_HERE = {"seed", "evaluation", *(f"training.{name}" for name in ("steps", *EVERY))}
+# Options that follow from the command line, or that nothing here reads.
+SET_HERE = (
+    *("seed", "evaluation"),
+    *(f"training.{name}" for name in ("steps", "sample_every", "keep_checkpoints", *EVERY)),
+)
 
 
 def passes_of(method: SubPathMethod) -> int:
@@ -102,7 +104,7 @@ def change(values: ConfigDict, changes: Sequence[str]) -> None:
     """
     for one in changes:
         key, _, text = one.partition("=")
-        if key in SET_HERE:
+        if key in SET_HERE or key.split(".")[0] in SET_HERE:
             raise InputError(f"--change {one}: it follows from the other options")
         try:
             values.update_from_flattened_dict({key: literal(text)})

@@ -1,4 +1,4 @@
-"""LoRA files as those of kohya's sd-scripts, which diffusers, ComfyUI and A1111 read.
+"""LoRA files as those of kohya's sd-scripts, which diffusers and ComfyUI read.
 
     lora_unet_<path of the layer, with underscores>.lora_down.weight    [r, in] or [r, in, H, W]
     lora_unet_<path of the layer, with underscores>.lora_up.weight      [out, r] or [out, r, 1, 1]

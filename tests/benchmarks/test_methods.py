@@ -113,9 +113,10 @@ def test_refusals_name_the_option(tmp_path):
     parsed.change = ["method.weight=3"]
     with pytest.raises(InputError, match="^--change method.weight=3: "):
         methods.config_of({}, 0, parsed)
-    parsed.change = ["training.steps=3"]
-    with pytest.raises(InputError, match="^--change training.steps=3: it follows from"):
-        methods.config_of({}, 0, parsed)
+    for change in ("training.steps=3", "seed=7", "evaluation.samples=3"):
+        parsed.change = [change]
+        with pytest.raises(InputError, match=f"^--change {change}: it follows from"):
+            methods.config_of({}, 0, parsed)
     for flags in (["--methods", "LCM;ADD"], ["--points", "1"], ["--variant", "slam", "w=1"]):
         with pytest.raises(SystemExit, match="2"):
             methods.parse(["digits", "--passes", "1000", *flags])

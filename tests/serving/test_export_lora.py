@@ -1,5 +1,6 @@
 """An exported LoRA: its keys, and that the stock pipeline draws our pictures with it."""
 
+import argparse
 import json
 import re
 
@@ -11,10 +12,12 @@ from diffusers import LCMScheduler
 from safetensors.numpy import load_file
 
 from slam_jax.base.errors import InputError
+from slam_jax.commands import export
 from slam_jax.families.family import LoadOptions
 from slam_jax.formats.lora_file import FILE
 from slam_jax.models import lora
 from slam_jax.models.functional import flatten
+from slam_jax.recipes.measure import read_teacher
 from slam_jax.recipes.student import as_model, load, with_lora
 from slam_jax.serving import stock_pipeline
 
@@ -120,3 +123,17 @@ def test_the_lora_of_a_student_that_was_trained_whole(teachers, tmp_path):
     ):
         with pytest.raises(InputError, match=f"^--extract-lora: .*{message}"):
             with_lora(other, family, rank)
+
+
+def test_a_sampler_that_needs_jax_alone_has_no_lora_to_extract(tmp_path):
+    arguments = ["--model", "x", "--artifact", "--out", str(tmp_path / "out")]
+    expected = "^error: --extract-lora: is for an export without --artifact$"
+    with pytest.raises(SystemExit, match=expected):
+        export.main([*arguments, "--extract-lora", "4"])
+
+
+def test_a_metric_that_compares_with_the_teacher_takes_no_lora(exported):
+    given = dict(model=str(exported), teacher="runs/teacher", lora=["style.safetensors"])
+    arguments = argparse.Namespace(**given)
+    with pytest.raises(InputError, match="^--lora: would change the student and not the teacher"):
+        read_teacher(arguments, load(str(exported)))
