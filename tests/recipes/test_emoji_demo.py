@@ -72,7 +72,8 @@ def test_the_stock_pipeline_draws_it_too():
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_demo_ends_with_pictures_a_report_and_an_export_that_diffusers_draws(tmp_path):
-    plan = start(["make", "--dry-run", "demo-emoji", f"RUNS={tmp_path}"], ROOT)
+    make = ["make", "--no-print-directory", "--dry-run"]  # as well below another make
+    plan = start([*make, "demo-emoji", f"RUNS={tmp_path}"], ROOT)
     launched, drawn = plan.replace("\\\n", " ").splitlines()[-2:]
     assert launched.startswith("launch/local.sh configs/emoji.py")
     start([*launched.split(), *SMALL], ROOT)
