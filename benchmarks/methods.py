@@ -10,8 +10,8 @@ to half a step for each checkpoint; the checkpoints on the way give curves, over
 seconds. All students and the teacher draw the same prompts from the same noise.
 
 Writes methods_TASK.json, .md, .png and _pictures.png into benchmarks/results/ (or --out). What is
-in --runs is not done again: an interrupted comparison goes on where it stopped, and more seeds can
-join it.
+in --runs is not done again: an interrupted comparison goes on where it stopped. Students of an
+earlier result whose runs are gone join by --join, if they were measured in the same way.
 """
 
 import argparse
@@ -42,12 +42,12 @@ from slam_jax.training.loop import Interrupted
 from slam_jax.training.metric_log import read_rows
 from slam_jax.training.workdir import CONFIG_FILE
 
-# What each changes of the recipe's method, which is this project's variant of SLAM.
+# What each changes of the recipe, whose method is this project's variant of SLAM.
 VARIANTS: dict[str, dict[str, Any]] = {
     "SLAM": {},
-    "LCM": {"name": "lcm"},
-    "SLAM, published": {"name": "slam_literal"},
-    "PCM, 4 phases": {"name": "pcm", "phases": 4},
+    "LCM": {"method.name": "lcm"},
+    "SLAM, published": {"method.name": "slam_literal"},
+    "PCM, 4 phases": {"method.name": "pcm", "method.phases": 4},
 }
 EVERY = ("checkpoint_every", "log_every")
 # Options that follow from the command line, or that nothing here reads.
@@ -67,7 +67,7 @@ def config_of(changes: dict[str, Any], seed: int, options: argparse.Namespace) -
     """The run of one variant and seed.
 
     Args:
-      changes: the variant's options of the method.
+      changes: the variant's options, by keys such as "method.name".
       seed: of all random draws.
       options: the command line.
 
@@ -75,10 +75,11 @@ def config_of(changes: dict[str, Any], seed: int, options: argparse.Namespace) -
       InputError: an option does not fit; names it.
     """
     values = read_recipe(options.task.recipe)
-    method = with_method(values.method.to_dict(), changes.get("name")) | changes
+    method = with_method(values.method.to_dict(), changes.get("method.name"))
     values = ConfigDict({**values.to_dict(), "method": method, "seed": seed}).lock()
     options.task.prepare(values)
-    change(values, options.change)
+    change(values, changes, "--variant")
+    change(values, options.change, "--change")
     draft = freeze(values)
     assert isinstance(draft.method, SubPathMethod)
     a_step = draft.training.batch_size * passes_of(draft.method)
@@ -96,20 +97,29 @@ def config_of(changes: dict[str, Any], seed: int, options: argparse.Namespace) -
     return freeze(values)
 
 
-def change(values: ConfigDict, changes: Sequence[str]) -> None:
-    """Changes options, each as "method.w=0".
+def change(values: ConfigDict, changes: dict[str, Any], flag: str) -> None:
+    """Changes options.
+
+    Args:
+      values: a config.
+      changes: key, such as "method.w" -> value.
+      flag: that says so.
 
     Raises:
       InputError: there is no such option, or the comparison sets it.
     """
-    for one in changes:
-        key, _, text = one.partition("=")
+    for key, value in changes.items():
         if key in SET_HERE or key.split(".")[0] in SET_HERE:
-            raise InputError(f"--change {one}: it follows from the other options")
+            raise InputError(f"{flag} {key}={value}: it follows from the other options")
         try:
-            values.update_from_flattened_dict({key: literal(text)})
+            values.update_from_flattened_dict({key: value})
         except (KeyError, AttributeError, TypeError, ValueError) as error:
-            raise InputError(f"--change {one}: {error.args[0]}") from error
+            raise InputError(f"{flag} {key}={value}: {error.args[0]}") from error
+
+
+def changes_of(texts: Sequence[str]) -> dict[str, Any]:
+    """Those of "method.w=0"."""
+    return {key: literal(text) for key, _, text in (one.partition("=") for one in texts)}
 
 
 def literal(text: str) -> Any:
@@ -154,9 +164,33 @@ def rows_of(name: str, seed: int, options: argparse.Namespace, measure: Measure)
             yield {"student": name, "seed": seed, **cost, **row}
 
 
+def earlier_rows(path: Path, measure: Measure, configs: dict[str, Config]) -> list[dict]:
+    """The rows of an earlier result.
+
+    Args:
+      path: of its JSON.
+      measure: how students are measured here.
+      configs: of the runs of the students that are wanted.
+
+    Raises:
+      InputError: it cannot be read, or its students were trained or measured otherwise.
+    """
+    earlier = read_json(path, "give a result of methods.py")
+    if earlier.get("protocol") != measure.protocol:
+        raise InputError(f"--join {path}: measured by another protocol; compare the two files")
+    rows = [row for row in earlier["rows"] if row["student"] in configs]
+    for row in rows:
+        config, there = configs[row["student"]], row["training_steps"]
+        if there % config.training.checkpoint_every or there > config.training.steps:
+            name = row["student"]
+            raise InputError(f"--join {path}: {name} has a row after {there} steps; see --passes")
+    return rows
+
+
 def workdir_of(name: str, options: argparse.Namespace, seed: int | None = None) -> Path:
-    """The folder of a run; of the first seed where none is said."""
-    return options.runs / slug(name) / f"seed_{options.first_seed if seed is None else seed}"
+    """The folder of a run; of the last seed where none is said."""
+    last = options.first_seed + options.seeds - 1
+    return options.runs / slug(name) / f"seed_{last if seed is None else seed}"
 
 
 def slug(name: str) -> str:
@@ -180,10 +214,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar=("NAME", "KEY=VALUE"),
-        help="one more: its name, and options of config.method; may be repeated",
+        help="one more: its name, and options of config; may be repeated",
     )
     add("--change", nargs="+", default=[], metavar="KEY=VALUE", help="options of config, of all")
     add("--name", help="of the result's files; default: methods_TASK")
+    add("--join", type=Path, help="JSON of an earlier result, whose students are not trained again")
     add("--runs", type=Path, help="folder of all runs; default: runs/NAME")
     add("--out", type=Path, default=FOLDER, help="folder of the result")
     for task in TASKS.values():
@@ -199,9 +234,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if name not in VARIANTS:
             parser.error(f"--methods {name}: expected of {'; '.join(VARIANTS)}")
     options.variants = {name: VARIANTS[name] for name in names}
-    for name, *changes in options.variant:
-        pairs = [one.partition("=") for one in changes]
-        options.variants[name] = {key: literal(text) for key, _, text in pairs}
+    options.variants |= {name: changes_of(changes) for name, *changes in options.variant}
+    options.change = changes_of(options.change)
     if len({slug(name) for name in options.variants}) < len(options.variants):
         parser.error(f"--variant: two names for one folder among {'; '.join(options.variants)}")
     options.name = options.name or f"methods_{options.task}"
@@ -215,16 +249,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         runtime.configure()
         options.task = TASKS[options.task](options)
-        configs = [config_of(x, options.first_seed, options) for x in options.variants.values()]
-        first = configs[0]
-        if len(guidance := {config.method.w for config in configs}) > 1:
+        seed, variants = options.first_seed, options.variants
+        configs = {name: config_of(x, seed, options) for name, x in variants.items()}
+        first = next(iter(configs.values()))
+        if len(guidance := {config.method.w for config in configs.values()}) > 1:
             raise InputError(f"--variant: expected one w for all, got {guidance}")
         measure = Measure(options.task, first, options.runs)
-        rows = []
+        rows = earlier_rows(options.join, measure, configs) if options.join else []
+        done = {(row["student"], row["seed"]) for row in rows}
         for seed in range(options.first_seed, options.first_seed + options.seeds):
             for name in options.variants:
-                rows += rows_of(name, seed, options, measure)
-                gc.collect()  # of the run's programs
+                if (name, seed) not in done:
+                    rows += rows_of(name, seed, options, measure)
+                    gc.collect()  # of the run's programs
         teacher = measure.teacher(workdir_of(next(iter(options.variants)), options), first)
         report = {**made, "protocol": measure.protocol, "teacher": teacher, "rows": rows}
         workdirs = {name: workdir_of(name, options) for name in options.variants}

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -103,19 +104,54 @@ def test_refusals_name_the_option(tmp_path):
     with pytest.raises(InputError, match="^--passes 100: too few for --points 5$"):
         methods.config_of({}, 0, parsed)
     parsed = options(tmp_path)
-    parsed.change = ["method.weight=3"]
+    parsed.change = {"method.weight": 3}
     with pytest.raises(InputError, match="^--change method.weight=3: "):
         methods.config_of({}, 0, parsed)
+    parsed = options(tmp_path)
     for change in ("training.steps=3", "seed=7", "evaluation.samples=3"):
-        parsed.change = [change]
-        with pytest.raises(InputError, match=f"^--change {change}: it follows from"):
-            methods.config_of({}, 0, parsed)
+        changes = methods.changes_of([change])
+        with pytest.raises(InputError, match=f"^--variant {change}: it follows from"):
+            methods.config_of(changes, 0, parsed)
     for flags in (["--methods", "LCM;ADD"], ["--points", "1"], ["--variant", "slam", "w=1"]):
         with pytest.raises(SystemExit, match="2"):
             methods.parse(["digits", "--passes", "1000", *flags])
     emoji = argparse.Namespace(data="emoji:x", latents=None, judge=None)
     with pytest.raises(InputError, match="^--latents: the emoji need it"):
         methods.TASKS["emoji"](emoji)
+
+
+def test_a_variant_may_be_a_lora(tmp_path):
+    """Of the emoji's recipe: that of the digits has an embedding of gamma."""
+    import methods
+
+    flags = ["--variant", "LoRA 8", "student.kind=lora", "student.rank=8"]
+    parsed = methods.parse(["emoji", "--passes", "72000", *flags])
+    parsed.task = types.SimpleNamespace(recipe="emoji", prepare=lambda values: None)
+    config = methods.config_of(parsed.variants["LoRA 8"], 3, parsed)
+    assert (config.student.kind, config.student.rank, config.training.steps) == ("lora", 8, 249)
+
+
+def test_students_of_an_earlier_result_join_if_they_were_made_alike(tmp_path):
+    import methods
+
+    parsed, path = options(tmp_path), tmp_path / "earlier.json"
+    configs = {
+        name: methods.config_of(methods.VARIANTS[name], 0, parsed) for name in ("SLAM", "LCM")
+    }
+    rows = [
+        {"student": name, "seed": 0, "training_steps": steps}
+        for name, steps in (("SLAM", 20), ("SLAM", 100), ("LCM", 30), ("other", 7))
+    ]
+    path.write_text(json.dumps({"protocol": {"w": 2}, "rows": rows}))
+    measure = types.SimpleNamespace(protocol={"w": 2})
+    assert methods.earlier_rows(path, measure, configs) == rows[:3]
+    measure.protocol = {"w": 0}
+    with pytest.raises(InputError, match=f"^--join {path}: measured by another protocol"):
+        methods.earlier_rows(path, measure, configs)
+    measure.protocol, parsed.passes = {"w": 2}, 28800
+    configs = {"SLAM": methods.config_of({}, 0, parsed)}
+    with pytest.raises(InputError, match=f"^--join {path}: SLAM has a row after 100 steps"):
+        methods.earlier_rows(path, measure, configs)
 
 
 def results(distances, seconds=(10.0, 20.0)):
