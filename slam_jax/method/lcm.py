@@ -3,8 +3,9 @@
     loss = d(f(x_s, s), f-(x_e, e)),   x_s and x_e: the ends of a sub-path, see `sub_path`
 
 f is the consistency function with gamma = 1, see `consistency`; f- has the EMA weights and no
-gradient. The student is the teacher's network: it has no input for the guidance, which is one
-number w throughout. This is SLAM at gamma = 1, with the same draws.
+gradient. The student is the teacher's network: it is not told the guidance, which is one number w
+or, as LCM-LoRA has it, drawn for each example (`w_spread`). This is SLAM at gamma = 1, with the
+same draws.
 """
 
 from dataclasses import dataclass
@@ -31,9 +32,9 @@ class Lcm(SubPathMethod):
         schedule, context = networks.schedule, examples.context
         student, target = networks.student(params), networks.target(ema)
         shape = examples.latents.shape[1:]
-        index, eps, _ = draw_starts(key, examples.index, shape, self.num_ddim_timesteps)
-        paths = sub_paths(networks.teacher, schedule, examples, index, eps, self)
+        starts, _ = draw_starts(key, examples.index, shape, self)
+        paths = sub_paths(networks.teacher, schedule, examples, starts, self)
         answer = consistency_on_path(student, schedule, paths.x_s, paths.s, context)
         wanted = consistency_on_path(target, schedule, paths.x_e, paths.e, context)
         losses = self.distances(answer, wanted)
-        return losses, self.sums_by_time(losses, index)
+        return losses, self.sums_by_time(losses, starts.index)

@@ -13,9 +13,8 @@ without noise.
 The authors' edges are t_{floor(i M / K) - 1}, which is (1) where K divides M. Where it does not, as
 for K = 4 and M = 50, no sampler of theirs starts a step where a phase starts (their issue 14); (1)
 has the edges where diffusers' TCDScheduler, and ours, takes K steps. The authors draw w from an
-interval, the student is not told it, and train a LoRA (here that is `config.student.kind`); here w
-is one number, as for the other methods. Their optional second loss, a discriminator on noised
-latents, is not here.
+interval, which the student is not told (`w_spread`), and train a LoRA (`config.student.kind`).
+Their optional second loss, a discriminator on noised latents, is not here.
 """
 
 from dataclasses import dataclass
@@ -60,14 +59,14 @@ class Pcm(SubPathMethod):
         student = predictor(networks.student(params), schedule, context)
         target = predictor(networks.target(ema), schedule, context)
         shape = examples.latents.shape[1:]
-        index, eps, _ = draw_starts(key, examples.index, shape, self.num_ddim_timesteps)
-        paths = sub_paths(networks.teacher, schedule, examples, index, eps, self)
+        starts, _ = draw_starts(key, examples.index, shape, self)
+        paths = sub_paths(networks.teacher, schedule, examples, starts, self)
         edges = phase_edges(self.phases, self.num_ddim_timesteps, schedule.num_train_timesteps)
-        edge = jnp.asarray(edges)[index]
+        edge = jnp.asarray(edges)[starts.index]
         answer = add_noise(*student(paths.x_s, paths.s), *schedule.at(edge))
         wanted = add_noise(*target(paths.x_e, paths.e), *schedule.at(edge))
         losses = self.distances(answer, wanted)
-        return losses, self.sums_by_time(losses, index)
+        return losses, self.sums_by_time(losses, starts.index)
 
     def sample(self, student: Student, schedule: Schedule, x, context, timesteps, rows):
         del rows  # nothing is random

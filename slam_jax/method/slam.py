@@ -25,7 +25,7 @@ from slam_jax.method.consistency import CONDITIONINGS, Point, Student, consisten
 from slam_jax.method.method import Examples, Networks, Params, Sums, sums_by_bin
 from slam_jax.method.schedule import Schedule, per_example
 from slam_jax.method.solver import Denoiser
-from slam_jax.method.sub_path import BINS, SubPathMethod, draw_starts, sub_paths
+from slam_jax.method.sub_path import BINS, Starts, SubPathMethod, draw_starts, sub_paths
 
 SIGMAS = ("linear", "paper")
 
@@ -78,7 +78,7 @@ class Slam(SubPathMethod):
         losses = slam_loss(bound, networks.schedule, examples, draws, self)
         gamma_bins = (draws.gamma * BINS).astype(int).clip(0, BINS - 1)
         return losses.mean(axis=1), {
-            **self.sums_by_time(losses.mean(axis=1), draws.index),
+            **self.sums_by_time(losses.mean(axis=1), draws.starts.index),
             **sums_by_bin(losses.reshape(-1), gamma_bins.reshape(-1), BINS, "loss_gamma"),
         }
 
@@ -91,14 +91,12 @@ class Draws(NamedTuple):
     """The random part of one batch: everything after it is deterministic.
 
     Attributes:
-      index: j, which sub-path, [B], 0 .. M-1.
-      gamma: where on it, [B, G] in [0, 1].
-      eps: noise, [B, H, W, C].
+      starts: of the sub-paths.
+      gamma: where on them, [B, G] in [0, 1].
     """
 
-    index: Int[Array, " B"]
+    starts: Starts
     gamma: Float[Array, "B G"]
-    eps: Float[Array, "B H W C"]
 
 
 def draw(key: Array, examples: Int[Array, " B"], shape: tuple[int, ...], method: Slam) -> Draws:
@@ -108,14 +106,14 @@ def draw(key: Array, examples: Int[Array, " B"], shape: tuple[int, ...], method:
       key: the step's key.
       examples: global example indices.
       shape: (H, W, C) of one latent.
-      method: grid size, gamma policy and number of gammas.
+      method: grid size, guidance, gamma policy and number of gammas.
     """
 
     def gammas(key):
         return GAMMA_POLICIES[method.gamma](jax.random.uniform(key, (method.gamma_count,)))
 
-    index, eps, keys = draw_starts(key, examples, shape, method.num_ddim_timesteps)
-    return Draws(index, jax.vmap(gammas)(keys), eps)
+    starts, keys = draw_starts(key, examples, shape, method)
+    return Draws(starts, jax.vmap(gammas)(keys))
 
 
 def interpolate(
@@ -161,12 +159,12 @@ def slam_loss(
         teacher.
       schedule: the teacher's noise schedule.
       examples: clean latents and their prompts.
-      draws: sub-path, gamma and noise of each example.
+      draws: start of the sub-path and gamma of each example.
       method: the named choices.
     """
     student, target, teacher = networks
     context, conditioning = examples.context, method.conditioning
-    s, e, x_s, x_e = sub_paths(teacher, schedule, examples, draws.index, draws.eps, method)
+    s, e, x_s, x_e = sub_paths(teacher, schedule, examples, draws.starts, method)
     scales_s, scales_e = schedule.at(s), schedule.at(e)
     end = Point(x_e, e, jnp.ones_like(draws.gamma[:, 0]), scales_e[1])
     f_target = consistency_function(target, schedule, end, context, conditioning)

@@ -28,6 +28,7 @@ class SlamLiteral(SubPathMethod):
         """The same as a choice of SLAM's options."""
         return Slam(
             w=self.w,
+            w_spread=self.w_spread,
             num_ddim_timesteps=self.num_ddim_timesteps,
             solver_substeps=self.solver_substeps,
             distance=self.distance,

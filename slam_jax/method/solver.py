@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from slam_jax.method.schedule import Schedule, add_noise
+from slam_jax.method.schedule import Schedule, add_noise, per_example
 
 # What a network is told of the prompt: a pytree of arrays with one row per example.
 Context = Any
@@ -32,7 +32,7 @@ def guided(
     schedule: Schedule,
     context: Context,
     null_context: Context | None,
-    w: float,
+    w: Float[Array, " B"] | float,
 ) -> Predictor:
     """(x, t) -> (x0_w, eps_w), equation (1), for x on the PF-ODE at time t.
 
@@ -44,7 +44,7 @@ def guided(
       schedule: its noise schedule and prediction type.
       context: of the prompts.
       null_context: of the empty prompt; None asks for no guidance and one batch of B.
-      w: guidance strength, 0 is the plain conditional prediction.
+      w: guidance strength of each example, or of all; 0 is the plain conditional prediction.
     """
 
     def predict(x, t):
@@ -60,7 +60,8 @@ def guided(
 
     def guide(both):
         cond, uncond = both[::2], both[1::2]
-        return cond + w * (cond - uncond)
+        strength = per_example(w, cond) if isinstance(w, Array) else w
+        return cond + strength * (cond - uncond)
 
     return predict
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from slam_jax.base.options import option
+from slam_jax.base.options import check, option
 from slam_jax.method.consistency import DISTANCES, distance
 from slam_jax.method.method import Examples, Method, RowKeys, Sums, sums_by_bin
 from slam_jax.method.sampler import consistency_timesteps, sample_consistency
@@ -31,12 +31,12 @@ class Starts(NamedTuple):
     Attributes:
       index: j, which sub-path, [B], 0 .. M-1.
       eps: noise, [B, H, W, C].
-      key: for what else a method draws of a sub-path, [B].
+      w: the teacher's guidance, [B]; a number where it is the same for all.
     """
 
     index: Int[Array, " B"]
     eps: Float[Array, "B H W C"]
-    key: Array
+    w: Float[Array, " B"] | float
 
 
 class SubPaths(NamedTuple):
@@ -57,6 +57,12 @@ class SubPaths(NamedTuple):
 class SubPathMethod(Method):
     """A method that learns from sub-paths, and draws by consistency sampling on their grid."""
 
+    w_spread: float = option(
+        0.0,
+        "the teacher's guidance is drawn for each example, uniformly from w - w_spread to w + "
+        "w_spread; LCM-LoRA's, from 3 to 15, is w = 9 with w_spread = 6",
+        at_least=0,
+    )
     num_ddim_timesteps: int = option(50, "M, the number of sub-paths", at_least=1)
     solver_substeps: int = option(1, "p, teacher evaluations along a sub-path", at_least=1)
     distance: str = option(
@@ -64,13 +70,18 @@ class SubPathMethod(Method):
     )
     huber_c: float = option(1e-3, "c of the pseudo-Huber distance", above=0)
 
+    def __post_init__(self):
+        super().__post_init__()
+        check(self.w_spread <= self.w, "w_spread", self.w_spread, f"at most w = {self.w}")
+
     def check(self, schedule: Schedule) -> None:
         distillation_grid(schedule.num_train_timesteps, self.num_ddim_timesteps)
 
     def drawn(self, key, index, shape, schedule: Schedule) -> dict[str, Array]:
-        starts = draw_starts(key, index, shape, self.num_ddim_timesteps)
+        starts, _ = draw_starts(key, index, shape, self)
         grid = distillation_grid(schedule.num_train_timesteps, self.num_ddim_timesteps)
-        return {"t": jnp.asarray(grid)[starts.index]}
+        guidance = {"w": starts.w} if isinstance(starts.w, Array) else {}
+        return {"t": jnp.asarray(grid)[starts.index], **guidance}
 
     def timesteps(self, steps: int, schedule: Schedule, strength: float = 1.0) -> np.ndarray:
         return consistency_timesteps(
@@ -99,8 +110,8 @@ class SubPathMethod(Method):
 
 
 def draw_starts(
-    key: Array, examples: Int[Array, " B"], shape: tuple[int, ...], num_ddim_timesteps: int
-) -> Starts:
+    key: Array, examples: Int[Array, " B"], shape: tuple[int, ...], method: SubPathMethod
+) -> tuple[Starts, Array]:
     """Draws for the examples with these global indices: the same in any batch, on any devices, and
     by any of these methods.
 
@@ -108,26 +119,31 @@ def draw_starts(
       key: the step's key.
       examples: global example indices.
       shape: (H, W, C) of one latent.
-      num_ddim_timesteps: M.
+      method: says M and w.
+
+    Returns:
+      The starts, and keys for what else a method draws of each sub-path, [B].
     """
 
     def one(example):
-        index_key, other, eps_key = jax.random.split(jax.random.fold_in(key, example), 3)
-        return Starts(
-            jax.random.randint(index_key, (), 0, num_ddim_timesteps),
+        own = jax.random.fold_in(key, example)
+        index_key, other, eps_key, w_key = jax.random.split(own, 4)
+        return (
+            jax.random.randint(index_key, (), 0, method.num_ddim_timesteps),
             jax.random.normal(eps_key, shape),
+            method.w + method.w_spread * jax.random.uniform(w_key, minval=-1.0),
             other,
         )
 
-    return jax.vmap(one)(examples)
+    index, eps, w, others = jax.vmap(one)(examples)
+    return Starts(index, eps, w if method.w_spread else method.w), others
 
 
 def sub_paths(
     teacher: Denoiser,
     schedule: Schedule,
     examples: Examples,
-    index: Int[Array, " B"],
-    eps: Float[Array, "B H W C"],
+    starts: Starts,
     method: SubPathMethod,
 ) -> SubPaths:
     """The teacher's sub-path from each start, equations (1) and (2).
@@ -136,14 +152,15 @@ def sub_paths(
       teacher: the frozen network.
       schedule: its noise schedule.
       examples: clean latents and their prompts.
-      index, eps: sub-path and noise of each example, see `Starts`.
-      method: says M, p and w.
+      starts: of the sub-path of each example.
+      method: says M and p.
     """
     latents, context, null_context, _ = examples
+    index, eps, w = starts
     grid = jnp.asarray(distillation_grid(schedule.num_train_timesteps, method.num_ddim_timesteps))
     s = grid[index]
     e = jnp.maximum(s - schedule.num_train_timesteps // method.num_ddim_timesteps, 0)
     x_s = add_noise(latents, eps, *schedule.at(s))
-    predict = guided(teacher, schedule, context, null_context, method.w)
+    predict = guided(teacher, schedule, context, null_context, w)
     x_e = ddim_solve(predict, schedule, x_s, s, e, method.solver_substeps)
     return SubPaths(s, e, x_s, jax.lax.stop_gradient(x_e))

@@ -10,9 +10,13 @@ import pytest
 from helpers import jit, sd_schedule
 from scipy import stats
 
+from slam_jax.base.options import OptionError
+from slam_jax.method.lcm import Lcm
 from slam_jax.method.method import RowKeys
+from slam_jax.method.pcm import Pcm
 from slam_jax.method.sampler import sample_consistency
 from slam_jax.method.slam import GAMMA_POLICIES, Slam, draw
+from slam_jax.method.sub_path import draw_starts
 from slam_jax.parallel.keys import Keys, keys_of
 
 SHAPE = (2, 2, 4)
@@ -30,7 +34,7 @@ def draws(examples, key=KEY, method=METHOD):
 
 
 def rows(tree, i):
-    return [np.asarray(a)[i].tolist() for a in tree]
+    return [np.asarray(a)[i].tolist() for a in (tree.starts.index, tree.starts.eps, tree.gamma)]
 
 
 def test_a_row_depends_on_key_and_example_only():
@@ -42,22 +46,24 @@ def test_a_row_depends_on_key_and_example_only():
 
 def test_rows_and_keys_differ():
     a, b = draws(np.arange(64)), draws(np.arange(64), key=KEY + 1)
-    for one, another in ((a.gamma, b.gamma), (a.eps, b.eps)):
+    for one, another in ((a.gamma, b.gamma), (a.starts.eps, b.starts.eps)):
         values = np.concatenate([np.ravel(one), np.ravel(another)])
         assert len(np.unique(values)) > 0.99 * len(values)  # float32 has some ties
-    assert np.mean(a.index == b.index) < 0.2
-    assert len(np.unique(a.index)) > 20
+    assert np.mean(a.starts.index == b.starts.index) < 0.2
+    assert len(np.unique(a.starts.index)) > 20
 
 
 def test_distributions():
     actual = draws(np.arange(4000), method=Slam(num_ddim_timesteps=10, gammas_per_subpath=1))
-    assert actual.index.shape == (4000,)
+    assert actual.starts.index.shape == (4000,)
     assert actual.gamma.shape == (4000, 1)
-    assert actual.eps.shape == (4000, *SHAPE)
-    assert stats.chisquare(np.bincount(actual.index, minlength=10)).pvalue > 0.01
+    assert actual.starts.eps.shape == (4000, *SHAPE)
+    assert stats.chisquare(np.bincount(actual.starts.index, minlength=10)).pvalue > 0.01
     assert stats.kstest(np.ravel(actual.gamma), "uniform").pvalue > 0.01
-    assert stats.kstest(np.ravel(actual.eps), "norm").pvalue > 0.01
-    parts = np.stack([actual.index, actual.gamma[:, 0], actual.eps.mean(axis=(1, 2, 3))])
+    assert stats.kstest(np.ravel(actual.starts.eps), "norm").pvalue > 0.01
+    parts = np.stack(
+        [actual.starts.index, actual.gamma[:, 0], actual.starts.eps.mean(axis=(1, 2, 3))]
+    )
     assert np.abs(np.corrcoef(parts) - np.eye(3)).max() < 4 / np.sqrt(4000)
 
 
@@ -116,7 +122,7 @@ def test_draw_uses_no_key_twice(used_keys):
     draw_five = jit(lambda key: draw(key, jnp.arange(5), SHAPE, METHOD))
     jax.block_until_ready(draw_five(jax.random.key(0)))
     jax.effects_barrier()
-    assert len(used_keys) == 5 * 4  # one split and three draws an example
+    assert len(used_keys) == 5 * 5  # one split and four draws an example
     assert set(used_keys.values()) == {1}
 
 
@@ -141,3 +147,28 @@ def test_every_purpose_of_a_seed_has_its_own_key():
     keys = [tuple(jax.random.key_data(k).tolist()) for seed in (0, 1) for k in keys_of(seed)]
     assert len(set(keys)) == 2 * len(Keys._fields)
     assert jax.random.key_data(keys_of(jnp.asarray(1)).own).tolist() == list(keys[-1])
+
+
+@pytest.mark.parametrize("kind", [Slam, Lcm, Pcm])
+def test_guidance_is_uniform_around_w_and_changes_no_other_draw(kind):
+    key, index = jax.random.key(KEY), jnp.arange(4000) + 7
+    plain, spread = kind(w=9.0), kind(w=9.0, w_spread=6.0)
+    (starts, keys), (drawn, others) = (
+        jit(lambda m=m: draw_starts(key, index, SHAPE, m))() for m in (plain, spread)
+    )
+    assert starts.w == 9.0
+    np.testing.assert_array_equal(starts.index, drawn.index)
+    np.testing.assert_array_equal(starts.eps, drawn.eps)
+    np.testing.assert_array_equal(jax.random.key_data(keys), jax.random.key_data(others))
+    assert stats.kstest(np.asarray(drawn.w), "uniform", (3, 12)).pvalue > 0.01
+    for other in (np.asarray(drawn.index), np.asarray(drawn.eps).mean(axis=(1, 2, 3))):
+        assert abs(np.corrcoef(drawn.w, other)[0, 1]) < 0.05
+    some = draw_starts(key, index[100:103], SHAPE, spread)[0].w
+    np.testing.assert_array_equal(some, drawn.w[100:103])
+    assert set(spread.drawn(key, index[:3], SHAPE, sd_schedule())) >= {"t", "w"}
+    assert "w" not in plain.drawn(key, index[:3], SHAPE, sd_schedule())
+
+
+def test_guidance_is_never_negative():
+    with pytest.raises(OptionError, match="w_spread = 3.0, expected at most w = 2.0"):
+        Lcm(w=2.0, w_spread=3.0)

@@ -19,6 +19,7 @@ from slam_jax.method.method import Examples
 from slam_jax.method.schedule import VariancePreserving, add_noise, gamma_embedding
 from slam_jax.method.slam import Draws, Slam, interpolate, slam_loss
 from slam_jax.method.solver import ddim_solve, guided
+from slam_jax.method.sub_path import Starts
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("splam_*.npz"))
 
@@ -118,7 +119,8 @@ def test_losses_equal_the_authors(golden, precision, float32_scalings, kind):
 
     count, w = int(g["num_ddim_timesteps"]), float(g["w_scale"])
     method = Slam(num_ddim_timesteps=count, w=w, distance=kind)
-    draws = Draws(jnp.asarray(g["index"]), jnp.asarray(g["gamma"])[:, None], g["noise"])
+    starts = Starts(jnp.asarray(g["index"]), g["noise"], w)
+    draws = Draws(starts, jnp.asarray(g["gamma"])[:, None])
     schedule = VariancePreserving.from_alphas_cumprod(golden["alphas_cumprod"])
     context = jnp.zeros((16, 1, 1))
     examples = Examples(g["latents"], context, context, jnp.arange(16))

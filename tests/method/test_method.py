@@ -47,7 +47,7 @@ def test_the_loss_is_the_mean_over_gammas_and_its_metrics_are_sums_over_bins():
     (losses, sums), expected, draws = compute()
     assert expected.shape == (BATCH, 3)
     np.testing.assert_allclose(losses, expected.mean(axis=1), rtol=1e-5)
-    times = np.asarray(draws.index) * 4 // 20
+    times = np.asarray(draws.starts.index) * 4 // 20
     gammas = np.minimum(np.asarray(draws.gamma) * 4, 3).astype(int)
     assert np.any(np.asarray(draws.gamma) == 1)
     assert len(sums) == 2 * BINS

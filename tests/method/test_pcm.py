@@ -88,7 +88,8 @@ def authors_loss(params, ema, batch, starts, method, kind):
         with torch.no_grad():
             cond = origin_and_noise(network(TEACHER, x, start, context), start, x)
             uncond = origin_and_noise(network(TEACHER, x, start, 0 * context), start, x)
-            x0, noise = (c + method.w * (c - u) for c, u in zip(cond, uncond, strict=True))
+            w = float(np.broadcast_to(starts.w, BATCH)[row])
+            x0, noise = (c + w * (c - u) for c, u in zip(cond, uncond, strict=True))
             x_prev = move(x0, noise, previous[index])
             target = leap(ema, x_prev, end, context, index)
             if index in first_of_phase:
@@ -100,16 +101,16 @@ def authors_loss(params, ema, batch, starts, method, kind):
 
 # A number of phases that divides M, where the authors' edges and ours are the same.
 @pytest.mark.parametrize(
-    ("kind", "phases", "grid"),
+    ("kind", "phases", "grid", "w_spread"),
     [
-        ("epsilon", 1, 20),
-        ("epsilon", 4, 20),
-        ("v_prediction", 5, 50),
-        ("v_prediction", 10, 10),
+        ("epsilon", 1, 20, 0),
+        ("epsilon", 4, 20, 1.5),
+        ("v_prediction", 5, 50, 0),
+        ("v_prediction", 10, 10, 2.5),
     ],
 )
-def test_loss_and_gradient_are_the_authors(kind, phases, grid, x64):
-    method = Pcm(phases=phases, num_ddim_timesteps=grid, w=2.5, huber_c=0.01)
+def test_loss_and_gradient_are_the_authors(kind, phases, grid, w_spread, x64):
+    method = Pcm(phases=phases, num_ddim_timesteps=grid, w=2.5, w_spread=w_spread, huber_c=0.01)
     schedule, batch, key = sd_schedule(kind), examples(jnp.float64), jax.random.key(KEY)
 
     def mean_loss(params, ema):
@@ -118,7 +119,7 @@ def test_loss_and_gradient_are_the_authors(kind, phases, grid, x64):
 
     grad = jit(jax.grad(mean_loss, argnums=(0, 1), has_aux=True))
     (actual, for_target), losses = grad(PARAMS, EMA)
-    starts = draw_starts(key, batch.index, SHAPE, grid)
+    starts, _ = draw_starts(key, batch.index, SHAPE, method)
     assert len(np.unique(starts.index)) >= min(grid, 15)
     params = {name: torch.tensor(value, dtype=torch.float64) for name, value in PARAMS.items()}
     for value in params.values():

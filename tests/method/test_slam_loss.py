@@ -12,6 +12,7 @@ from slam_jax.method.consistency import CONDITIONINGS
 from slam_jax.method.method import Examples
 from slam_jax.method.schedule import per_example
 from slam_jax.method.slam import Draws, Slam, slam_loss
+from slam_jax.method.sub_path import Starts
 
 INDEX = (1, 20, 49)
 SHAPE = (2, 2, 4)
@@ -44,9 +45,8 @@ def compute(method, schedule, student, target, teacher, gamma, index=INDEX):
     dtype, batch = schedule.alphas.dtype, len(index)
     latents, eps = (jnp.asarray(a, dtype) for a in normal(0, 2, batch, *SHAPE))
     context = jnp.asarray(normal(1, batch, 1, 2), dtype)
-    draws = Draws(
-        jnp.asarray(index), jnp.broadcast_to(jnp.asarray(gamma, dtype), (batch, len(gamma))), eps
-    )
+    starts = Starts(jnp.asarray(index), eps, method.w)
+    draws = Draws(starts, jnp.broadcast_to(jnp.asarray(gamma, dtype), (batch, len(gamma))))
     examples = Examples(latents, context, 0 * context, jnp.arange(batch))
     return slam_loss((student, target, teacher), schedule, examples, draws, method)
 

@@ -98,7 +98,7 @@ def key_with_both_ends(examples, method):
     """A key that draws the first and the last sub-path of the schedule."""
 
     def index(seed):
-        return draw(jax.random.key(seed), examples, (1, 1, 1), method).index
+        return draw(jax.random.key(seed), examples, (1, 1, 1), method).starts.index
 
     drawn = np.asarray(jit(jax.vmap(index))(jnp.arange(4000)))
     both = (drawn == 0).any(axis=1) & (drawn == method.num_ddim_timesteps - 1).any(axis=1)
@@ -120,9 +120,9 @@ def torch_losses(model, student, ema, batch, prompts, key, method):
         model.torch.latents(nchw(batch["images"]), nchw(noise).double()),
         model.torch.contexts(prompts, torch.from_numpy(batch["time_ids"])),
         (
-            torch.from_numpy(np.array(draws.index)).long(),
+            torch.from_numpy(np.array(draws.starts.index)).long(),
             torch.from_numpy(np.array(draws.gamma)).double(),
-            nchw(draws.eps).double(),
+            nchw(draws.starts.eps).double(),
         ),
         method,
     )
