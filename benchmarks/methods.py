@@ -10,8 +10,8 @@ to half a step for each checkpoint; the checkpoints on the way give curves, over
 seconds. All students and the teacher draw the same prompts from the same noise.
 
 Writes methods_TASK.json, .md, .png and _pictures.png into benchmarks/results/ (or --out). What is
-in --runs is not done again: an interrupted comparison goes on where it stopped. Students of an
-earlier result whose runs are gone join by --join, if they were measured in the same way.
+in --runs is not done again: an interrupted comparison goes on where it stopped, and more seeds can
+join it.
 """
 
 import argparse
@@ -164,33 +164,9 @@ def rows_of(name: str, seed: int, options: argparse.Namespace, measure: Measure)
             yield {"student": name, "seed": seed, **cost, **row}
 
 
-def earlier_rows(path: Path, measure: Measure, configs: dict[str, Config]) -> list[dict]:
-    """The rows of an earlier result.
-
-    Args:
-      path: of its JSON.
-      measure: how students are measured here.
-      configs: of the runs of the students that are wanted.
-
-    Raises:
-      InputError: it cannot be read, or its students were trained or measured otherwise.
-    """
-    earlier = read_json(path, "give a result of methods.py")
-    if earlier.get("protocol") != measure.protocol:
-        raise InputError(f"--join {path}: measured by another protocol; compare the two files")
-    rows = [row for row in earlier["rows"] if row["student"] in configs]
-    for row in rows:
-        config, there = configs[row["student"]], row["training_steps"]
-        if there % config.training.checkpoint_every or there > config.training.steps:
-            name = row["student"]
-            raise InputError(f"--join {path}: {name} has a row after {there} steps; see --passes")
-    return rows
-
-
 def workdir_of(name: str, options: argparse.Namespace, seed: int | None = None) -> Path:
-    """The folder of a run; of the last seed where none is said."""
-    last = options.first_seed + options.seeds - 1
-    return options.runs / slug(name) / f"seed_{last if seed is None else seed}"
+    """The folder of a run; of the first seed where none is said."""
+    return options.runs / slug(name) / f"seed_{options.first_seed if seed is None else seed}"
 
 
 def slug(name: str) -> str:
@@ -218,7 +194,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--change", nargs="+", default=[], metavar="KEY=VALUE", help="options of config, of all")
     add("--name", help="of the result's files; default: methods_TASK")
-    add("--join", type=Path, help="JSON of an earlier result, whose students are not trained again")
     add("--runs", type=Path, help="folder of all runs; default: runs/NAME")
     add("--out", type=Path, default=FOLDER, help="folder of the result")
     for task in TASKS.values():
@@ -249,19 +224,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         runtime.configure()
         options.task = TASKS[options.task](options)
-        seed, variants = options.first_seed, options.variants
-        configs = {name: config_of(x, seed, options) for name, x in variants.items()}
-        first = next(iter(configs.values()))
-        if len(guidance := {config.method.w for config in configs.values()}) > 1:
+        configs = [config_of(x, options.first_seed, options) for x in options.variants.values()]
+        first = configs[0]
+        if len(guidance := {config.method.w for config in configs}) > 1:
             raise InputError(f"--variant: expected one w for all, got {guidance}")
         measure = Measure(options.task, first, options.runs)
-        rows = earlier_rows(options.join, measure, configs) if options.join else []
-        done = {(row["student"], row["seed"]) for row in rows}
+        rows = []
         for seed in range(options.first_seed, options.first_seed + options.seeds):
             for name in options.variants:
-                if (name, seed) not in done:
-                    rows += rows_of(name, seed, options, measure)
-                    gc.collect()  # of the run's programs
+                rows += rows_of(name, seed, options, measure)
+                gc.collect()  # of the run's programs
         teacher = measure.teacher(workdir_of(next(iter(options.variants)), options), first)
         report = {**made, "protocol": measure.protocol, "teacher": teacher, "rows": rows}
         workdirs = {name: workdir_of(name, options) for name in options.variants}

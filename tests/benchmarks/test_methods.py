@@ -131,29 +131,6 @@ def test_a_variant_may_be_a_lora(tmp_path):
     assert (config.student.kind, config.student.rank, config.training.steps) == ("lora", 8, 249)
 
 
-def test_students_of_an_earlier_result_join_if_they_were_made_alike(tmp_path):
-    import methods
-
-    parsed, path = options(tmp_path), tmp_path / "earlier.json"
-    configs = {
-        name: methods.config_of(methods.VARIANTS[name], 0, parsed) for name in ("SLAM", "LCM")
-    }
-    rows = [
-        {"student": name, "seed": 0, "training_steps": steps}
-        for name, steps in (("SLAM", 20), ("SLAM", 100), ("LCM", 30), ("other", 7))
-    ]
-    path.write_text(json.dumps({"protocol": {"w": 2}, "rows": rows}))
-    measure = types.SimpleNamespace(protocol={"w": 2})
-    assert methods.earlier_rows(path, measure, configs) == rows[:3]
-    measure.protocol = {"w": 0}
-    with pytest.raises(InputError, match=f"^--join {path}: measured by another protocol"):
-        methods.earlier_rows(path, measure, configs)
-    measure.protocol, parsed.passes = {"w": 2}, 28800
-    configs = {"SLAM": methods.config_of({}, 0, parsed)}
-    with pytest.raises(InputError, match=f"^--join {path}: SLAM has a row after 100 steps"):
-        methods.earlier_rows(path, measure, configs)
-
-
 def results(distances, seconds=(10.0, 20.0)):
     """Of students with these distances in one step: name -> [seed][checkpoint]."""
     import methods_tables
