@@ -188,12 +188,11 @@ class Model:
     network: UNetConfig
 
 
-def make_model(name: str) -> Model:
-    """The model of a size, the same every time; predictions and pictures are of order one."""
-    shapes, rng = SHAPES[name], np.random.default_rng(0)
+def pipeline_of(shapes: Shapes) -> StableDiffusionPipeline:
+    """What surrounds a model of these shapes; its tokenizers need no files."""
     scheduler = {**SCHEDULER, "prediction_type": shapes.prediction_type}
     side = shapes.unet.sample_size
-    pipeline = StableDiffusionPipeline(
+    return StableDiffusionPipeline(
         network=shapes.unet,
         scheduler=scheduler,
         schedule=VariancePreserving.from_config(scheduler),
@@ -203,6 +202,12 @@ def make_model(name: str) -> Model:
         tokenizers=tuple(Tokenizer(Words(c.vocab_size), LENGTH) for c in shapes.text_encoders),
         zeros_for_empty_prompt=len(shapes.text_encoders) == 2,
     )
+
+
+def make_model(name: str) -> Model:
+    """The model of a size, the same every time; predictions and pictures are of order one."""
+    shapes, rng = SHAPES[name], np.random.default_rng(0)
+    pipeline = pipeline_of(shapes)
     teacher = _random(UNet2DConditionModel, shapes.unet, rng)
     teacher["conv_out"]["kernel"] *= 1.6  # what SiLU takes away
     frozen = {DENOISER: teacher, "vae": _random_vae(shapes.vae, rng)}

@@ -1,0 +1,94 @@
+r"""What a training step of a LoRA needs on one device, from shapes alone, beside a whole student.
+
+    PYTHONPATH=. python benchmarks/memory_of_lora.py
+
+The recipes sd_lora and sdxl_lora at 512 and 1024 pixels, on prepared latents. Weights, state and
+gradients are counted; what comes and goes in a step is what XLA for CPUs sets aside, compiled as
+`slam-jax plan` compiles: an estimate for accelerators. Writes memory_of_lora.json into
+benchmarks/results/ (or --out).
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from result import FOLDER, made_by, write
+from shapes import SHAPES, pipeline_of
+
+from slam_jax.config.command_line import read_recipe
+from slam_jax.config.options import Config
+from slam_jax.config.validate import freeze
+from slam_jax.families.stable_diffusion import StableDiffusion
+from slam_jax.formats.diffusers_folder import Folder
+from slam_jax.parallel import runtime
+from slam_jax.recipes.memory import PREPARED, flops_per_sample, need_of, parts_of
+
+
+class Case(NamedTuple):
+    """A run on one device.
+
+    Attributes:
+      recipe: of a LoRA.
+      whole: the recipe of a whole student with the same method, or nearly so.
+      shapes: a name in SHAPES.
+      rows: examples in a step.
+      remat: what the gradient computes again.
+    """
+
+    recipe: str
+    whole: str
+    shapes: str
+    rows: int
+    remat: str
+
+
+CASES = (
+    Case("sd_lora", "sd_slam", "sd15", 8, "minimal"),
+    Case("sdxl_lora", "sdxl", "sdxl", 1, "full"),
+)
+
+
+def config_of(recipe: str, case: Case) -> Config:
+    """The recipe for one device."""
+    values = read_recipe(recipe)
+    values.mesh.data, values.data.source = 1, PREPARED
+    values.training.update(batch_size=case.rows, remat=case.remat)
+    return freeze(values)
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Bytes and FLOPs of one case."""
+    pipeline = pipeline_of(SHAPES[case.shapes])
+    config, whole = (config_of(recipe, case) for recipe in (case.recipe, case.whole))
+    pipeline = replace(pipeline, execution=config.execution)
+    family = StableDiffusion(pipeline, Folder(Path(case.shapes), case.shapes))
+    print(f"{case.recipe}: compiling", file=sys.stderr)
+    need = need_of(config, family, compiling=True)
+    parts = {name: here for name, (_, here) in need.parts.items()}
+    others = {name: here for name, (_, here) in parts_of(whole, family).items()}
+    return {
+        **case._asdict(),
+        "bytes": {**parts, "activations, copies": need.temporary, "sum": need.total},
+        "source": need.source,
+        "flops_per_sample": flops_per_sample(config, family),
+        "bytes_of_whole_student": {**others, "sum without activations": sum(others.values())},
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", choices=[case.recipe for case in CASES], help="this one alone")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the result")
+    options = parser.parse_args(argv)
+    made = made_by("memory_of_lora.py", argv, ("jax", "flax"))
+    runtime.configure()
+    wanted = [case for case in CASES if options.recipe in (None, case.recipe)]
+    report = {**made, "cases": [measure(case) for case in wanted]}
+    write(report, options.out / "memory_of_lora.json")
+
+
+if __name__ == "__main__":
+    main()
