@@ -17,8 +17,8 @@ import numpy as np
 from slam_jax.families.pipeline import DENOISER, Params, student_config, student_params
 from slam_jax.families.stable_diffusion_pipeline import TEXT_ENCODERS, StableDiffusionPipeline
 from slam_jax.formats.tokenizer import Tokenizer
-from slam_jax.method.schedule import VariancePreserving
 from slam_jax.method.slam import Slam
+from slam_jax.method.variance_preserving import VariancePreserving
 from slam_jax.models import functional
 from slam_jax.models.clip import CLIPTextConfig, CLIPTextModel
 from slam_jax.models.unet import UNet2DConditionModel, UNetConfig

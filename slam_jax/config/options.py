@@ -15,8 +15,8 @@ from slam_jax.base.options import Options, check, group, option
 from slam_jax.data.options import Data
 from slam_jax.method.method import Method
 from slam_jax.method.registry import METHODS
-from slam_jax.method.schedule import PREDICTION_TYPES
 from slam_jax.method.slam import Slam
+from slam_jax.method.variance_preserving import PREDICTION_TYPES
 from slam_jax.models import lora
 from slam_jax.models.execution import Execution
 from slam_jax.models.remat import REMAT

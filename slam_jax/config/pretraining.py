@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from slam_jax.base.options import Options, check, group, option
 from slam_jax.config.options import SEEDS, Mesh, Training
 from slam_jax.data.options import Data
-from slam_jax.method.schedule import PREDICTION_TYPES
+from slam_jax.method.variance_preserving import PREDICTION_TYPES
 
 # CLIP's vocabulary: a letter and a letter at the end of a word for each byte, then start and end.
 FIXED_TOKENS = 2 * 256 + 2

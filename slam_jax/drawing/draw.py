@@ -15,7 +15,6 @@ from slam_jax.base.errors import InputError
 from slam_jax.drawing.samplers import Start, student_sampler, teacher_sampler
 from slam_jax.families.family import Model
 from slam_jax.families.pipeline import Batch, Frozen, Params
-from slam_jax.method.sampler import ddim_timesteps
 
 TEACHER_GUIDANCE = 7.5
 # (frozen, params, batch of prompts, start) -> pictures, and whether each was finite before.
@@ -69,7 +68,7 @@ def make_sampler(model: Model, settings: Settings) -> Draw:
     pipeline, steps, dtype = model.pipeline, settings.steps, settings.dtype
     try:
         if model.method is None:
-            ddim_timesteps(steps, pipeline.schedule.num_train_timesteps)
+            pipeline.schedule.teacher_timesteps(steps)
             draw = partial(teacher_sampler(pipeline, settings.guidance - 1, dtype), steps=steps)
         else:
             model.method.timesteps(steps, pipeline.schedule, settings.strength)

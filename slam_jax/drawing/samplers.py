@@ -19,7 +19,7 @@ from slam_jax.families.pipeline import (
     teacher_network,
 )
 from slam_jax.method.method import Method, RowKeys, gaussian
-from slam_jax.method.sampler import ddim_timesteps, sample_ddim
+from slam_jax.method.sampler import sample_ddim
 from slam_jax.method.schedule import add_noise
 from slam_jax.method.solver import guided
 from slam_jax.models import functional
@@ -81,7 +81,7 @@ def teacher_latents(
 
     def draw(frozen: Frozen, params: Params, batch: Batch, key: Array, examples, steps: int):
         noise = gaussian(key, examples, pipeline.latent_shape)
-        timesteps = ddim_timesteps(steps, schedule.num_train_timesteps)
+        timesteps = schedule.teacher_timesteps(steps)
         contexts = pipeline.contexts(frozen, batch, w)
         predict = guided(bind(functional.cast(params, dtype)), schedule, *contexts, w)
         return sample_ddim(predict, schedule, noise, timesteps)

@@ -23,8 +23,8 @@ from slam_jax.data.reference import Reference
 from slam_jax.families.pipeline import Batch, Frozen, teacher_network
 from slam_jax.families.trained_here import TrainedHere
 from slam_jax.families.unet_pipeline import UNetPipeline
-from slam_jax.method.schedule import VariancePreserving
 from slam_jax.method.solver import Context
+from slam_jax.method.variance_preserving import VariancePreserving
 from slam_jax.models.unet import UNetConfig
 
 SCHEDULER = {

@@ -23,7 +23,8 @@ from slam_jax.formats.diffusers_folder import (
 from slam_jax.formats.tokenizer import Tokenizer
 from slam_jax.method.method import Method
 from slam_jax.method.pcm import Pcm
-from slam_jax.method.schedule import Schedule, schedule_from_config
+from slam_jax.method.registry import schedule_from_config
+from slam_jax.method.schedule import Schedule
 from slam_jax.method.slam import Slam
 from slam_jax.models import functional
 from slam_jax.models.clip import CLIPTextConfig, CLIPTextModel

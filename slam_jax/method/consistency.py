@@ -1,17 +1,18 @@
 """The consistency function: a student's answer, the clean latents, from any point of a sub-path.
 
-(1)  f(x_g, s, gamma) = c_skip(s) x_g + c_out(s) x0(x_g, network output; alpha_s, sigma_g)
-(2)  n_g = sqrt(alpha_s^2 + sigma_g^2),  sigma(t_g) / alpha(t_g) = sigma_g / alpha_s
+(1)  f(x_g, s, gamma) = c_skip(s) x_g + c_out(s) x0(x_g, network output; alpha_g, sigma_g)
+(2)  sigma(t_g) / alpha(t_g) = sigma_g / alpha_g,  n_g = sqrt(alpha_g^2 + sigma_g^2)
      SNR-matched conditioning: the network sees x_g / n_g at the real-valued time t_g
+     (n_g = alpha_g + sigma_g in flow matching)
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Num
 
-from slam_jax.method.schedule import Schedule, boundary_scalings, per_example
+from slam_jax.method.schedule import Schedule, per_example
 from slam_jax.method.solver import Context
 
 # (x [B, H, W, C], t [B], context, gamma [B]) -> output [B, H, W, C]
@@ -25,15 +26,16 @@ class Point(NamedTuple):
     """A point of each sub-path.
 
     Attributes:
-      x: x_g, with signal scale alpha_s, [B, H, W, C].
+      x: x_g, [B, H, W, C].
       s: where the sub-path starts, [B].
       gamma: position on it, 1 is its start, [B].
-      sigma: sigma_g, the noise scale of x, [B].
+      alpha, sigma: alpha_g and sigma_g, the scales of signal and noise in x, [B].
     """
 
     x: Float[Array, "B H W C"]
-    s: Int[Array, " B"]
+    s: Num[Array, " B"]
     gamma: Float[Array, " B"]
+    alpha: Float[Array, " B"]
     sigma: Float[Array, " B"]
 
 
@@ -53,19 +55,18 @@ def consistency_function(
     Raises:
       ValueError: another name for conditioning.
     """
-    x, s, gamma, sigma = point
-    alpha, _ = schedule.at(s)
+    x, s, gamma, alpha, sigma = point
     if conditioning == "embedding":
         x0, _ = schedule.to_x0_and_eps(student(x, s, context, gamma), x, alpha, sigma)
     elif conditioning in ("snr", "both"):
-        n = jnp.sqrt(alpha**2 + sigma**2)
+        n = schedule.norm(alpha, sigma)
         x_net = x / per_example(n, x)
         told_gamma = gamma if conditioning == "both" else jnp.ones_like(gamma)
-        output = student(x_net, schedule.timestep_of(sigma / alpha), context, told_gamma)
+        output = student(x_net, schedule.time_of(alpha, sigma), context, told_gamma)
         x0, _ = schedule.to_x0_and_eps(output, x_net, alpha / n, sigma / n)
     else:
         raise ValueError(f"conditioning: {conditioning!r} is none of 'embedding', 'snr', 'both'")
-    c_skip, c_out = boundary_scalings(s, x.dtype)
+    c_skip, c_out = schedule.boundary_scalings(s, x.dtype)
     return per_example(c_skip, x) * x + per_example(c_out, x) * x0
 
 
@@ -73,7 +74,7 @@ def consistency_on_path(
     student: Student,
     schedule: Schedule,
     x: Float[Array, "B H W C"],
-    t: Int[Array, " B"],
+    t: Num[Array, " B"],
     context: Context,
 ) -> Float[Array, "B H W C"]:
     """f(x, t, 1): from a point x of the trajectory itself, at time t.
@@ -81,7 +82,7 @@ def consistency_on_path(
     There "embedding" and "snr" are the same function: n = 1 and t_g = t.
     """
     ones = jnp.ones(x.shape[0], x.dtype)
-    point = Point(x, t, ones, schedule.at(t)[1])
+    point = Point(x, t, ones, *schedule.at(t))
     return consistency_function(student, schedule, point, context, "embedding")
 
 

@@ -22,13 +22,13 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Num
 
 from slam_jax.base.options import check, option
 from slam_jax.method.consistency import Student
 from slam_jax.method.method import Examples, Networks, Params, Sums
 from slam_jax.method.sampler import consistency_timesteps, sample_ddim
-from slam_jax.method.schedule import Schedule, add_noise, distillation_grid
+from slam_jax.method.schedule import Schedule, add_noise
 from slam_jax.method.solver import Context, Predictor
 from slam_jax.method.sub_path import SubPathMethod, draw_starts, sub_paths
 
@@ -61,7 +61,7 @@ class Pcm(SubPathMethod):
         shape = examples.latents.shape[1:]
         starts, _ = draw_starts(key, examples.index, shape, self)
         paths = sub_paths(networks.teacher, schedule, examples, starts, self)
-        edges = phase_edges(self.phases, self.num_ddim_timesteps, schedule.num_train_timesteps)
+        edges = phase_edges(self.phases, schedule.grid(self.num_ddim_timesteps))
         edge = jnp.asarray(edges)[starts.index]
         answer = add_noise(*student(paths.x_s, paths.s), *schedule.at(edge))
         wanted = add_noise(*target(paths.x_e, paths.e), *schedule.at(edge))
@@ -80,26 +80,22 @@ class Pcm(SubPathMethod):
         }
 
 
-def phase_edges(
-    phases: int, num_ddim_timesteps: int, num_train_timesteps: int
-) -> Int[np.ndarray, " M"]:
+def phase_edges(phases: int, grid: Num[np.ndarray, " M"]) -> Num[np.ndarray, " M"]:
     """The edge of the phase of each grid point, ascending, equation (1).
 
     Args:
       phases: K.
-      num_ddim_timesteps: M.
-      num_train_timesteps: N.
+      grid: t_0 .. t_{M-1}.
     """
-    starts = consistency_timesteps(phases, num_ddim_timesteps, num_train_timesteps)
+    starts = consistency_timesteps(phases, grid)
     edges = np.append(starts[1:], 0)
-    grid = distillation_grid(num_train_timesteps, num_ddim_timesteps)
     return edges[np.searchsorted(-starts, -grid, side="right") - 1]
 
 
 def predictor(student: Student, schedule: Schedule, context: Context) -> Predictor:
     """(x, t) -> (x0, eps) of a student that is not told gamma."""
 
-    def predict(x: Float[Array, "B H W C"], t: Int[Array, " B"]):
+    def predict(x: Float[Array, "B H W C"], t: Num[Array, " B"]):
         output = student(x, t, context, jnp.ones(len(x), x.dtype))
         return schedule.to_x0_and_eps(output, x, *schedule.at(t))
 

@@ -11,74 +11,37 @@ batch).
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Num
 
 from slam_jax.method.consistency import Student, consistency_on_path
 from slam_jax.method.method import RowKeys, gaussian
-from slam_jax.method.schedule import Schedule, add_noise, distillation_grid
+from slam_jax.method.schedule import Schedule, add_noise
 from slam_jax.method.solver import Context, Predictor
 
 
 def consistency_timesteps(
-    steps: int,
-    num_ddim_timesteps: int = 50,
-    num_train_timesteps: int = 1000,
-    strength: float = 1.0,
-    custom: list[int] | None = None,
-) -> np.ndarray:
-    """Descending timesteps, equation (1); diffusers' LCMScheduler has the same for every n.
+    steps: int, grid: Num[np.ndarray, " M"], strength: float = 1.0
+) -> Num[np.ndarray, " n"]:
+    """Descending times, equation (1); diffusers' LCMScheduler has the same for every n.
 
     Args:
-      steps: n, ignored when `custom` gives the timesteps.
-      num_ddim_timesteps: M of the distillation.
-      num_train_timesteps: N of the teacher.
-      strength: image-to-image: the share of the grid (or of `custom`) that is used, in (0, 1];
-        1 starts from pure noise.
-      custom: timesteps to use instead of the grid's, strictly descending integers.
+      steps: n.
+      grid: of the distillation, ascending.
+      strength: image-to-image: the share of the grid that is used, in (0, 1]; 1 starts from pure
+        noise.
 
     Raises:
       ValueError: more steps than the grid has points, or impossible values.
     """
     if not 0 < strength <= 1:
         raise ValueError(f"strength: {strength} must be in (0, 1]")
-    if custom is not None:
-        timesteps = np.asarray(custom)
-        integers = timesteps.ndim == 1 and len(timesteps) and timesteps.dtype.kind == "i"
-        if not integers or np.any(np.diff(timesteps) >= 0):
-            raise ValueError(f"timesteps: {custom} must be a list of strictly descending integers")
-        if timesteps[0] >= num_train_timesteps or timesteps[-1] < 0:
-            raise ValueError(
-                f"timesteps: {custom} must lie between 0 and {num_train_timesteps - 1}"
-            )
-        used = int(len(timesteps) * strength)
-        if used < 1:
-            raise ValueError(f"strength: {strength} leaves none of the {len(timesteps)} timesteps")
-        return timesteps[len(timesteps) - used :]
-    grid = distillation_grid(num_train_timesteps, num_ddim_timesteps)[
-        : int(num_ddim_timesteps * strength)
-    ][::-1]
-    if not 1 <= steps <= len(grid):
+    used = grid[: int(len(grid) * strength)][::-1]
+    if not 1 <= steps <= len(used):
         raise ValueError(
-            f"steps: {steps} must be between 1 and {len(grid)}, the number of grid points at "
+            f"steps: {steps} must be between 1 and {len(used)}, the number of grid points at "
             f"strength {strength:g}"
         )
-    return grid[np.floor(np.linspace(0, len(grid), steps, endpoint=False)).astype(np.int64)]
-
-
-def ddim_timesteps(steps: int, num_train_timesteps: int = 1000) -> np.ndarray:
-    """Descending timesteps with diffusers' "trailing" spacing: from N - 1, every N / n.
-
-    Raises:
-      ValueError: steps is not in 1 .. N.
-    """
-    if not 1 <= steps <= num_train_timesteps:
-        raise ValueError(f"steps: {steps} must be between 1 and {num_train_timesteps}")
-    return (
-        np.round(np.arange(num_train_timesteps, 0, -num_train_timesteps / steps)).astype(np.int64)[
-            :steps
-        ]
-        - 1
-    )
+    return used[np.floor(np.linspace(0, len(used), steps, endpoint=False)).astype(np.int64)]
 
 
 def sample_consistency(
@@ -86,7 +49,7 @@ def sample_consistency(
     schedule: Schedule,
     x: Float[Array, "B H W C"],
     context: Context,
-    timesteps: Int[Array | np.ndarray, " n"],
+    timesteps: Num[Array | np.ndarray, " n"],
     rows: RowKeys,
 ) -> Float[Array, "B H W C"]:
     """Draws latents with the student at gamma = 1, equation (2).
@@ -120,7 +83,7 @@ def sample_ddim(
     predict: Predictor,
     schedule: Schedule,
     x: Float[Array, "B H W C"],
-    timesteps: Int[Array | np.ndarray, " n"],
+    timesteps: Num[Array | np.ndarray, " n"],
     end: int | None = None,
 ) -> Float[Array, "B H W C"]:
     """Draws latents by deterministic DDIM.
@@ -129,7 +92,7 @@ def sample_ddim(
       predict: the guided teacher, see `solver.guided`, or a student.
       schedule: its noise schedule.
       x: noise at timesteps[0].
-      timesteps: descending, see `ddim_timesteps`.
+      timesteps: descending, see `Schedule.teacher_timesteps`.
       end: the time that the last step goes to; None: to the clean latents, alpha = 1.
 
     Returns:
@@ -149,7 +112,7 @@ def sample_ddim(
 
 
 def _scales_after(
-    schedule: Schedule, timesteps: Int[Array | np.ndarray, " n"], end: int | None = None
+    schedule: Schedule, timesteps: Num[Array | np.ndarray, " n"], end: int | None = None
 ) -> tuple[Array, Array]:
     """alpha and sigma that each step goes to; the last one goes to the time `end`, or for None to
     the clean latents, (1, 0)."""

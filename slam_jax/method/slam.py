@@ -2,14 +2,16 @@
 
     (1)  x_s = alpha_s x_0 + sigma_s eps,  s = t_j,  e = max(s - k, 0)     start of the sub-path
     (2)  x_e = DDIM(teacher, x_s, s -> e)                                 its end, see `sub_path`
-    (3)  x_g = gamma x_s + (1 - gamma) r x_e,  r = alpha_s / alpha_e      signal scale alpha_s
+    (3)  x_g = gamma x_s + (1 - gamma) r x_e,   r = alpha_s / alpha_e
+         alpha_g = gamma alpha_s + (1 - gamma) r alpha_e                  which is alpha_s
     (4)  "linear":  sigma_g   = gamma sigma_s + (1 - gamma) r sigma_e
          "paper":   sigma_g^2 = (r sigma_e)^2 + gamma^2 (1 - r^2)
     (5)  loss = | f(x_g, s, gamma) - f-(x_e, e, 1) |,  f- has the EMA weights and no gradient
 
 f is the consistency function, see `consistency`. gamma = 1 throughout is latent consistency
 distillation (LCM). "linear" is the true noise scale when x_e is one DDIM step away; both
-definitions agree at gamma = 0 and 1.
+definitions agree at gamma = 0 and 1. In flow matching r = 1 and "linear" is all there is, see
+`flow_matching`.
 """
 
 from collections.abc import Callable
@@ -20,10 +22,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from slam_jax.base.options import OptionError, option
+from slam_jax.base.options import OptionError, check, option
 from slam_jax.method.consistency import CONDITIONINGS, Point, Student, consistency_function
 from slam_jax.method.method import Examples, Networks, Params, Sums, sums_by_bin
-from slam_jax.method.schedule import Schedule, per_example
+from slam_jax.method.schedule import Scales, Schedule, per_example
 from slam_jax.method.solver import Denoiser
 from slam_jax.method.sub_path import BINS, Starts, SubPathMethod, draw_starts, sub_paths
 
@@ -59,6 +61,13 @@ class Slam(SubPathMethod):
             raise OptionError(
                 "gammas_per_subpath", self.gammas_per_subpath, "2 or more with gamma = 'paired'"
             )
+
+    def check(self, schedule: Schedule) -> None:
+        super().check(schedule)
+        if not schedule.published_slam:
+            check(self.sigma == "linear", "sigma", self.sigma, "linear for a flow-matching teacher")
+            told = self.conditioning
+            check(told == "snr", "conditioning", told, "snr for a flow-matching teacher")
 
     @property
     def gamma_count(self) -> int:
@@ -119,29 +128,28 @@ def draw(key: Array, examples: Int[Array, " B"], shape: tuple[int, ...], method:
 def interpolate(
     x_s: Float[Array, "B H W C"],
     x_e: Float[Array, "B H W C"],
-    scales_s: tuple[Float[Array, " B"], Float[Array, " B"]],
-    scales_e: tuple[Float[Array, " B"], Float[Array, " B"]],
+    scales: tuple[Scales, Scales, Float[Array, " B"]],
     gamma: Float[Array, " B"],
     sigma: str,
-) -> tuple[Float[Array, "B H W C"], Float[Array, " B"]]:
-    """x_g and sigma_g, equations (3) and (4).
+) -> tuple[Float[Array, "B H W C"], Float[Array, " B"], Float[Array, " B"]]:
+    """x_g, alpha_g and sigma_g, equations (3) and (4).
 
     Args:
       x_s, x_e: the ends of the sub-path.
-      scales_s, scales_e: (alpha, sigma) there.
+      scales: (alpha, sigma) at its start and at its end; and r.
       gamma: position, 1 is x_s.
       sigma: "linear" or "paper".
 
     Raises:
       ValueError: another name for sigma.
     """
-    (alpha_s, sigma_s), (alpha_e, sigma_e) = scales_s, scales_e
-    r = alpha_s / alpha_e
+    (alpha_s, sigma_s), (alpha_e, sigma_e), r = scales
     x_g = per_example(gamma, x_s) * x_s + per_example((1 - gamma) * r, x_e) * x_e
+    alpha_g = gamma * alpha_s + (1 - gamma) * r * alpha_e
     if sigma == "linear":
-        return x_g, gamma * sigma_s + (1 - gamma) * r * sigma_e
+        return x_g, alpha_g, gamma * sigma_s + (1 - gamma) * r * sigma_e
     if sigma == "paper":
-        return x_g, jnp.sqrt((r * sigma_e) ** 2 + gamma**2 * (1 - r**2))
+        return x_g, alpha_g, jnp.sqrt((r * sigma_e) ** 2 + gamma**2 * (1 - r**2))
     raise ValueError(f"sigma: {sigma!r} is neither 'linear' nor 'paper'")
 
 
@@ -166,17 +174,18 @@ def slam_loss(
     context, conditioning = examples.context, method.conditioning
     s, e, x_s, x_e = sub_paths(teacher, schedule, examples, draws.starts, method)
     scales_s, scales_e = schedule.at(s), schedule.at(e)
-    end = Point(x_e, e, jnp.ones_like(draws.gamma[:, 0]), scales_e[1])
+    scales = scales_s, scales_e, schedule.end_weight(scales_s, scales_e)
+    end = Point(x_e, e, jnp.ones_like(draws.gamma[:, 0]), *scales_e)
     f_target = consistency_function(target, schedule, end, context, conditioning)
 
     # Several gammas share the teacher's and the target's work: every example becomes G
     # neighbouring rows.
     count = draws.gamma.shape[1]
-    x_s, x_e, f_target, context, s, scales_s, scales_e = jax.tree.map(
-        lambda a: jnp.repeat(a, count, axis=0), (x_s, x_e, f_target, context, s, scales_s, scales_e)
+    x_s, x_e, f_target, context, s, scales = jax.tree.map(
+        lambda a: jnp.repeat(a, count, axis=0), (x_s, x_e, f_target, context, s, scales)
     )
     gamma = draws.gamma.reshape(-1)
-    x_g, sigma_g = interpolate(x_s, x_e, scales_s, scales_e, gamma, method.sigma)
-    point = Point(x_g, s, gamma, sigma_g)
+    x_g, alpha_g, sigma_g = interpolate(x_s, x_e, scales, gamma, method.sigma)
+    point = Point(x_g, s, gamma, alpha_g, sigma_g)
     f_student = consistency_function(student, schedule, point, context, conditioning)
     return method.distances(f_student, f_target).reshape(-1, count)

@@ -10,8 +10,9 @@ from typing import ClassVar
 
 from jaxtyping import Array, Float
 
-from slam_jax.base.options import option
+from slam_jax.base.options import OptionError, option
 from slam_jax.method.method import Examples, Networks, Params, Sums
+from slam_jax.method.schedule import Schedule
 from slam_jax.method.slam import Slam
 from slam_jax.method.sub_path import SubPathMethod
 
@@ -38,6 +39,11 @@ class SlamLiteral(SubPathMethod):
             sigma="paper",
             conditioning="embedding",
         )
+
+    def check(self, schedule: Schedule) -> None:
+        super().check(schedule)
+        if not schedule.published_slam:
+            raise OptionError("name", self.name, "slam, lcm or pcm for a flow-matching teacher")
 
     @property
     def tells_gamma(self) -> bool:

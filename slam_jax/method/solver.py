@@ -4,7 +4,7 @@
     scale - 1)
     (2)  x_e   = alpha_e x0_w + sigma_e eps_w                     (one DDIM step from s to e)
     (3)  p sub-steps: (2) from s_i to s_{i+1},  s_i = s - floor(i (s - e) / p)    ("multiple
-    estimation")
+    estimation"); without floor where times are no integers
 
 The network's output becomes (x0, eps) first and is guided afterwards, so that every prediction
 type is guided alike.
@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Num
 
 from slam_jax.method.schedule import Schedule, add_noise, per_example
 
@@ -70,8 +70,8 @@ def ddim_solve(
     predict: Predictor,
     schedule: Schedule,
     x_s: Float[Array, "B H W C"],
-    s: Int[Array, " B"],
-    e: Int[Array, " B"],
+    s: Num[Array, " B"],
+    e: Num[Array, " B"],
     substeps: int = 1,
 ) -> Float[Array, "B H W C"]:
     """x_e, the end of the sub-path that starts in x_s, by DDIM steps, equations (2) and (3).
@@ -84,8 +84,10 @@ def ddim_solve(
       substeps: p, the number of teacher evaluations.
     """
 
+    share = jnp.floor_divide if jnp.issubdtype(s.dtype, jnp.integer) else jnp.divide
+
     def step(x, i):
-        here, there = (s - (n * (s - e)) // substeps for n in (i, i + 1))
+        here, there = (s - share(n * (s - e), substeps) for n in (i, i + 1))
         x0, eps = predict(x, here)
         return add_noise(x0, eps, *schedule.at(there)), None
 

@@ -1,10 +1,10 @@
 """What methods share that learn from sub-paths, pieces of the teacher's trajectory between points
 of a grid.
 
-    (1)  x_s = alpha_s x_0 + sigma_s eps,  s = t_j,  e = max(s - k, 0)     start of the sub-path
+    (1)  x_s = alpha_s x_0 + sigma_s eps,  s = t_j                         start of the sub-path
     (2)  x_e = DDIM(teacher, x_s, s -> e)                                 its end, see `solver`
 
-The grid t_0 .. t_{M-1} and k are in `schedule`.
+The grid t_0 .. t_{M-1} is the schedule's; e is the point before s on it, or 0.
 """
 
 from dataclasses import dataclass
@@ -13,14 +13,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from slam_jax.base.options import check, option
 from slam_jax.method.consistency import DISTANCES, distance
 from slam_jax.method.method import Examples, Method, RowKeys, Sums, sums_by_bin
 from slam_jax.method.sampler import consistency_timesteps, sample_consistency
-from slam_jax.method.schedule import TIMESTEP_SCALING, Schedule, add_noise, distillation_grid
+from slam_jax.method.schedule import Schedule, add_noise
 from slam_jax.method.solver import Denoiser, ddim_solve, guided
+from slam_jax.method.variance_preserving import TIMESTEP_SCALING
 
 BINS = 4  # of time, for metrics
 
@@ -47,8 +48,8 @@ class SubPaths(NamedTuple):
       x_s, x_e: its points there, [B, H, W, C].
     """
 
-    s: Int[Array, " B"]
-    e: Int[Array, " B"]
+    s: Num[Array, " B"]
+    e: Num[Array, " B"]
     x_s: Float[Array, "B H W C"]
     x_e: Float[Array, "B H W C"]
 
@@ -75,18 +76,16 @@ class SubPathMethod(Method):
         check(self.w_spread <= self.w, "w_spread", self.w_spread, f"at most w = {self.w}")
 
     def check(self, schedule: Schedule) -> None:
-        distillation_grid(schedule.num_train_timesteps, self.num_ddim_timesteps)
+        schedule.grid(self.num_ddim_timesteps)
 
     def drawn(self, key, index, shape, schedule: Schedule) -> dict[str, Array]:
         starts, _ = draw_starts(key, index, shape, self)
-        grid = distillation_grid(schedule.num_train_timesteps, self.num_ddim_timesteps)
+        grid = schedule.grid(self.num_ddim_timesteps)
         guidance = {"w": starts.w} if isinstance(starts.w, Array) else {}
         return {"t": jnp.asarray(grid)[starts.index], **guidance}
 
     def timesteps(self, steps: int, schedule: Schedule, strength: float = 1.0) -> np.ndarray:
-        return consistency_timesteps(
-            steps, self.num_ddim_timesteps, schedule.num_train_timesteps, strength
-        )
+        return consistency_timesteps(steps, schedule.grid(self.num_ddim_timesteps), strength)
 
     def sample(self, student, schedule, x, context, timesteps, rows: RowKeys):
         return sample_consistency(student, schedule, x, context, timesteps, rows)
@@ -157,9 +156,9 @@ def sub_paths(
     """
     latents, context, null_context, _ = examples
     index, eps, w = starts
-    grid = jnp.asarray(distillation_grid(schedule.num_train_timesteps, method.num_ddim_timesteps))
-    s = grid[index]
-    e = jnp.maximum(s - schedule.num_train_timesteps // method.num_ddim_timesteps, 0)
+    grid = schedule.grid(method.num_ddim_timesteps)
+    ends = np.concatenate([0 * grid[:1], grid[:-1]])
+    s, e = jnp.asarray(grid)[index], jnp.asarray(ends)[index]
     x_s = add_noise(latents, eps, *schedule.at(s))
     predict = guided(teacher, schedule, context, null_context, w)
     x_e = ddim_solve(predict, schedule, x_s, s, e, method.solver_substeps)

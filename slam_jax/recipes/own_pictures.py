@@ -30,7 +30,6 @@ from slam_jax.evaluation.prompts import KINDS, PromptList, read_at_most
 from slam_jax.families.family import Family
 from slam_jax.families.pipeline import DENOISER
 from slam_jax.families.stable_diffusion_pipeline import StableDiffusionPipeline
-from slam_jax.method.sampler import ddim_timesteps
 from slam_jax.models.functional import cast
 from slam_jax.parallel.keys import keys_of
 from slam_jax.parallel.processes import exchange, is_main, wait
@@ -154,7 +153,7 @@ def own_pictures(config: Config, workdir: Path, family: Family) -> OwnPictures |
             return None
         check_used(data, "teacher")
         try:
-            ddim_timesteps(data.teacher_steps, pipeline.schedule.num_train_timesteps)
+            pipeline.schedule.teacher_timesteps(data.teacher_steps)
         except ValueError as error:
             raise InputError(f"teacher_{error}") from error
         if not (path := data.source.removeprefix(TEACHER)):

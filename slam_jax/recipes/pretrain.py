@@ -58,7 +58,7 @@ SCHEDULER = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "clip_sample": False,
-    "timestep_spacing": "trailing",  # the steps of `method.sampler.ddim_timesteps`, to alpha = 1
+    "timestep_spacing": "trailing",  # the steps of `Schedule.teacher_timesteps`, to alpha = 1
     "set_alpha_to_one": True,
     "steps_offset": 1,  # of no effect here; diffusers warns of any other
 }

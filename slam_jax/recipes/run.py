@@ -26,7 +26,6 @@ from slam_jax.evaluation.prompts import read_prompts
 from slam_jax.families.family import Family
 from slam_jax.families.pipeline import DENOISER, Params, student_config, student_weights
 from slam_jax.features.extract import Extractor
-from slam_jax.method.sampler import ddim_timesteps
 from slam_jax.models.functional import cast
 from slam_jax.parallel import runtime
 from slam_jax.parallel.processes import as_first, compare, is_main
@@ -114,7 +113,7 @@ def _check_evaluation(config: Config, family: Family) -> None:
     schedule, evaluation = family.pipeline.schedule, config.evaluation
     for name, check in (
         ("student_steps", lambda steps: config.method.timesteps(steps, schedule)),
-        ("teacher_steps", lambda steps: ddim_timesteps(steps, schedule.num_train_timesteps)),
+        ("teacher_steps", schedule.teacher_timesteps),
     ):
         for steps in getattr(evaluation, name):
             try:

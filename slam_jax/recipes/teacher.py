@@ -36,7 +36,8 @@ OPTIONS_FILE = "options.json"
 def denoising_loss(pipeline: Pipeline, dropout: float) -> Loss:
     """Mean squared error of the output (Ho et al. 2020, eq. 14); some examples lose their prompt.
 
-    The regression target is what the schedule says: eps, v = alpha eps - sigma x_0, or x_0.
+    The regression target is what the schedule says: eps, v = alpha eps - sigma x_0, x_0,
+    or the velocity eps - x_0.
 
     Args:
       pipeline: the model.
@@ -47,7 +48,7 @@ def denoising_loss(pipeline: Pipeline, dropout: float) -> Loss:
     def draw(key, example):
         t_key, eps_key, drop_key = jax.random.split(jax.random.fold_in(key, example), 3)
         return (
-            jax.random.randint(t_key, (), 0, schedule.num_train_timesteps),
+            schedule.training_time(t_key),
             jax.random.normal(eps_key, pipeline.latent_shape),
             jax.random.bernoulli(drop_key, dropout),
         )
@@ -63,7 +64,7 @@ def denoising_loss(pipeline: Pipeline, dropout: float) -> Loss:
         wanted = schedule.training_target(x0, eps, t)
         output = network(params[DENOISER])(x, t, context)
         losses = ((output - wanted) ** 2).mean(axis=tuple(range(1, output.ndim)))
-        bins = t * TIME_BINS // schedule.num_train_timesteps
+        bins = (t * TIME_BINS // schedule.num_train_timesteps).astype(int)
         return losses, sums_by_bin(losses, bins, TIME_BINS, "loss_t")
 
     return loss

@@ -22,8 +22,12 @@ from slam_jax.families.stable_diffusion_folder import (
 from slam_jax.families.stable_diffusion_pipeline import StableDiffusionPipeline
 from slam_jax.formats.diffusers_folder import Folder, read_config, read_model_index
 from slam_jax.method.method import Method
-from slam_jax.method.schedule import PREDICTION_TYPES, TIMESTEP_SCALING, distillation_grid
 from slam_jax.method.slam import Slam
+from slam_jax.method.variance_preserving import (
+    PREDICTION_TYPES,
+    TIMESTEP_SCALING,
+    distillation_grid,
+)
 from slam_jax.models import functional
 from slam_jax.serving import stock_pipeline
 from slam_jax.serving.published_unet import (

@@ -19,7 +19,8 @@ from slam_jax.data.rejects import Rejects
 from slam_jax.families.pipeline import Pipeline
 from slam_jax.families.registry import FAMILIES
 from slam_jax.families.trained_here import TrainedHere
-from slam_jax.method.schedule import gamma_embedding, schedule_from_config
+from slam_jax.method.registry import schedule_from_config
+from slam_jax.method.schedule import gamma_embedding
 
 pytestmark = pytest.mark.slow  # whole runs
 

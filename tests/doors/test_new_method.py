@@ -16,7 +16,7 @@ from slam_jax.base.options import check, option
 from slam_jax.commands import export
 from slam_jax.method.method import Method, gaussian, sums_by_bin
 from slam_jax.method.registry import METHODS
-from slam_jax.method.sampler import ddim_timesteps, sample_ddim
+from slam_jax.method.sampler import sample_ddim
 from slam_jax.method.solver import guided
 
 pytestmark = pytest.mark.slow  # whole runs
@@ -54,7 +54,7 @@ class EndPoints(Method):
         noise = gaussian(key, examples.index, latents.shape[1:])
         contexts = examples.context, examples.null_context
         predict = guided(networks.teacher, schedule, *contexts, self.w)
-        timesteps = ddim_timesteps(self.teacher_steps, schedule.num_train_timesteps)
+        timesteps = schedule.teacher_timesteps(self.teacher_steps)
         ends = jax.lax.stop_gradient(sample_ddim(predict, schedule, noise, timesteps))
         x0 = self._answer(networks.student(params["student"]), schedule, noise, examples.context)
         errors = ((x0 - ends) ** 2).mean(axis=(1, 2, 3))

@@ -13,13 +13,14 @@ import pytest
 from helpers import assert_close, jit, normal
 
 from slam_jax.base.options import OptionError
-from slam_jax.method import consistency
+from slam_jax.method import variance_preserving
 from slam_jax.method.consistency import Point, consistency_function, distance
 from slam_jax.method.method import Examples
-from slam_jax.method.schedule import VariancePreserving, add_noise, gamma_embedding
+from slam_jax.method.schedule import add_noise, gamma_embedding
 from slam_jax.method.slam import Draws, Slam, interpolate, slam_loss
 from slam_jax.method.solver import ddim_solve, guided
 from slam_jax.method.sub_path import Starts
+from slam_jax.method.variance_preserving import VariancePreserving
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("splam_*.npz"))
 
@@ -63,7 +64,12 @@ def float32_scalings(monkeypatch):
     def rounded(t, dtype):
         return jnp.asarray(c_skip, dtype)[t], jnp.asarray(c_out, dtype)[t]
 
-    monkeypatch.setattr(consistency, "boundary_scalings", rounded)
+    monkeypatch.setattr(variance_preserving, "boundary_scalings", rounded)
+
+
+def scales(at_s, at_e):
+    """As `interpolate` takes them: r brings the end to the signal scale of the start."""
+    return at_s, at_e, at_s[0] / at_e[0]
 
 
 def in_precision(g, dtype):
@@ -87,7 +93,7 @@ def test_every_intermediate_equals_the_authors(golden, precision, float32_scalin
         x_s = add_noise(g["latents"], g["noise"], *at_s)
         predict = guided(teacher, schedule, context, context, float(g["w_scale"]))
         x_e = ddim_solve(predict, schedule, x_s, s, e)
-        x_g, sigma_g = interpolate(x_s, x_e, at_s, at_e, g["gamma"], "paper")
+        x_g, alpha_g, sigma_g = interpolate(x_s, x_e, scales(at_s, at_e), g["gamma"], "paper")
 
         def f(network, *point):
             return consistency_function(network, schedule, Point(*point), context, "embedding")
@@ -95,10 +101,10 @@ def test_every_intermediate_equals_the_authors(golden, precision, float32_scalin
         return {
             "noisy_input": x_s,
             "x_prev": x_e,
-            "target": f(target, x_e, e, jnp.ones(16), at_e[1]),
+            "target": f(target, x_e, e, jnp.ones(16), *at_e),
             "inter_input": x_g,
             "student_x0": schedule.to_x0_and_eps(g["student_output"], x_g, at_s[0], sigma_g)[0],
-            "student_pred": f(student, x_g, s, g["gamma"], sigma_g),
+            "student_pred": f(student, x_g, s, g["gamma"], alpha_g, sigma_g),
         }
 
     for name, actual in intermediates().items():

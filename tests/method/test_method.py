@@ -12,6 +12,7 @@ from slam_jax.method.method import Examples, Networks, RowKeys
 from slam_jax.method.registry import METHODS
 from slam_jax.method.sampler import consistency_timesteps, sample_consistency
 from slam_jax.method.slam import BINS, Slam, draw, slam_loss
+from slam_jax.method.variance_preserving import distillation_grid
 
 SHAPE, BATCH = (2, 2, 4), 64
 METHOD = Slam(num_ddim_timesteps=20, gamma="half", gammas_per_subpath=3, w=1.0)
@@ -97,7 +98,7 @@ def test_only_snr_tells_the_network_nothing_of_gamma(conditioning):
 def test_it_draws_by_consistency_sampling_on_its_own_grid():
     schedule, x = sd_schedule(), jnp.asarray(normal(2, 3, *SHAPE), jnp.float32)
     timesteps = METHOD.timesteps(4, schedule, strength=0.8)
-    assert timesteps.tolist() == consistency_timesteps(4, 20, 1000, 0.8).tolist()
+    assert timesteps.tolist() == consistency_timesteps(4, distillation_grid(1000, 20), 0.8).tolist()
     arguments = student({"a": 1.0}), schedule, x, None, timesteps
     rows = RowKeys(jax.random.key(1), jnp.arange(3))
     actual, expected = jit(

@@ -15,10 +15,11 @@ from helpers import PREDICTION_TYPES, SD, as_output, gaussian_x0, jit, normal, s
 from slam_jax.base.options import OptionError
 from slam_jax.method.method import Examples, Networks, RowKeys
 from slam_jax.method.pcm import Pcm, phase_edges
-from slam_jax.method.sampler import ddim_timesteps, sample_ddim
+from slam_jax.method.sampler import sample_ddim
 from slam_jax.method.schedule import per_example
 from slam_jax.method.solver import guided
 from slam_jax.method.sub_path import draw_starts
+from slam_jax.method.variance_preserving import ddim_timesteps, distillation_grid
 
 SHAPE, BATCH = (2, 2, 4), 40
 PARAMS, EMA = {"a": 1.1, "b": -0.2}, {"a": 0.9, "b": 0.1}
@@ -142,7 +143,7 @@ def test_phases_start_and_end_where_the_stock_scheduler_steps(grid):
         scheduler.set_timesteps(phases)
         starts = scheduler.timesteps.tolist()
         phase = [max(i for i in range(phases) if starts[i] >= t) for t in points]
-        edges = phase_edges(phases, grid, 1000)
+        edges = phase_edges(phases, points)
         assert edges.tolist() == [[*starts[1:], 0][i] for i in phase]
         assert np.all(edges < points) or grid == 1000
         if grid % phases == 0:  # the authors'
@@ -150,7 +151,8 @@ def test_phases_start_and_end_where_the_stock_scheduler_steps(grid):
             indices = np.floor(np.linspace(0, grid, phases, endpoint=False)).astype(int)
             last = [indices[indices <= j].max() for j in range(grid)]
             assert edges.tolist() == [first[j] for j in last]
-    assert phase_edges(4, 50, 1000)[[0, 12, 13, 24, 25, 37, 38, 49]].tolist() == [
+    edges = phase_edges(4, distillation_grid(1000, 50))
+    assert edges[[0, 12, 13, 24, 25, 37, 38, 49]].tolist() == [
         *(0, 0, 259, 259, 499, 499, 759, 759)
     ]
 

@@ -10,14 +10,19 @@ from slam_jax.method import sampler
 from slam_jax.method.method import RowKeys, gaussian
 from slam_jax.method.sampler import (
     consistency_timesteps,
-    ddim_timesteps,
     sample_consistency,
     sample_ddim,
 )
-from slam_jax.method.schedule import VariancePreserving, per_example
+from slam_jax.method.schedule import per_example
 from slam_jax.method.solver import guided
+from slam_jax.method.variance_preserving import (
+    VariancePreserving,
+    ddim_timesteps,
+    distillation_grid,
+)
 
 SHAPE = (2, 2, 4)
+GRID = distillation_grid(1000, 50)
 
 
 @pytest.fixture
@@ -48,50 +53,28 @@ def test_timesteps_match_diffusers_for_every_number_of_steps(strength, grid):
             scheduler.set_timesteps(steps, original_inference_steps=grid, strength=strength)
         except (ValueError, IndexError):
             with pytest.raises(ValueError, match="steps"):
-                consistency_timesteps(steps, grid, strength=strength)
+                consistency_timesteps(steps, distillation_grid(1000, grid), strength)
             refused += 1
         else:
-            actual = consistency_timesteps(steps, grid, strength=strength)
+            actual = consistency_timesteps(steps, distillation_grid(1000, grid), strength)
             assert actual.tolist() == scheduler.timesteps.tolist()
             matched += 1
     assert matched == min(60, int(grid * strength))
     assert matched + refused == 60
 
 
-@pytest.mark.parametrize("strength", [1.0, 0.8, 0.5, 0.25])
-def test_custom_timesteps_match_diffusers(strength):
-    scheduler, _ = diffusers_scheduler("LCMScheduler")
-    custom = [999, 759, 500, 259]
-    scheduler.set_timesteps(timesteps=custom, original_inference_steps=50, strength=strength)
-    actual = consistency_timesteps(4, strength=strength, custom=custom)
-    assert actual.tolist() == scheduler.timesteps.tolist()
-
-
-def test_custom_timesteps():
-    assert consistency_timesteps(9, custom=[999, 500, 0]).tolist() == [999, 500, 0]
-    assert consistency_timesteps(9, num_train_timesteps=100, custom=[99]).tolist() == [99]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (dict(steps=0), "steps"),
-        (dict(steps=4, num_ddim_timesteps=7), "num_ddim_timesteps"),
+        (dict(steps=51), "between 1 and 50"),
         (dict(steps=4, strength=0.0), "strength"),
         (dict(steps=4, strength=1.1), "strength"),
-        (dict(steps=4, custom=[]), "descending"),
-        (dict(steps=4, custom=[999.7, 499.2]), "integers"),
-        (dict(steps=4, custom=[999, 500], strength=0.4), "strength"),
-        (dict(steps=4, custom=[[999]]), "descending"),
-        (dict(steps=4, custom=[500, 999]), "descending"),
-        (dict(steps=4, custom=[999, 500, 500]), "descending"),
-        (dict(steps=4, custom=[1000, 500]), "between 0 and 999"),
-        (dict(steps=4, custom=[500, -1]), "between 0 and 999"),
     ],
 )
 def test_impossible_timesteps_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        consistency_timesteps(**arguments)
+        consistency_timesteps(grid=GRID, **arguments)
 
 
 def test_ddim_timesteps_match_diffusers():
@@ -136,7 +119,7 @@ def test_consistency_sampling_matches_diffusers(steps, prediction_type, x64, mon
             schedule,
             jnp.asarray(start),
             jnp.full((3, 1, 1), 0.4),
-            consistency_timesteps(steps),
+            consistency_timesteps(steps, GRID),
             RowKeys(jax.random.key(0), jnp.arange(3)),
         )
 
@@ -228,7 +211,7 @@ def test_mean_and_variance_for_gaussian_data(steps):
             schedule,
             x,
             jnp.zeros((count, 1, 1)),
-            consistency_timesteps(steps),
+            consistency_timesteps(steps, GRID),
             RowKeys(step_key, examples),
         )
 
@@ -248,7 +231,7 @@ def make_sampler(calls):
     def sample(key, examples, steps):
         x_key, step_key = jax.random.split(key)
         x, context = gaussian(x_key, examples, SHAPE), jnp.zeros((len(examples), 1, 1))
-        timesteps, rows = consistency_timesteps(steps), RowKeys(step_key, examples)
+        timesteps, rows = consistency_timesteps(steps, GRID), RowKeys(step_key, examples)
         return sample_consistency(student, schedule, x, context, timesteps, rows)
 
     return jit(sample, static_argnums=2)

@@ -7,7 +7,10 @@ import pytest
 from helpers import PREDICTION_TYPES, SD, as_output, normal, sd_schedule
 
 from slam_jax.method import schedule as sch
-from slam_jax.method.schedule import SCHEDULES, Schedule, VariancePreserving
+from slam_jax.method import variance_preserving as vp
+from slam_jax.method.flow_matching import FlowMatching
+from slam_jax.method.registry import SCHEDULES, schedule_from_config
+from slam_jax.method.variance_preserving import VariancePreserving
 
 CONFIGS = {
     "defaults": {},
@@ -49,7 +52,7 @@ def test_zero_terminal_snr_falls_to_an_end_that_float32_can_divide_by(name):
     assert 0 < schedule.alphas[-1] <= 2.0**-12
     assert schedule.sigmas[-1] == pytest.approx(1, abs=1e-7)
     np.testing.assert_allclose(
-        schedule.timestep_of(schedule.sigmas / schedule.alphas),
+        schedule.time_of(schedule.alphas, schedule.sigmas),
         np.arange(schedule.num_train_timesteps),
         atol=1e-2,
     )
@@ -80,22 +83,22 @@ def test_impossible_schedules_are_refused(build, message):
 
 
 @pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-9), (False, 1e-2)])
-def test_timestep_of_inverts_the_noise_to_signal_ratio(x64, tolerance):
+def test_time_of_inverts_the_noise_to_signal_ratio(x64, tolerance):
     with jax.enable_x64(x64):
         schedule = sd_schedule()
-        t = schedule.timestep_of(schedule.sigmas / schedule.alphas)
+        t = schedule.time_of(schedule.alphas, schedule.sigmas)
         assert t.dtype == (jnp.float64 if x64 else jnp.float32)
         np.testing.assert_allclose(t, T, atol=tolerance)
 
 
-def test_timestep_of_rises_between_timesteps_and_is_log_linear_there():
+def test_time_of_rises_between_timesteps_and_is_log_linear_there():
     with jax.enable_x64(True):
         schedule = sd_schedule()
         ratio = np.asarray(schedule.sigmas / schedule.alphas)
         halfway = np.sqrt(ratio[1:] * ratio[:-1])
-        np.testing.assert_allclose(schedule.timestep_of(jnp.asarray(halfway)), T[:-1] + 0.5)
+        np.testing.assert_allclose(schedule.time_of(1.0, jnp.asarray(halfway)), T[:-1] + 0.5)
         everywhere = jnp.geomspace(ratio[0], ratio[-1], 20_000)
-        assert np.all(np.diff(schedule.timestep_of(everywhere)) > 0)
+        assert np.all(np.diff(schedule.time_of(1.0, everywhere)) > 0)
 
 
 def at_by_hand(config, t):
@@ -116,7 +119,7 @@ def test_scales_at_real_valued_times(x64, tolerance):
         schedule = sd_schedule()
         alpha, sigma = (np.asarray(a) for a in schedule.at(jnp.asarray(t)))
         assert alpha.dtype == sigma.dtype == (np.float64 if x64 else np.float32)
-        again = schedule.timestep_of(schedule.noise_to_signal(jnp.asarray(t)))
+        again = schedule.time_of(*schedule.at(jnp.asarray(t)))
         whole = schedule.at(jnp.arange(1000.0)), schedule.at(jnp.arange(1000))
     t = t if x64 else np.float32(t).astype(np.float64)
     for actual, expected in zip((alpha, sigma), at_by_hand(SD, t), strict=True):
@@ -150,21 +153,21 @@ def test_training_targets_are_their_definitions_and_are_read_back(prediction_typ
 
 
 def test_the_kind_of_schedule_is_read_from_the_config(monkeypatch):
-    assert isinstance(sch.schedule_from_config(SD), VariancePreserving)
-    assert isinstance(
-        sch.schedule_from_config({"_class_name": "PNDMScheduler"}), VariancePreserving
-    )
+    assert isinstance(schedule_from_config(SD), VariancePreserving)
+    assert isinstance(schedule_from_config({"_class_name": "PNDMScheduler"}), VariancePreserving)
     flow = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
-    with pytest.raises(ValueError, match="FlowMatch.*another kind than variance_preserving"):
-        sch.schedule_from_config(flow)
+    assert schedule_from_config(flow) == FlowMatching(3.0)
 
-    class Flow(VariancePreserving):
+    class Other(VariancePreserving):
         reads = classmethod(lambda cls, config: "Flow" in config["_class_name"])
         from_config = classmethod(lambda cls, config: cls.from_alphas_cumprod([0.9, 0.1]))
 
-    monkeypatch.setitem(SCHEDULES, "flow", Flow)
-    assert type(sch.schedule_from_config(flow)) is Flow
-    assert issubclass(Flow, Schedule)
+    monkeypatch.setitem(SCHEDULES, "other", Other)
+    assert type(schedule_from_config(flow)) is Other
+    monkeypatch.delitem(SCHEDULES, "other")
+    monkeypatch.delitem(SCHEDULES, "flow_matching")
+    with pytest.raises(ValueError, match="FlowMatch.*another kind than variance_preserving"):
+        schedule_from_config(flow)
 
 
 @pytest.mark.parametrize("zero_snr", [False, True])
@@ -194,14 +197,14 @@ def test_outputs_mean_the_same_where_the_scales_are_not_on_the_unit_circle(predi
     x0, eps = normal(1, 2, 3, 2, 2, 4)
     x = columns[0] * x0 + columns[1] * eps
     output = as_output(x0, x, *columns, prediction_type)
-    actual = sch.to_x0_and_eps(jnp.float32(output), jnp.float32(x), alpha, sigma, prediction_type)
+    actual = vp.to_x0_and_eps(jnp.float32(output), jnp.float32(x), alpha, sigma, prediction_type)
     np.testing.assert_allclose(actual[0], x0, atol=1e-5)
     np.testing.assert_allclose(actual[1], eps, atol=1e-5)
 
 
 def test_unknown_prediction_type_is_refused():
     with pytest.raises(ValueError, match="prediction_type: 'velocity'"):
-        sch.to_x0_and_eps(jnp.ones((1, 2)), jnp.ones((1, 2)), jnp.ones(1), jnp.ones(1), "velocity")
+        vp.to_x0_and_eps(jnp.ones((1, 2)), jnp.ones((1, 2)), jnp.ones(1), jnp.ones(1), "velocity")
 
 
 def test_add_noise_scales_each_example():
@@ -221,23 +224,23 @@ def test_boundary_scalings_match_diffusers():
     expected = np.array(
         [scheduler.get_scalings_for_boundary_condition_discrete(int(t)) for t in T]
     ).T
-    np.testing.assert_allclose(sch.boundary_scalings(jnp.asarray(T)), expected, rtol=1e-6)
+    np.testing.assert_allclose(vp.boundary_scalings(jnp.asarray(T)), expected, rtol=1e-6)
     with jax.enable_x64(True):
-        actual = sch.boundary_scalings(jnp.asarray(T), jnp.float64)
+        actual = vp.boundary_scalings(jnp.asarray(T), jnp.float64)
         np.testing.assert_allclose(actual, expected, rtol=1e-13)
     assert tuple(expected[:, 0]) == (1, 0)  # the identity at t = 0
 
 
 def test_distillation_grid():
-    assert sch.distillation_grid(1000, 50).tolist() == list(range(19, 1000, 20))
-    assert sch.distillation_grid(12, 4).tolist() == [2, 5, 8, 11]
-    assert sch.distillation_grid(5, 5).tolist() == [0, 1, 2, 3, 4]
+    assert vp.distillation_grid(1000, 50).tolist() == list(range(19, 1000, 20))
+    assert vp.distillation_grid(12, 4).tolist() == [2, 5, 8, 11]
+    assert vp.distillation_grid(5, 5).tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("count", [0, -5, 3, 1001, 2000])
 def test_distillation_grid_that_does_not_divide_is_refused(count):
     with pytest.raises(ValueError, match="num_ddim_timesteps"):
-        sch.distillation_grid(1000, count)
+        vp.distillation_grid(1000, count)
 
 
 def test_gamma_embedding_by_hand():

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from helpers import PREDICTION_TYPES, SD, as_output, gaussian_x0, jit, normal, sd_schedule
 
-from slam_jax.method.schedule import VariancePreserving, per_example
+from slam_jax.method.schedule import per_example
 from slam_jax.method.solver import ddim_solve, guided
+from slam_jax.method.variance_preserving import VariancePreserving
 
 COND, UNCOND = 0.4, -0.3
 

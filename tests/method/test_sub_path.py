@@ -28,6 +28,11 @@ def sub_path(schedule, index=(1, 20, 49), k=20):
     return s, e, tuple(a[s] for a in at), tuple(a[e] for a in at)
 
 
+def scales(at_s, at_e):
+    """As `interpolate` takes them: r brings the end to the signal scale of the start."""
+    return at_s, at_e, at_s[0] / at_e[0]
+
+
 def columns(values):
     return np.asarray(values)[:, None, None, None]
 
@@ -37,10 +42,10 @@ def test_both_sigmas_meet_at_the_ends_of_the_sub_path(sigma, x64):
     _, _, at_s, at_e = sub_path(sd_schedule())
     x_s, x_e = normal(0, 2, 3, 2, 2, 4)
     r = at_s[0] / at_e[0]
-    x_g, sigma_g = interpolate(x_s, x_e, at_s, at_e, np.ones(3), sigma)
+    x_g, alpha_g, sigma_g = interpolate(x_s, x_e, scales(at_s, at_e), np.ones(3), sigma)
     assert_close(x_g, x_s, 1e-14)
     assert_close(sigma_g, at_s[1], 1e-14)
-    x_g, sigma_g = interpolate(x_s, x_e, at_s, at_e, np.zeros(3), sigma)
+    x_g, alpha_g, sigma_g = interpolate(x_s, x_e, scales(at_s, at_e), np.zeros(3), sigma)
     assert_close(x_g, columns(r) * x_e, 1e-14)
     assert_close(sigma_g, r * at_e[1], 1e-14)
 
@@ -50,7 +55,9 @@ def test_sigma_at_the_middle_by_hand(sigma, middle, x64):
     """r = 0.6 / 0.8 = 0.75: (0.8 + 0.75 * 0.6) / 2, or (0.75 * 0.6)^2 + (1 - 0.75^2) / 4 rooted."""
     x_s, x_e = np.full((1, 1, 1, 1), 4.0), np.full((1, 1, 1, 1), 8.0)
     (a_s, s_s), (a_e, s_e), half = np.array([[0.6], [0.8]]), np.array([[0.8], [0.6]]), [0.5]
-    x_g, sigma_g = interpolate(x_s, x_e, (a_s, s_s), (a_e, s_e), np.array(half), sigma)
+    known = scales((a_s, s_s), (a_e, s_e))
+    x_g, alpha_g, sigma_g = interpolate(x_s, x_e, known, np.array(half), sigma)
+    assert float(alpha_g[0]) == pytest.approx(0.6)
     assert float(x_g[0, 0, 0, 0]) == pytest.approx(0.5 * 4 + 0.5 * 0.75 * 8)
     assert float(sigma_g[0]) == pytest.approx(middle)
 
@@ -71,8 +78,8 @@ def test_one_point_data_gives_that_point(gamma, sigma, conditioning, x64):
         context, gammas = jnp.zeros((3, 1, 1)), jnp.full(3, gamma)
         predict = guided(lambda x, t, c: eps, schedule, context, None, 0.0)
         x_e = ddim_solve(predict, schedule, x_s, s, e)
-        x_g, sigma_g = interpolate(x_s, x_e, at_s, at_e, gammas, sigma)
-        where = Point(x_g, s, gammas, sigma_g)
+        x_g, alpha_g, sigma_g = interpolate(x_s, x_e, scales(at_s, at_e), gammas, sigma)
+        where = Point(x_g, s, gammas, alpha_g, sigma_g)
         return x_g, consistency_function(lambda *_: eps, schedule, where, context, conditioning)
 
     x_g, f = (np.asarray(a) for a in x0_and_f())
@@ -108,8 +115,8 @@ def test_at_gamma_one_all_conditionings_are_the_plain_consistency_function(predi
 
     def consistency_functions():
         for conditioning, name in itertools.product(CONDITIONINGS, SIGMAS):
-            _, sigma_g = interpolate(x, x, at_s, at_e, ones, name)
-            where = Point(x, s, ones, sigma_g)
+            _, alpha_g, sigma_g = interpolate(x, x, scales(at_s, at_e), ones, name)
+            where = Point(x, s, ones, alpha_g, sigma_g)
             yield consistency_function(made_up, schedule, where, context, conditioning)
 
     for actual in jit(lambda: list(consistency_functions()))():
@@ -129,8 +136,8 @@ def test_snr_conditioning_tells_the_network_the_true_noise_level(x64):
             return x
 
         gammas = jnp.full(4, gamma)
-        x_g, sigma_g = interpolate(x_s, x_e, at_s, at_e, gammas, "paper")
-        where = Point(x_g, jnp.asarray(s), gammas, sigma_g)
+        x_g, alpha_g, sigma_g = interpolate(x_s, x_e, scales(at_s, at_e), gammas, "paper")
+        where = Point(x_g, jnp.asarray(s), gammas, alpha_g, sigma_g)
         consistency_function(spy, schedule, where, None, conditioning)
         assert_close(seen["x"], x_s if gamma else x_e, 1e-12)
         np.testing.assert_allclose(seen["t"], s if gamma else e, atol=1e-9)
@@ -140,7 +147,7 @@ def test_snr_conditioning_tells_the_network_the_true_noise_level(x64):
 def test_unknown_sigma_and_conditioning_are_refused():
     x, ones = jnp.ones((1, 2, 2, 4)), jnp.ones(1)
     with pytest.raises(ValueError, match="'true'"):
-        interpolate(x, x, (ones, ones), (ones, ones), ones, "true")
+        interpolate(x, x, scales((ones, ones), (ones, ones)), ones, "true")
     with pytest.raises(ValueError, match="'time'"):
-        where = Point(x, jnp.asarray([19]), ones, ones)
+        where = Point(x, jnp.asarray([19]), ones, ones, ones)
         consistency_function(made_up, sd_schedule(), where, x[..., 0], "time")

@@ -18,8 +18,12 @@ from slam_jax.formats import safetensors as weights
 from slam_jax.formats.diffusers_write import student_scheduler
 from slam_jax.formats.flax_folder import load_model
 from slam_jax.method.sampler import consistency_timesteps
-from slam_jax.method.schedule import VariancePreserving, boundary_scalings
 from slam_jax.method.slam import Slam
+from slam_jax.method.variance_preserving import (
+    VariancePreserving,
+    boundary_scalings,
+    distillation_grid,
+)
 from slam_jax.recipes.student import as_model, load
 from slam_jax.serving import stock_pipeline
 
@@ -47,7 +51,7 @@ def test_diffusers_scheduler_is_the_samplers(teacher, num_ddim_timesteps):
     count = ours.num_train_timesteps
     for steps in range(1, min(50, num_ddim_timesteps) + 1):
         scheduler.set_timesteps(steps)
-        expected = consistency_timesteps(steps, num_ddim_timesteps, count)
+        expected = consistency_timesteps(steps, distillation_grid(count, num_ddim_timesteps))
         assert scheduler.timesteps.tolist() == expected.tolist()
     # abar = 0 of a zero-terminal-SNR schedule is 2^-24 here.
     np.testing.assert_allclose(scheduler.alphas_cumprod, ours.alphas**2, rtol=1e-4, atol=2.0**-23)

@@ -11,7 +11,7 @@ import pytest
 
 from slam_jax.base.errors import InputError
 from slam_jax.data.batches import Batches
-from slam_jax.method.schedule import VariancePreserving
+from slam_jax.method.variance_preserving import VariancePreserving
 
 # Compiled with little optimisation: compiling is where these tests spend their time.
 jit = partial(
