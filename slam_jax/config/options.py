@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from slam_jax.base.options import Options, check, group, option
 from slam_jax.data.options import Data
+from slam_jax.method.flow_matching import FLOW
 from slam_jax.method.method import Method
 from slam_jax.method.registry import METHODS
 from slam_jax.method.slam import Slam
@@ -134,7 +135,9 @@ class Teacher(Options):
         default_factory=dict, metadata={"doc": "configuration of a network that is trained here"}
     )
     prediction_type: str = option(
-        "epsilon", "what a teacher that is trained here predicts", one_of=PREDICTION_TYPES
+        "epsilon",
+        'what a teacher that is trained here predicts; "flow": the velocity of flow matching',
+        one_of=(*PREDICTION_TYPES, FLOW),
     )
     dropout: float = option(
         0.1, "share of examples without their prompt, which guidance needs", at_least=0, below=1

@@ -23,8 +23,9 @@ from slam_jax.data.reference import Reference
 from slam_jax.families.pipeline import Batch, Frozen, teacher_network
 from slam_jax.families.trained_here import TrainedHere
 from slam_jax.families.unet_pipeline import UNetPipeline
+from slam_jax.method.flow_matching import FLOW
+from slam_jax.method.registry import schedule_from_config
 from slam_jax.method.solver import Context
-from slam_jax.method.variance_preserving import VariancePreserving
 from slam_jax.models.unet import UNetConfig
 
 SCHEDULER = {
@@ -33,6 +34,7 @@ SCHEDULER = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
 }
+FLOW_SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class DigitsPipeline(UNetPipeline):
 
 
 def digits_pipeline(unet: UNetConfig, prediction_type: str) -> DigitsPipeline:
-    """The pipeline of the handwritten digits, with Stable Diffusion's noise schedule.
+    """The pipeline of the handwritten digits, with Stable Diffusion's noise schedule, or that of
+    flow matching where this is what the UNet predicts.
 
     Raises:
       OptionError: the UNet's channels or context width are not those of the digits, or no such
@@ -83,11 +86,12 @@ def digits_pipeline(unet: UNetConfig, prediction_type: str) -> DigitsPipeline:
     for name, value in wanted.items():
         given = getattr(unet, name)
         check(given == value, f"network.{name}", given, f"{value} for the digits")
-    scheduler: dict[str, Any] = {**SCHEDULER, "prediction_type": prediction_type}
+    published: dict[str, Any] = FLOW_SCHEDULER if prediction_type == FLOW else SCHEDULER
+    scheduler = {**published, "prediction_type": prediction_type}
     pipeline = DigitsPipeline(
         network=unet,
         scheduler=scheduler,
-        schedule=VariancePreserving.from_config(scheduler),
+        schedule=schedule_from_config(scheduler),
         latent_shape=digits.LATENT_SHAPE,
     )
     try:

@@ -34,6 +34,7 @@ from jaxtyping import Array, Float, Num
 from slam_jax.base.options import OptionError
 from slam_jax.method.schedule import Scales, Schedule, per_example
 
+FLOW = "flow"  # the prediction type's name: the velocity v of (2)
 # Other ways to place a sampler's times, which no teacher that is read here has.
 NOT_READ = (
     "use_dynamic_shifting",
