@@ -9,6 +9,7 @@ DOCS = ROOT / "docs"
 # an earlier one has made.
 NAMES = (
     "getting_started",
+    "flow",
     "emoji",
     "stable_diffusion",
     "lora",
