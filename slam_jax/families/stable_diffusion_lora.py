@@ -13,7 +13,8 @@ from slam_jax.families.pipeline import DENOISER
 from slam_jax.families.stable_diffusion_folder import RECORD_FILE
 from slam_jax.formats import hub
 from slam_jax.formats.lora_file import FILE
-from slam_jax.formats.lora_read import PEFT_FILE, read_lora
+from slam_jax.formats.lora_header import PEFT_FILE
+from slam_jax.formats.lora_read import read_lora
 from slam_jax.method.method import Method
 from slam_jax.models import lora
 from slam_jax.models.functional import cast

@@ -23,7 +23,6 @@ from diffusers import (
 )
 from diffusers.utils import convert_state_dict_to_kohya
 from safetensors.torch import save_file
-from torch_unets import SD15, SD21, SDXL
 
 from slam_jax.base.errors import InputError
 from slam_jax.families.family import LoadOptions
@@ -32,7 +31,8 @@ from slam_jax.formats.lora_file import FILE, kohya_arrays
 from slam_jax.formats.lora_names import stability_names
 from slam_jax.formats.safetensors import save_arrays
 from slam_jax.models import functional, lora
-from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
+from slam_jax.models.published_networks import UNETS
+from slam_jax.models.unet import UNet2DConditionModel
 from slam_jax.recipes.student import load
 from slam_jax.serving import stock_pipeline
 
@@ -154,12 +154,14 @@ def test_the_stock_pipeline_draws_our_pictures(students, styles, tmp_path, famil
     assert np.abs(images[2][0] - plain[2][0]).max() * 127.5 > 5  # it matters
 
 
-@pytest.mark.parametrize(("base", "config"), [("sd15", SD15), ("sd15", SD21), ("sdxl", SDXL)])
-def test_comfyui_finds_a_layer_for_every_key(base, config):
+@pytest.mark.parametrize(
+    ("base", "published"), [("sd15", "SD 1.5"), ("sd15", "SD 2.x"), ("sdxl", "SDXL")]
+)
+def test_comfyui_finds_a_layer_for_every_key(base, published):
     """What its `unet_to_diffusers` (comfy/utils.py, commit 09708ee) maps for the published UNets:
     it reads "lora_unet_" and either name with underscores."""
     golden = json.loads((Path(__file__).parent / "golden/comfyui_layers.json").read_text())[base]
-    shapes = functional.abstract_params(UNet2DConditionModel, UNetConfig(**config))
+    shapes = functional.abstract_params(UNet2DConditionModel, UNETS[published])
     ours = {layer for layer, _ in lora.layers_of(shapes, lora.TARGETS)}
     assert ours < golden.keys() and len(ours) > 250
     known = {f"lora_unet_{layer.replace('.', '_')}" for layer in golden}
@@ -237,8 +239,12 @@ REFUSALS = {
     "LoHa": ({"lora_unet_mid_block.hada_w1_a": (3, 4)}, "a LoHa, which is not supported"),
     "alpha": ({"unet.mid_block.resnets.0.conv1.alpha": (2,)}, r"conv1\.alpha is no finite number"),
     "no rank": (
-        {DOWN: (0, 64, 3, 3), DOWN.replace("_A", "_B"): (64, 0, 1, 1)},
-        r"conv1\.lora_A\.weight has shape \(0, 64, 3, 3\), this model's is",
+        {DOWN: (0, 32, 3, 3), DOWN.replace("_A", "_B"): (32, 0, 1, 1)},
+        r"conv1\.lora_B\.weight has rank 0, expected 1 or more; get the file again$",
+    ),
+    "a rank above the layer's": (
+        {DOWN: (33, 32, 3, 3), DOWN.replace("_A", "_B"): (32, 33, 1, 1)},
+        r"conv1\.lora_A\.weight has rank 33, expected at most 32, the largest of its layer$",
     ),
     "a vector": ({DOWN: (3,)}, r"conv1\.lora_A\.weight has shape \(3,\), this model's is \(3, 32"),
     "twice": (
