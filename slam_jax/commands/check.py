@@ -2,10 +2,12 @@
 
 slam-jax check FOLDER [--revision REV] [--variant fp16] [--out sheet.png]
 slam-jax check LORA [--allow-unused]
+slam-jax check BASE --lora LORA[:WEIGHT] [--lora ...] [--allow-unused] [--out sheet.png]
 
 For diffusers folders and hub repositories of few-step students (LCM and SLAM, such as
 alimama-creative/slam-sd1.5 and SimianLuo/LCM_Dreamshaper_v7), for a lone UNet: config.json with
-diffusion_pytorch_model.safetensors, and for a LoRA: a safetensors file, or a folder with one.
+diffusion_pytorch_model.safetensors, and for a LoRA: a safetensors file, or a folder with one. With
+--lora a model, teacher or student, is looked through with LoRAs in it.
 Prints a line for each check, and exits with 1 when one FAILs.
 """
 
@@ -15,10 +17,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from slam_jax.base.errors import InputError
-from slam_jax.commands.command import add_version_options, check_png, parser_of, run
+from slam_jax.commands.command import (
+    add_lora_options,
+    add_version_options,
+    check_png,
+    parser_of,
+    run,
+)
 from slam_jax.families.stable_diffusion_lora import SUFFIX, locate
 from slam_jax.formats.diffusers_folder import resolve
 from slam_jax.parallel import runtime
+from slam_jax.serving.lora_on_base import check_loras
 from slam_jax.serving.published import check
 from slam_jax.serving.published_lora import check_lora, published_bases
 from slam_jax.serving.published_unet import FAIL, Result
@@ -39,15 +48,23 @@ def results_of(arguments: argparse.Namespace) -> Iterator[Result]:
     Raises:
       InputError: there is no such file or folder, or an option does not fit it.
     """
-    name = arguments.folder
+    name, loras, unused = arguments.folder, arguments.lora, arguments.allow_unused
     if not is_lora(name):
-        if arguments.allow_unused:
-            raise InputError("--allow-unused: passes over keys of a LoRA; this is a model")
-        yield from check(resolve(name, arguments.revision, arguments.variant), arguments.out)
+        folder = resolve(name, arguments.revision, arguments.variant)
+        if unused and not loras:
+            raise InputError(
+                f"--allow-unused: is of LoRAs; {name} is a model, and no --lora is given"
+            )
+        if loras:
+            yield from check_loras(folder, loras, unused, arguments.out)
+        else:
+            yield from check(folder, arguments.out)
         return
+    if loras:
+        raise InputError(f"--lora {loras[0]}: expected a model before it; {name} is a LoRA")
     for option in ("revision", "variant", "out"):
         if value := getattr(arguments, option):
-            raise InputError(f"--{option} {value}: is of a model; {name} is a LoRA's file")
+            raise InputError(f"--{option} {value}: is of a model; {name} is a LoRA")
     yield from check_lora(locate(name, "")[0], published_bases(), arguments.allow_unused)
 
 
@@ -76,8 +93,6 @@ def main(argv: list[str] | None = None) -> None:
         help="diffusers folder, folder of a UNet, LoRA's file or folder, or hub repository",
     )
     add_version_options(parser)
-    parser.add_argument(
-        "--allow-unused", action="store_true", help="pass over a LoRA's keys that are of no layer"
-    )
+    add_lora_options(parser)
     parser.add_argument("--out", type=Path, help="PNG for pictures in 1, 2 and 4 steps")
     run(work, parser, argv)

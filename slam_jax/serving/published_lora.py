@@ -149,10 +149,12 @@ def _check_base(fits: list[_Fit], best: _Fit, total: int) -> Result:
     """For which of the models the file is: more than half of its pairs fit."""
     names = [fit.base.name for fit in fits if fit.count == best.count]
     if 2 * best.count > total:
-        return Result(OK, "lora base", f"{' or '.join(names)}: {best.count} of {total} pairs fit")
+        return Result(
+            OK, "lora base", f"for {' or '.join(names)}: {best.count} of {total} pairs fit"
+        )
     why = best.problems[0] if best.problems else f"no layer for {some(best.placed.unused)}"
-    every = ", ".join(fit.base.name for fit in fits)
-    return Result(FAIL, "lora base", f"none of {every}: {best.count} of {total} pairs fit; {why}")
+    every = " or ".join(fit.base.name for fit in fits)
+    return Result(FAIL, "lora base", f"not for {every}: {best.count} of {total} pairs fit; {why}")
 
 
 def _check_keys(placed: Placed, allow_unused: bool) -> Result:

@@ -31,10 +31,7 @@ from slam_jax.serving import stock_pipeline
 
 @pytest.fixture(scope="module", autouse=True)
 def any_peft():
-    """transformers 5.24 asks for a peft that is not released; the one there is does."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        module = "transformers.integrations.peft.check_peft_version"
-        monkeypatch.setattr(module, lambda min_version: None)
+    with tiny_loras.any_peft():
         yield
 
 

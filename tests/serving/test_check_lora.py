@@ -115,9 +115,9 @@ def test_layouts_and_bases(tmp_path, capsys, write, base, layout, place):
     assert code == 0 and set(statuses.values()) == {"ok"}
     assert facts["lora layout"] == layout and place in facts["lora alpha"]
     if write is lora_layouts.of_2023:  # attention alone
-        assert facts["lora base"] == "SD 1.5: 2 of 2 pairs fit"
+        assert facts["lora base"] == "for SD 1.5: 2 of 2 pairs fit"
     else:
-        assert facts["lora base"].startswith(f"{base}: ")
+        assert facts["lora base"].startswith(f"for {base}: ")
     scaled = place != NOWHERE
     assert facts["lora ranks"] == "3"
     assert facts["lora alpha"].startswith("5, " if scaled else "3, ")
@@ -139,7 +139,7 @@ def test_what_fits_two_bases_is_said_so(tmp_path, capsys):
     unet = {key: value for key, value in states["unet"].items() if "attn2" not in key}
     lora_layouts.of_kohya({"unet": unet}, configs, tmp_path / "style.safetensors")
     _, facts, code = run(capsys, tmp_path / "style.safetensors")
-    assert code == 0 and facts["lora base"] == "SD 1.5 or SD 2.x: 4 of 4 pairs fit"
+    assert code == 0 and facts["lora base"] == "for SD 1.5 or SD 2.x: 4 of 4 pairs fit"
 
 
 @pytest.mark.parametrize("method", [Slam(conditioning="snr"), Pcm()])
@@ -216,7 +216,7 @@ BROKEN = {
     "another network": (
         renamed,
         "lora base",
-        "none of SD 1.5: 2 of 6 pairs fit; no layer for lora_unet_down_double_blocks_0_attent",
+        "not for SD 1.5: 2 of 6 pairs fit; no layer for lora_unet_down_double_blocks_0_attent",
     ),
     "no layer": (
         other("lora_unet_more.lora_down.weight"),
@@ -284,7 +284,8 @@ def test_keys_of_no_layer_can_be_passed_over(style, capsys, sd15_alone):
         (["nowhere.safetensors"], "nowhere.safetensors: no such file"),
         (["{style}", "--variant", "fp16"], "--variant fp16: is of a model"),
         (["{style}", "--out", "sheet.png"], "--out sheet.png: is of a model"),
-        (["owner/name", "--allow-unused"], "--allow-unused: passes over keys of a LoRA"),
+        (["{style}", "--lora", "other"], "--lora other: expected a model before it"),
+        (["{style.parent.parent}", "--allow-unused"], "--allow-unused: is of LoRAs"),
     ],
 )
 def test_refused_command_lines_for_a_lora(style, capsys, arguments, text):
