@@ -1,21 +1,71 @@
-"""slam-jax check: look through a published few-step student.
+"""slam-jax check: look through a published few-step student, or a LoRA.
 
 slam-jax check FOLDER [--revision REV] [--variant fp16] [--out sheet.png]
+slam-jax check LORA [--allow-unused]
+slam-jax check BASE --lora LORA[:WEIGHT] [--lora ...] [--allow-unused] [--out sheet.png]
 
 For diffusers folders and hub repositories of few-step students (LCM and SLAM, such as
-alimama-creative/slam-sd1.5 and SimianLuo/LCM_Dreamshaper_v7), and for a lone UNet: config.json with
-diffusion_pytorch_model.safetensors. Prints a line for each check, and exits with 1 when one FAILs.
+alimama-creative/slam-sd1.5 and SimianLuo/LCM_Dreamshaper_v7), for a lone UNet: config.json with
+diffusion_pytorch_model.safetensors, and for a LoRA: a safetensors file, or a folder with one. With
+--lora a model, teacher or student, is looked through with LoRAs in it.
+Prints a line for each check, and exits with 1 when one FAILs.
 """
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from slam_jax.commands.command import add_version_options, check_png, parser_of, run
+from slam_jax.base.errors import InputError
+from slam_jax.commands.command import (
+    add_lora_options,
+    add_version_options,
+    check_png,
+    parser_of,
+    run,
+)
+from slam_jax.families.stable_diffusion_lora import SUFFIX, locate
 from slam_jax.formats.diffusers_folder import resolve
 from slam_jax.parallel import runtime
+from slam_jax.serving.lora_on_base import check_loras
 from slam_jax.serving.published import check
-from slam_jax.serving.published_unet import FAIL
+from slam_jax.serving.published_lora import check_lora, published_bases
+from slam_jax.serving.published_unet import FAIL, Result
+
+
+def is_lora(name: str) -> bool:
+    """Whether a LoRA is meant: a safetensors file, or a folder that has one and is no model."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        model = any((path / config).exists() for config in ("model_index.json", "config.json"))
+        return not model and any(path.glob(f"*{SUFFIX}"))
+    return path.suffix == SUFFIX
+
+
+def results_of(arguments: argparse.Namespace) -> Iterator[Result]:
+    """The checks that the command line asks for.
+
+    Raises:
+      InputError: there is no such file or folder, or an option does not fit it.
+    """
+    name, loras, unused = arguments.folder, arguments.lora, arguments.allow_unused
+    if not is_lora(name):
+        folder = resolve(name, arguments.revision, arguments.variant)
+        if unused and not loras:
+            raise InputError(
+                f"--allow-unused: is of LoRAs; {name} is a model, and no --lora is given"
+            )
+        if loras:
+            yield from check_loras(folder, loras, unused, arguments.out)
+        else:
+            yield from check(folder, arguments.out)
+        return
+    if loras:
+        raise InputError(f"--lora {loras[0]}: expected a model before it; {name} is a LoRA")
+    for option in ("revision", "variant", "out"):
+        if value := getattr(arguments, option):
+            raise InputError(f"--{option} {value}: is of a model; {name} is a LoRA")
+    yield from check_lora(locate(name, "")[0], published_bases(), arguments.allow_unused)
 
 
 def work(arguments: argparse.Namespace) -> None:
@@ -27,8 +77,8 @@ def work(arguments: argparse.Namespace) -> None:
     """
     check_png(arguments.out)
     runtime.probe()
-    folder, failed = resolve(arguments.folder, arguments.revision, arguments.variant), 0
-    for result in check(folder, arguments.out):
+    failed = 0
+    for result in results_of(arguments):
         failed += result.status == FAIL
         print(f"{result.status:8} {result.name:14} {result.facts}", flush=True)
     if failed:
@@ -37,8 +87,12 @@ def work(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = parser_of("check", "Check a published few-step student.")
-    parser.add_argument("folder", help="diffusers folder, folder of a UNet, or hub repository")
+    parser = parser_of("check", "Check a published few-step student, or a LoRA.")
+    parser.add_argument(
+        "folder",
+        help="diffusers folder, folder of a UNet, LoRA's file or folder, or hub repository",
+    )
     add_version_options(parser)
+    add_lora_options(parser)
     parser.add_argument("--out", type=Path, help="PNG for pictures in 1, 2 and 4 steps")
     run(work, parser, argv)

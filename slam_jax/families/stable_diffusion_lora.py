@@ -13,7 +13,8 @@ from slam_jax.families.pipeline import DENOISER
 from slam_jax.families.stable_diffusion_folder import RECORD_FILE
 from slam_jax.formats import hub
 from slam_jax.formats.lora_file import FILE
-from slam_jax.formats.lora_read import PEFT_FILE, read_lora
+from slam_jax.formats.lora_header import PEFT_FILE
+from slam_jax.formats.lora_read import read_lora
 from slam_jax.method.method import Method
 from slam_jax.models import lora
 from slam_jax.models.functional import cast
@@ -66,8 +67,12 @@ def method_beside(path: Path) -> Method | None:
     return method_of(read_json(record, "export it again"), record) if record.exists() else None
 
 
-def locate(spelled: str) -> tuple[Path, float]:
+def locate(spelled: str, option: str = "--lora ") -> tuple[Path, float]:
     """The file that is meant, and its weight.
+
+    Args:
+      spelled: a file, a folder or a repository of the hub, and perhaps ":weight".
+      option: what stands before it in the command line, for messages.
 
     Raises:
       InputError: there is none.
@@ -78,13 +83,13 @@ def locate(spelled: str) -> tuple[Path, float]:
         try:
             name, factor = before, float(after)
         except ValueError as error:
-            raise InputError(f"--lora {spelled}: {after!r} is no weight; file:0.7") from error
+            raise InputError(f"{option}{spelled}: {after!r} is no weight; file:0.7") from error
         if not math.isfinite(factor):
-            raise InputError(f"--lora {spelled}: {after!r} is no weight; file:0.7")
+            raise InputError(f"{option}{spelled}: {after!r} is no weight; file:0.7")
     path = Path(name).expanduser()
     if not path.exists():
         if path.suffix == SUFFIX or name.count("/") != 1:
-            raise InputError(f"--lora {name}: no such file; a file, a folder or owner/name")
+            raise InputError(f"{option}{name}: no such file; a file, a folder or owner/name")
         path = hub.fetch(name, "", [f"*{SUFFIX}", "adapter_config.json", RECORD_FILE])
     if (path / "export").is_dir():  # of a run
         path = path / "export"
@@ -93,6 +98,6 @@ def locate(spelled: str) -> tuple[Path, float]:
         known = [file for file in files if file.name in (FILE, PEFT_FILE)] or files
         if len(known) != 1:
             there = ", ".join(file.name for file in known) or "none"
-            raise InputError(f"--lora {name}: expected one {SUFFIX} in it, found {there}")
+            raise InputError(f"{option}{name}: expected one {SUFFIX} in it, found {there}")
         path = known[0]
     return path, factor

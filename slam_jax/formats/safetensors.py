@@ -130,6 +130,10 @@ class LazyArrays(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Key -> shape; no array is read."""
+        return {key: entry.shape for key, entry in self._entries.items()}
+
     def fingerprint(self) -> str:
         """SHA-256 of keys, dtypes, shapes and 64 KiB of each array; the files do not matter."""
         digest = hashlib.sha256()

@@ -9,8 +9,9 @@ import numpy as np
 from slam_jax.base.errors import InputError
 from slam_jax.base.json_file import read_json
 from slam_jax.drawing import pictures
-from slam_jax.drawing.samplers import student_sampler
-from slam_jax.families.pipeline import Frozen, Params
+from slam_jax.drawing.draw import TEACHER_GUIDANCE
+from slam_jax.drawing.samplers import student_sampler, teacher_sampler
+from slam_jax.families.pipeline import Frozen, Params, Pipeline
 from slam_jax.families.stable_diffusion_folder import (
     FEW_STEPS,
     RECORD_FILE,
@@ -168,14 +169,18 @@ def read_around_unet(folder: Folder) -> tuple[StableDiffusionPipeline, Frozen]:
 
 
 def draw_samples(
-    pipeline: StableDiffusionPipeline,
+    pipeline: Pipeline,
     frozen: Frozen,
     params: Params,
-    method: Method,
+    method: Method | None,
     out: Path | None,
 ) -> Iterator[Result]:
-    """Two pictures in each of 1, 2 and 4 steps: finite, and not of one colour."""
-    draw = student_sampler(pipeline, pipeline.network, method)
+    """Two pictures in each of 1, 2 and 4 steps: finite, and not of one colour. They are a teacher's
+    where there is no method."""
+    if method is None:
+        draw = teacher_sampler(pipeline, TEACHER_GUIDANCE - 1)
+    else:
+        draw = student_sampler(pipeline, pipeline.network, method)
     batch, rows = pipeline.prompts(stock_pipeline.PROMPTS), {}
     for steps in STEPS:
         images = np.asarray(draw(frozen, params, batch, (0, 0), steps=steps))

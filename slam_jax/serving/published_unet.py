@@ -1,7 +1,7 @@
 """What can be said about a student's UNet alone: keys, shapes, dtypes, numbers, predictions."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,14 +156,30 @@ def _check_projection(params: Params) -> Result:
     return Result(OK, "gamma weights", facts)
 
 
-def compare_with_torch(where: Path, variant: str, config: UNetConfig, params: Params) -> Result:
-    """One prediction for random inputs, here and by diffusers."""
+def compare_with_torch(
+    where: Path,
+    variant: str,
+    config: UNetConfig,
+    params: Params,
+    loras: Sequence[tuple[Path, float]] = (),
+) -> Result:
+    """One prediction for random inputs, here and by diffusers.
+
+    Args:
+      where: folder of the UNet.
+      variant: of its weights.
+      config: its configuration.
+      params: what it computes with here.
+      loras: files that are in `params` already, and how much of each.
+    """
     name = "prediction"
-    if missing := stock_pipeline.missing_libraries():
+    if missing := stock_pipeline.missing_libraries(*(["peft"] if loras else [])):
         return Result(SKIPPED, name, f"no {' and no '.join(missing)}")
     inputs = _random_inputs(config)
     try:
         unet, wrong = stock_pipeline.load_unet(where, variant)
+        if loras:
+            stock_pipeline.add_loras(unet, loras)
         expected = stock_pipeline.unet_output(unet, inputs)
     # Whatever a broken file makes of it there, it is a finding.
     except Exception as error:

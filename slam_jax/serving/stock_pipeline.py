@@ -4,6 +4,7 @@ they are imported when a comparison is asked for.
 
 import importlib.util
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from jaxtyping import Float
 from slam_jax.base.errors import InputError
 from slam_jax.drawing.samplers import student_sampler
 from slam_jax.families.family import Model
+from slam_jax.formats.lora_header import CONFIG_FILE
 from slam_jax.method.method import gaussian
 from slam_jax.parallel import runtime
 from slam_jax.parallel.keys import keys_of
@@ -26,9 +28,10 @@ PROMPTS = ("a lighthouse by the sea at sunset", "portrait of a cat wearing a hat
 TOLERANCE = 2.0  # largest difference of a pixel, in 1/255
 
 
-def missing_libraries() -> list[str]:
-    """Which of the two are not installed."""
-    return [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]
+def missing_libraries(*others: str) -> list[str]:
+    """Which of the two, or of others, are not installed."""
+    names = ("torch", "diffusers", *others)
+    return [name for name in names if importlib.util.find_spec(name) is None]
 
 
 def require(option: str) -> None:
@@ -189,6 +192,43 @@ def load_unet(folder: Path, variant: str) -> tuple[Any, list[str]]:
         loaded: Any = UNet2DConditionModel.from_pretrained(folder, **options)
     unet, found = loaded
     return unet.float().eval(), [*found["missing_keys"], *found["unexpected_keys"]]
+
+
+def add_loras(unet: Any, loras: Sequence[tuple[Path, float]]) -> None:
+    """Adds LoRAs to diffusers' UNet by peft, as its pipelines' `load_lora_weights` and
+    `set_adapters` do; what they have for text encoders is left out.
+
+    Args:
+      unet: from `load_unet`.
+      loras: files, and how much of each.
+    """
+    from diffusers import StableDiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
+
+    weights = {f"lora_{index}": factor for index, (_, factor) in enumerate(loras)}
+    with _quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a second LoRA on the same layers
+        for name, (path, _) in zip(weights, loras, strict=True):
+            options: Any = dict(weight_name=path.name, unet_config=unet.config)
+            read: Any = StableDiffusionPipeline.lora_state_dict
+            state, alphas, about = read(path.parent, **options, return_lora_metadata=True)
+            if not any(key.startswith(("unet.", "text_encoder")) for key in state):
+                state, about = _of_peft(path, state)
+            into: Any = dict(adapter_name=name, metadata=about)
+            StableDiffusionPipeline.load_lora_into_unet(state, alphas, unet, **into)
+        if names := [name for name in weights if name in getattr(unet, "peft_config", {})]:
+            unet.set_adapters(names, [weights[name] for name in names])
+
+
+def _of_peft(path: Path, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """A file of peft, which diffusers' pipelines do not read, as one of theirs: its arrays and what
+    they have in a header."""
+    from peft import LoraConfig
+
+    state = {f"unet.{key.removeprefix('base_model.model.')}": x for key, x in state.items()}
+    if not path.with_name(CONFIG_FILE).exists():
+        return state, None
+    config: Any = LoraConfig.from_pretrained(str(path.parent))
+    return state, {f"unet.{key}": value for key, value in config.to_dict().items()}
 
 
 def unet_output(unet: Any, inputs: dict[str, Any]) -> Float[np.ndarray, "B H W C"]:

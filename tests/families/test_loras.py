@@ -5,7 +5,6 @@ diffusers reads them all.
 """
 
 import json
-import re
 from pathlib import Path
 
 import jax
@@ -14,16 +13,8 @@ import peft
 import pytest
 import tiny_loras
 import tiny_students
-import torch
-from diffusers import (
-    DiffusionPipeline,
-    LCMScheduler,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-)
-from diffusers.utils import convert_state_dict_to_kohya
-from safetensors.torch import save_file
-from torch_unets import SD15, SD21, SDXL
+from diffusers import DiffusionPipeline, LCMScheduler
+from lora_layouts import ALPHA, RANK, of_2023, of_diffusers, of_kohya, of_stability, without_alpha
 
 from slam_jax.base.errors import InputError
 from slam_jax.families.family import LoadOptions
@@ -32,19 +23,15 @@ from slam_jax.formats.lora_file import FILE, kohya_arrays
 from slam_jax.formats.lora_names import stability_names
 from slam_jax.formats.safetensors import save_arrays
 from slam_jax.models import functional, lora
-from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
+from slam_jax.models.published_networks import UNETS
+from slam_jax.models.unet import UNet2DConditionModel
 from slam_jax.recipes.student import load
 from slam_jax.serving import stock_pipeline
-
-RANK, ALPHA = 3, 5.0
 
 
 @pytest.fixture(scope="module", autouse=True)
 def any_peft():
-    """transformers 5.24 asks for a peft that is not released; the one there is does."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        module = "transformers.integrations.peft.check_peft_version"
-        monkeypatch.setattr(module, lambda min_version: None)
+    with tiny_loras.any_peft():
         yield
 
 
@@ -65,61 +52,6 @@ def styles(students):
         family: tiny_loras.style(DiffusionPipeline.from_pretrained(folder), RANK, ALPHA)
         for family, folder in students.items()
     }
-
-
-def of_diffusers(states, configs, path):
-    """As its pipelines write it today: alpha in the header."""
-    about = {}
-    for part, config in configs.items():
-        facts = {**config.to_dict(), "target_modules": sorted(config.target_modules)}
-        about[f"{part}_lora_adapter_metadata"] = facts
-    layers = {"unet_lora_layers": states["unet"], **about}
-    layers |= {f"{part}_lora_layers": states[part] for part in states if part != "unet"}
-    pipeline = StableDiffusionXLPipeline if "text_encoder_2" in states else StableDiffusionPipeline
-    pipeline.save_lora_weights(path.parent, weight_name=path.name, **layers)
-
-
-def without_alpha(states, configs, path):
-    flat = {f"{part}.{key}": x for part, state in states.items() for key, x in state.items()}
-    save_file(flat, path)
-
-
-def of_kohya(states, configs, path):
-    """sd-scripts: alpha beside each pair; lora_te1 and lora_te2 where there are two."""
-    flat = {}
-    for part, state in states.items():
-        state = {key.removeprefix("text_model."): x for key, x in state.items()}
-        inside = "" if part == "unet" else "text_model."
-        flat |= convert_state_dict_to_kohya({f"{part}.{inside}{k}": x for k, x in state.items()})
-    if "text_encoder_2" not in states:
-        flat = {key.replace("lora_te1_", "lora_te_"): x for key, x in flat.items()}
-    save_file(
-        {k: torch.tensor(ALPHA) if k.endswith(".alpha") else x for k, x in flat.items()}, path
-    )
-
-
-def of_stability(states, configs, path):
-    """sd-scripts for SDXL: StabilityAI's names of the UNet's layers."""
-    layers = {key.rsplit(".lora_", 1)[0] for key in states["unet"]}
-    names = {path: name for name, path in stability_names(layers, 1).items()}
-    assert names.keys() == layers
-    flat = {}
-    for key, value in states["unet"].items():
-        layer, side = key.rsplit(".lora_", 1)
-        name = "lora_unet_" + names[layer].replace(".", "_")
-        flat[f"{name}.lora_{'down' if side[0] == 'A' else 'up'}.weight"] = value
-        flat[f"{name}.alpha"] = torch.tensor(ALPHA)
-    save_file(flat, path)
-
-
-def of_2023(states, configs, path):
-    """Attention alone, of the UNet, as diffusers' first training scripts wrote it."""
-    flat = {}
-    for key, value in states["unet"].items():
-        if match := re.fullmatch(r"(.*attn\d)\.(to_\w+?)(\.0)?\.lora_([AB])\.weight", key):
-            side = "down" if match[4] == "A" else "up"
-            flat[f"unet.{match[1]}.processor.{match[2]}_lora.{side}.weight"] = value
-    save_file(flat, path)
 
 
 LAYOUTS = [
@@ -154,12 +86,14 @@ def test_the_stock_pipeline_draws_our_pictures(students, styles, tmp_path, famil
     assert np.abs(images[2][0] - plain[2][0]).max() * 127.5 > 5  # it matters
 
 
-@pytest.mark.parametrize(("base", "config"), [("sd15", SD15), ("sd15", SD21), ("sdxl", SDXL)])
-def test_comfyui_finds_a_layer_for_every_key(base, config):
+@pytest.mark.parametrize(
+    ("base", "published"), [("sd15", "SD 1.5"), ("sd15", "SD 2.x"), ("sdxl", "SDXL")]
+)
+def test_comfyui_finds_a_layer_for_every_key(base, published):
     """What its `unet_to_diffusers` (comfy/utils.py, commit 09708ee) maps for the published UNets:
     it reads "lora_unet_" and either name with underscores."""
     golden = json.loads((Path(__file__).parent / "golden/comfyui_layers.json").read_text())[base]
-    shapes = functional.abstract_params(UNet2DConditionModel, UNetConfig(**config))
+    shapes = functional.abstract_params(UNet2DConditionModel, UNETS[published])
     ours = {layer for layer, _ in lora.layers_of(shapes, lora.TARGETS)}
     assert ours < golden.keys() and len(ours) > 250
     known = {f"lora_unet_{layer.replace('.', '_')}" for layer in golden}
@@ -237,8 +171,12 @@ REFUSALS = {
     "LoHa": ({"lora_unet_mid_block.hada_w1_a": (3, 4)}, "a LoHa, which is not supported"),
     "alpha": ({"unet.mid_block.resnets.0.conv1.alpha": (2,)}, r"conv1\.alpha is no finite number"),
     "no rank": (
-        {DOWN: (0, 64, 3, 3), DOWN.replace("_A", "_B"): (64, 0, 1, 1)},
-        r"conv1\.lora_A\.weight has shape \(0, 64, 3, 3\), this model's is",
+        {DOWN: (0, 32, 3, 3), DOWN.replace("_A", "_B"): (32, 0, 1, 1)},
+        r"conv1\.lora_B\.weight has rank 0, expected 1 or more; get the file again$",
+    ),
+    "a rank above the layer's": (
+        {DOWN: (33, 32, 3, 3), DOWN.replace("_A", "_B"): (32, 33, 1, 1)},
+        r"conv1\.lora_A\.weight has rank 33, expected at most 32, the largest of its layer$",
     ),
     "a vector": ({DOWN: (3,)}, r"conv1\.lora_A\.weight has shape \(3,\), this model's is \(3, 32"),
     "twice": (

@@ -58,6 +58,7 @@ OWNERS = {
     "optax": ("training",),
     "torch": ("formats.torch_file", "serving.stock_pipeline"),
     "diffusers": ("serving.stock_pipeline",),
+    "peft": ("serving.stock_pipeline",),
     "transformers": ("formats.tokenizer", "serving.stock_pipeline"),
     "huggingface_hub": ("formats.hub",),
     "jinja2": ("reporting",),

@@ -9,8 +9,6 @@ import pytest
 import torch
 from torch_unets import (
     CONFIGS,
-    SD15,
-    SDXL,
     example_inputs,
     jit,
     reference,
@@ -21,7 +19,8 @@ from torch_unets import (
 from slam_jax.base.options import OptionError
 from slam_jax.formats import convert
 from slam_jax.models import functional, lora
-from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
+from slam_jax.models.published_networks import UNETS
+from slam_jax.models.unet import UNet2DConditionModel
 
 NAMES = {"lora_A.default": lora.DOWN, "lora_B.default": lora.UP}
 RANK, ALPHA = 4, 6
@@ -95,10 +94,10 @@ def test_output_and_gradients_are_those_of_peft(name):
         assert error <= 1e-4 * np.linalg.norm(theirs[key]) + 1e-7 * size, key
 
 
-@pytest.mark.parametrize(("changes", "millions"), [(SD15, 67.25), (SDXL, 196.75)])
-def test_sizes_of_the_published_lcm_loras(changes, millions):
+@pytest.mark.parametrize(("published", "millions"), [("SD 1.5", 67.25), ("SDXL", 196.75)])
+def test_sizes_of_the_published_lcm_loras(published, millions):
     """latent-consistency/lcm-lora-sdv1-5 and lcm-lora-sdxl, of rank 64."""
-    adapters = lora.abstract_adapters(abstract(UNetConfig(**changes)), 64)
+    adapters = lora.abstract_adapters(abstract(UNETS[published]), 64)
     assert round(functional.count_params(adapters) / 1e6, 2) == millions
 
 

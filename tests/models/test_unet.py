@@ -10,9 +10,6 @@ import pytest
 from flax import nnx
 from torch_unets import (
     CONFIGS,
-    SD15,
-    SD21,
-    SDXL,
     example_inputs,
     jit,
     reference,
@@ -22,6 +19,7 @@ from torch_unets import (
 
 from slam_jax.formats import convert
 from slam_jax.models import functional, layers
+from slam_jax.models.published_networks import UNETS
 from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
 
 
@@ -66,11 +64,11 @@ def test_torch_round_trip_is_exact(name):
 
 
 @pytest.mark.parametrize(
-    ("changes", "millions"),
-    [(SD15, 859.52), (SD21, 865.91), (SDXL, 2567.46)],
+    ("published", "millions"),
+    [("SD 1.5", 859.52), ("SD 2.x", 865.91), ("SDXL", 2567.46)],
 )
-def test_parameter_counts_of_published_models(changes, millions):
-    abstract = functional.abstract_params(UNet2DConditionModel, UNetConfig(**changes))
+def test_parameter_counts_of_published_models(published, millions):
+    abstract = functional.abstract_params(UNet2DConditionModel, UNETS[published])
     assert round(functional.count_params(abstract) / 1e6, 2) == millions
 
 

@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 import tiny_students
+from check_run import run
 from PIL import Image
 
-from slam_jax.commands import check
 from slam_jax.formats import safetensors as weights
 from slam_jax.serving import published, published_unet, stock_pipeline
 
@@ -35,22 +35,6 @@ def student(originals, tmp_path):
 def without_drawing(monkeypatch):
     """Samples are of one compilation each: only some tests draw them."""
     monkeypatch.setattr(published, "draw_samples", lambda *_: iter(()))
-
-
-def run(capsys, *arguments):
-    """(status by check, facts by check, exit code)."""
-    code = 0
-    try:
-        check.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        code = stop.code
-    rows = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
-    parts = {rest[:15].strip(): (status, rest[15:]) for status, rest in rows}
-    assert len(parts) == len(rows)
-    assert {status for status, _ in parts.values()} <= {"ok", "FAIL", "skipped"}
-    statuses = {name: status for name, (status, _) in parts.items()}
-    assert bool(code) == ("FAIL" in statuses.values()) or not rows
-    return statuses, {name: facts for name, (_, facts) in parts.items()}, code
 
 
 def edit_json(path, **changes):

@@ -1,9 +1,11 @@
 """Students of the tiny Stable Diffusion folders that are their teacher and a LoRA."""
 
 import dataclasses
+from contextlib import contextmanager
 
 import jax
 import numpy as np
+import pytest
 
 from slam_jax.config.options import Config, StudentOptions, Teacher
 from slam_jax.families.pipeline import DENOISER, student_params
@@ -29,6 +31,15 @@ def make(folder, seed=0):
 
     info = {name: dataclasses.asdict(getattr(CONFIG, name)) for name in ("method", "student")}
     return saved_student(family, CONFIG, jax.tree.map(drawn, zeros), info), family
+
+
+@contextmanager
+def any_peft():
+    """transformers 5.24 asks for a peft that is not released; the one there is does."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        module = "transformers.integrations.peft.check_peft_version"
+        monkeypatch.setattr(module, lambda min_version: None)
+        yield
 
 
 # What trainers of style LoRAs change, in transformers and diffusers.

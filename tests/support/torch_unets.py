@@ -57,25 +57,6 @@ CONFIGS = {
 }
 
 
-# What the published models have unlike the defaults.
-SD15 = dict(cross_attention_dim=768)
-SD21 = dict(
-    cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True
-)
-SDXL = dict(
-    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    block_out_channels=(320, 640, 1280),
-    cross_attention_dim=2048,
-    attention_head_dim=(5, 10, 20),
-    transformer_layers_per_block=(1, 2, 10),
-    use_linear_projection=True,
-    addition_embed_type="text_time",
-    addition_time_embed_dim=256,
-    projection_class_embeddings_input_dim=2816,
-)
-
-
 LATENT_SIZES = {"sd15": (8, 8), "sd21": (7, 5), "sdxl": (8, 6), "digits": (4, 4)}
 
 
