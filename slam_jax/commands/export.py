@@ -1,6 +1,7 @@
 """Exports a student: a folder that the stock pipelines of diffusers run, and that loads here.
 
 slam-jax export --workdir runs/sd --out sd-student [--step 4000|best] [--verify]
+slam-jax export --workdir runs/sd_lora --out sd-lora [--merge]
 slam-jax export --workdir runs/sd --artifact --out sd-sampler [--steps 4]
 
     model_index.json   scheduler/ (the method's)   unet/ (the student's EMA weights, float32)
@@ -9,8 +10,9 @@ slam-jax export --workdir runs/sd --artifact --out sd-sampler [--steps 4]
     flax/                                          config.json and flax_params.safetensors
     README.md                                      a model card
 
-A run that finishes writes this into export/ of its workdir. A digits student is the two files of
-flax/ alone: diffusers has no pipeline for it.
+Of a run that trained a LoRA pytorch_lora_weights.safetensors takes the place of the networks; with
+--merge it stands beside them. A run that finishes writes its export/ into its workdir, of a LoRA
+without --merge. A digits student is the two files of flax/ alone: diffusers has no pipeline for it.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from slam_jax.base.errors import InputError
 from slam_jax.commands.command import parser_of, run
 from slam_jax.config.options import DTYPES
 from slam_jax.families.family import LoadOptions
-from slam_jax.recipes.student import as_model, from_checkpoint, load, read_run, with_lora
+from slam_jax.recipes.student import as_model, from_checkpoint, load, read_run, whole, with_lora
 from slam_jax.serving import stock_pipeline
 from slam_jax.serving.artifact import PLATFORMS, Options, write_artifact
 
@@ -45,6 +47,8 @@ def export_student(arguments: argparse.Namespace) -> Path:
     if arguments.verify:
         stock_pipeline.require("--verify")
     student, family = from_checkpoint(arguments.workdir, arguments.step, arguments.teacher)
+    if arguments.merge:
+        student = whole(student, family)
     if arguments.extract_lora is not None:
         if not family.in_diffusers:
             raise InputError(f"--extract-lora: {family.name} has no LoRA files")
@@ -54,6 +58,8 @@ def export_student(arguments: argparse.Namespace) -> Path:
     if arguments.verify:
         if not family.in_diffusers:
             raise InputError(f"--verify: diffusers has no pipeline for {family.name}")
+        if not student.params:
+            stock_pipeline.require("--verify", "peft")
         model = as_model(student, read_run(arguments.workdir), family)
         checks = [partial(stock_pipeline.verify, model)]
     family.export(student, out, checks)
@@ -95,11 +101,15 @@ def check_options(arguments: argparse.Namespace) -> None:
         ("steps", "batch_sizes", "platforms", "dtype"),
     )
     unset = dict.fromkeys((*with_workdir, *with_artifact, "extract_lora"))
-    unset |= {"teacher": "", "verify": False}
+    unset |= {"teacher": "", "verify": False, "merge": False}
     for names, wanted, given in (
         (with_workdir, "--workdir", arguments.workdir is not None),
         (with_artifact, "--artifact", arguments.artifact),
-        (("verify", "extract_lora"), "an export without --artifact", not arguments.artifact),
+        (
+            ("verify", "merge", "extract_lora"),
+            "an export without --artifact",
+            not arguments.artifact,
+        ),
     ):
         for name in names:
             if getattr(arguments, name) != unset[name] and not given:
@@ -128,6 +138,11 @@ def main(argv: list[str] | None = None) -> None:
         "--verify",
         action="store_true",
         help="draw with torch and diffusers too, and fail where pictures differ (slow)",
+    )
+    parser.add_argument(
+        "--merge",
+        action="store_true",
+        help="of a LoRA: the whole student too, its teacher's weights with the LoRA in them",
     )
     parser.add_argument(
         "--extract-lora",

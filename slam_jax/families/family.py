@@ -14,7 +14,7 @@ from slam_jax.config.options import Precision, Teacher
 from slam_jax.data.batches import Source
 from slam_jax.data.options import Data
 from slam_jax.data.reference import Reference
-from slam_jax.families.pipeline import Frozen, Params, Pipeline
+from slam_jax.families.pipeline import DENOISER, Frozen, Params, Pipeline
 from slam_jax.formats.flax_folder import SavedModel
 from slam_jax.method.method import Method
 
@@ -73,6 +73,14 @@ class Family(ABC):
           InputError: a file is missing, damaged or of another model.
         """
 
+    def denoiser(self) -> Params:
+        """The teacher's denoiser alone, float32, as numpy arrays.
+
+        Raises:
+          InputError: a file is missing, damaged or of another model.
+        """
+        return self.weights(Precision())[DENOISER]
+
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """Which model it is, in JSON, for records; "fingerprints" has one of each of its parts.
@@ -108,6 +116,8 @@ class Family(ABC):
     ) -> None:
         """Writes a student of this teacher, whole or not at all; replaces an earlier export.
 
+        Of a student without weights its LoRA is written, where the family is in diffusers.
+
         Args:
           student: its info has "method".
           out: the folder to make.
@@ -117,6 +127,13 @@ class Family(ABC):
         Raises:
           InputError: `out` holds something else than an export, or cannot be written.
         """
+
+
+def other_part(began_with: dict[str, Any], found: dict[str, Any]) -> str | None:
+    """The first part in which two teachers differ, by their `Family.identity`; None if in none."""
+    recorded = began_with.get("fingerprints", {})
+    parts = found["fingerprints"].items()
+    return next((name for name, value in parts if recorded.get(name) != value), None)
 
 
 @dataclass(frozen=True)

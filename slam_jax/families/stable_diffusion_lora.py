@@ -8,10 +8,11 @@ from pathlib import Path
 from slam_jax.base.errors import InputError
 from slam_jax.base.json_file import read_json
 from slam_jax.config.validate import method_of
-from slam_jax.families.family import LoadOptions, Model
+from slam_jax.families.family import LoadOptions, Model, other_part
 from slam_jax.families.pipeline import DENOISER
-from slam_jax.families.stable_diffusion_folder import RECORD_FILE
+from slam_jax.families.stable_diffusion_folder import RECORD_FILE, read_record
 from slam_jax.formats import hub
+from slam_jax.formats.diffusers_folder import Folder, fingerprints, resolve
 from slam_jax.formats.lora_file import FILE
 from slam_jax.formats.lora_read import PEFT_FILE, read_lora
 from slam_jax.method.method import Method
@@ -64,6 +65,41 @@ def method_beside(path: Path) -> Method | None:
     """
     record = path.with_name(RECORD_FILE)
     return method_of(read_json(record, "export it again"), record) if record.exists() else None
+
+
+def is_lora(folder: Folder) -> bool:
+    """Whether a folder is an export of a LoRA alone."""
+    return bool(read_record(folder)) and not (folder.path / "model_index.json").exists()
+
+
+def base_of(folder: Folder, options: LoadOptions) -> tuple[Folder, LoadOptions]:
+    """The model that an exported LoRA is for, its teacher; and how it is loaded with the LoRA.
+
+    Args:
+      folder: the export.
+      options: how the student is loaded.
+
+    Raises:
+      InputError: the teacher is not where the record says, or another one is there.
+    """
+    record, where = read_record(folder), str(folder.path)
+    teacher = record.get("teacher") or {}
+    path = teacher.get("path", "")
+    advice = f"say where it is with --model BASE --lora {folder.name}"
+    try:
+        base = resolve(path, teacher.get("revision", ""), teacher.get("variant", ""))
+        other = other_part(teacher, {"fingerprints": fingerprints(base)})
+    except InputError as error:
+        raise InputError(f"{folder.name}: a LoRA for {path!r}: {error}; {advice}") from error
+    if other:
+        raise InputError(
+            f"{folder.name}: a LoRA for {path!r}, whose {other} is another one now; {advice}"
+        )
+    if folder.revision:  # of the hub, from which the file was not fetched yet
+        where = str(hub.fetch(folder.name, folder.revision, [FILE]))
+    height, width = record.get("image_size") or (None, None)
+    changes = {"height": options.height or height, "width": options.width or width}
+    return base, dataclasses.replace(options, loras=(where, *options.loras), **changes)
 
 
 def locate(spelled: str) -> tuple[Path, float]:

@@ -21,7 +21,7 @@ class SavedModel:
     Attributes:
       family: the name of its family.
       network: configuration of the denoiser, JSON-serialisable.
-      params: its weights, nested dict of float32 arrays.
+      params: its weights, nested dict of float32 arrays; empty where its LoRA alone is exported.
       scheduler: the noise schedule's configuration.
       info: how it was made.
       lora: a LoRA that makes this model of its teacher, with alpha = rank, which exports beside it;

@@ -100,6 +100,8 @@ def test_export_refuses_what_it_cannot_find(interrupted, teachers, tmp_path):
         "--workdir", interrupted, *out, "--step", 7
     )
     assert "config.json: cannot be read" in error_of("--workdir", tmp_path, *out)
+    expected = "error: --merge: the student of this run was trained whole; leave it out"
+    assert error_of("--workdir", interrupted, *out, "--merge") == expected
     workdir = shutil.copytree(interrupted, tmp_path / "run")
     (workdir / "config.json").write_text("{")
     assert "config.json: damaged" in error_of("--workdir", workdir, *out)
@@ -232,6 +234,7 @@ def test_a_sampler_of_a_run(interrupted, teachers, tmp_path, monkeypatch, capsys
         (["--workdir", "w", "--steps", "2"], "--steps: is for --artifact"),
         (["--workdir", "w", "--batch-sizes", "2"], "--batch-sizes: is for --artifact"),
         (["--workdir", "w", "--artifact", "--verify"], "--verify: is for an export without"),
+        (["--workdir", "w", "--artifact", "--merge"], "--merge: is for an export without"),
         (["--model", "m", "--out", "o", "--artifact", "--step", "1"], "--step: is for --workdir"),
         (["--workdir", "w", "--artifact", "--platforms", "gpu"], "--platforms: gpu, expected"),
         (["--workdir", "w", "--artifact", "--batch-sizes", "0"], "--batch-sizes: expected"),
