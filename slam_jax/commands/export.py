@@ -16,6 +16,7 @@ without --merge. A digits student is the two files of flax/ alone: diffusers has
 """
 
 import argparse
+import dataclasses
 import os
 from collections.abc import Mapping
 from functools import partial
@@ -26,6 +27,7 @@ from slam_jax.base.errors import InputError
 from slam_jax.commands.command import parser_of, run
 from slam_jax.config.options import DTYPES
 from slam_jax.families.family import LoadOptions
+from slam_jax.formats.lora_file import KEYS
 from slam_jax.recipes.student import as_model, from_checkpoint, load, read_run, whole, with_lora
 from slam_jax.serving import stock_pipeline
 from slam_jax.serving.artifact import PLATFORMS, Options, write_artifact
@@ -54,6 +56,10 @@ def export_student(arguments: argparse.Namespace) -> Path:
             raise InputError(f"--extract-lora: {family.name} has no LoRA files")
         student = with_lora(student, family, arguments.extract_lora)
         print(f"the LoRA has {student.info['lora_keeps']:.1%} of the student's change")
+    if arguments.lora_keys != KEYS[0]:
+        if student.lora is None or not family.in_diffusers:
+            raise InputError("--lora-keys: this export has no LoRA file; leave it out")
+        student = dataclasses.replace(student, lora_keys=arguments.lora_keys)
     checks = []
     if arguments.verify:
         if not family.in_diffusers:
@@ -101,7 +107,7 @@ def check_options(arguments: argparse.Namespace) -> None:
         ("steps", "batch_sizes", "platforms", "dtype"),
     )
     unset = dict.fromkeys((*with_workdir, *with_artifact, "extract_lora"))
-    unset |= {"teacher": "", "verify": False, "merge": False}
+    unset |= {"teacher": "", "verify": False, "merge": False, "lora_keys": KEYS[0]}
     for names, wanted, given in (
         (with_workdir, "--workdir", arguments.workdir is not None),
         (with_artifact, "--artifact", arguments.artifact),
@@ -149,6 +155,12 @@ def main(argv: list[str] | None = None) -> None:
         type=int,
         metavar="RANK",
         help="beside the student the LoRA of this rank that is nearest to it (minutes)",
+    )
+    parser.add_argument(
+        "--lora-keys",
+        choices=KEYS,
+        default=KEYS[0],
+        help="names of a LoRA's layers, as kohya's sd-scripts or as diffusers and peft have them",
     )
     add_artifact_options(parser.add_argument_group("a sampler that needs jax alone"))
     environment = dict(os.environ)  # before our own flags

@@ -160,8 +160,9 @@ class StableDiffusion(Family):
             if whole:
                 self._write_whole(folder, student, index)
             if student.lora is not None:
-                lora_file.write_lora(folder / lora_file.FILE, student.lora)
-            card = self._card(student, Card(self.folder.name, index["_class_name"], method))
+                lora_file.write_lora(folder / lora_file.FILE, student.lora, student.lora_keys)
+            card = Card(self.folder.name, index["_class_name"], method, student.lora_keys)
+            card = self._card(student, card)
             write_whole(folder / "README.md", card.rstrip())
             write_json(folder / RECORD_FILE, record)
             for check in checks:

@@ -26,6 +26,7 @@ class SavedModel:
       info: how it was made.
       lora: a LoRA that makes this model of its teacher, with alpha = rank, which exports beside it;
         None: there is none.
+      lora_keys: the layout of its file, one of `lora_file.KEYS`.
     """
 
     family: str
@@ -34,6 +35,7 @@ class SavedModel:
     scheduler: dict[str, Any]
     info: dict[str, Any]
     lora: dict[str, Any] | None = None
+    lora_keys: str = "kohya"
 
 
 def save_model(folder: Path, model: SavedModel) -> None:

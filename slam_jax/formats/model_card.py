@@ -59,7 +59,7 @@ pipeline.scheduler = {scheduler}.from_pretrained("path/to/this/folder", subfolde
 image = pipeline("a lighthouse by the sea", num_inference_steps={steps}, guidance_scale=1).images[0]
 ```
 
-ComfyUI loads the file as any LoRA, at strength 1{comfyui}.
+{comfyui}.
 """
 LORA_ALONE = """# A LoRA that makes {teacher} draw in few steps
 
@@ -77,7 +77,8 @@ draws with JAX where {teacher} is still to be found;
 The teacher's licence holds for this LoRA too.
 """
 # How ComfyUI draws as a scheduler of diffusers does.
-COMFYUI = {
+COMFYUI = "ComfyUI loads the file as any LoRA, at strength 1"
+SAMPLERS = {
     "LCMScheduler": "; draw with sampler `lcm` and CFG 1",
     "TCDScheduler": ", but has no sampler that draws as TCDScheduler does without noise",
 }
@@ -91,11 +92,13 @@ class Card:
       teacher: its name.
       pipeline: a class of diffusers.
       method: how the student was distilled.
+      keys: the layout of its LoRA, one of `lora_file.KEYS`.
     """
 
     teacher: str
     pipeline: str
     method: Method
+    keys: str = "kohya"
 
     def whole(self, unet: UNetConfig) -> str:
         """Of a folder with the whole student.
@@ -142,11 +145,16 @@ class Card:
         if kept is not None:
             what = f"a LoRA that has {kept:.1%} of what was trained"
         scheduler = self.method.diffusers_scheduler()["_class_name"]
+        comfyui = (
+            "ComfyUI wants the keys of kohya: `slam-jax export` without `--lora-keys diffusers`"
+        )
+        if self.keys == "kohya":
+            comfyui = COMFYUI + SAMPLERS.get(scheduler, "")
         return AS_LORA.format(
             **self._facts(),
             file=lora_file.FILE,
             rank=rank_of(adapters),
             what=what,
             scheduler=scheduler,
-            comfyui=COMFYUI.get(scheduler, ""),
+            comfyui=comfyui,
         )

@@ -18,6 +18,7 @@ from slam_jax.config.command_line import read_recipe
 from slam_jax.config.options import Precision
 from slam_jax.config.validate import freeze
 from slam_jax.formats.flax_folder import load_model
+from slam_jax.formats.safetensors import load_arrays
 from slam_jax.method.pcm import Pcm
 from slam_jax.models import lora
 from slam_jax.models.functional import flatten
@@ -100,12 +101,15 @@ def test_the_recipe_sd_lora_leaves_a_lora(teachers, tmp_path, monkeypatch, capsy
     assert np.asarray(alone).std() > 1
     monkeypatch.setattr(stock_pipeline, "STEPS", (2,))
     capsys.readouterr()
-    for name, *merge in (["lora"], ["merged", "--merge"]):
+    for name, *more in (["lora", "--lora-keys", "diffusers"], ["merged", "--merge"]):
         out = tmp_path / name
-        export.main(["--workdir", str(run), "--out", str(out), "--verify", *merge])
+        export.main(["--workdir", str(run), "--out", str(out), "--verify", *more])
         table, said = capsys.readouterr().out.splitlines()[1:]
         assert said == f"student: {out}" and float(table.split()[1]) <= 0.5
     assert {path.name for path in (tmp_path / "lora").iterdir()} == names
+    assert "unet.mid_block.resnets.0.conv1.lora_A.weight" in load_arrays(
+        tmp_path / "lora/pytorch_lora_weights.safetensors"
+    )
     assert {path.name for path in (tmp_path / "merged").iterdir()} > {*names, "unet", "flax"}
 
 

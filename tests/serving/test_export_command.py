@@ -102,6 +102,8 @@ def test_export_refuses_what_it_cannot_find(interrupted, teachers, tmp_path):
     assert "config.json: cannot be read" in error_of("--workdir", tmp_path, *out)
     expected = "error: --merge: the student of this run was trained whole; leave it out"
     assert error_of("--workdir", interrupted, *out, "--merge") == expected
+    expected = "error: --lora-keys: this export has no LoRA file; leave it out"
+    assert error_of("--workdir", interrupted, *out, "--lora-keys", "diffusers") == expected
     workdir = shutil.copytree(interrupted, tmp_path / "run")
     (workdir / "config.json").write_text("{")
     assert "config.json: damaged" in error_of("--workdir", workdir, *out)

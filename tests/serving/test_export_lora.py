@@ -1,14 +1,19 @@
 """An exported LoRA: its keys, and that the stock pipeline draws our pictures with it."""
 
 import argparse
+import dataclasses
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 import tiny_loras
 import tiny_students
-from diffusers import LCMScheduler
+import torch
+from diffusers import LCMScheduler, StableDiffusionPipeline
+from peft.utils import get_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from slam_jax.base.errors import InputError
@@ -52,6 +57,36 @@ def test_the_file_has_kohyas_keys_and_an_alpha_for_each_layer(exported):
         "lora_unet_mid_block_resnets_0_conv1",
     )
     assert layers.issuperset(expected)
+
+
+def test_diffusers_finds_the_same_lora_in_both_layouts(made, exported, teachers, tmp_path):
+    """What it writes itself of the one has the names and the header of the other."""
+    out = tmp_path / "out"
+    made[1].export(dataclasses.replace(made[0], lora_keys="diffusers"), out)
+    weights = {}
+    for folder in (exported, out):
+        pipeline = StableDiffusionPipeline.from_pretrained(teachers["sd15"])
+        pipeline.load_lora_weights(folder, adapter_name="steps")
+        assert pipeline.unet.peft_config["steps"].r == 4
+        state = get_peft_model_state_dict(pipeline.unet, adapter_name="steps")
+        about = pipeline.unet.peft_config["steps"].to_dict()
+        pipeline.save_lora_weights(
+            tmp_path / "again", unet_lora_layers=state, unet_lora_adapter_metadata=about
+        )
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+        weights[folder] = pipeline.unet.state_dict()
+    for key, tensor in weights[exported].items():
+        torch.testing.assert_close(tensor, weights[out][key], rtol=0, atol=0)
+    ours, theirs = (safe_open(folder / FILE, "np") for folder in (out, tmp_path / "again"))
+    assert set(ours.keys()) == set(theirs.keys())
+    ours, theirs = (json.loads(file.metadata()["lora_adapter_metadata"]) for file in (ours, theirs))
+    layers = ours.pop("unet.target_modules")  # peft shortens them to their ends
+    assert {f"unet.{layer}.lora_A.weight" for layer in layers} < set(load_file(out / FILE))
+    assert ours == {name: theirs[name] for name in ours} and ours["unet.lora_alpha"] == 4
+    jax.tree.map(np.testing.assert_array_equal, load(str(out)).params, load(str(exported)).params)
+    card = (out / "README.md").read_text()
+    assert "ComfyUI wants the keys of kohya" in card and "strength 1" not in card
 
 
 def test_a_merged_export_is_a_whole_student_too(made, tmp_path):
