@@ -24,13 +24,19 @@ from pathlib import Path
 from typing import Any
 
 from slam_jax.base.errors import InputError
-from slam_jax.commands.command import parser_of, run
+from slam_jax.commands.command import add_lora_options, parser_of, run
 from slam_jax.config.options import DTYPES
 from slam_jax.families.family import LoadOptions
 from slam_jax.formats.lora_file import KEYS
 from slam_jax.recipes.student import as_model, from_checkpoint, load, read_run, whole, with_lora
 from slam_jax.serving import stock_pipeline
 from slam_jax.serving.artifact import PLATFORMS, Options, write_artifact
+
+# Options that some exports have, and what these are where they are not given.
+OF_RUNS = {"step": None, "teacher": ""}
+OF_MODELS = {"lora": [], "allow_unused": False, "method": ""}
+OF_ARTIFACTS = dict.fromkeys(("steps", "batch_sizes", "platforms", "dtype"))
+OF_FOLDERS = {"verify": False, "merge": False, "extract_lora": None, "lora_keys": KEYS[0]}
 
 
 def work(arguments: argparse.Namespace, environment: Mapping[str, str]) -> None:
@@ -77,12 +83,18 @@ def export_artifact(arguments: argparse.Namespace, environment: Mapping[str, str
     options = Options(
         **{
             name: getattr(arguments, name)
-            for name in ("steps", "batch_sizes", "platforms", "dtype")
+            for name in OF_ARTIFACTS
             if getattr(arguments, name) is not None
         }
     )
     if arguments.model:
-        model = load(arguments.model, LoadOptions(dtype=options.dtype))
+        how = LoadOptions(
+            dtype=options.dtype,
+            loras=tuple(arguments.lora),
+            allow_unused=arguments.allow_unused,
+            method=arguments.method,
+        )
+        model = load(arguments.model, how)
         name, out = arguments.model, arguments.out
     else:
         student, family = from_checkpoint(arguments.workdir, arguments.step, arguments.teacher)
@@ -102,23 +114,14 @@ def check_options(arguments: argparse.Namespace) -> None:
         raise InputError("--workdir or --model: expected one of them")
     if arguments.model is not None and not (arguments.artifact and arguments.out):
         raise InputError("--model: needs --artifact and --out; a run is exported by --workdir")
-    with_workdir, with_artifact = (
-        ("step", "teacher"),
-        ("steps", "batch_sizes", "platforms", "dtype"),
-    )
-    unset = dict.fromkeys((*with_workdir, *with_artifact, "extract_lora"))
-    unset |= {"teacher": "", "verify": False, "merge": False, "lora_keys": KEYS[0]}
-    for names, wanted, given in (
-        (with_workdir, "--workdir", arguments.workdir is not None),
-        (with_artifact, "--artifact", arguments.artifact),
-        (
-            ("verify", "merge", "extract_lora"),
-            "an export without --artifact",
-            not arguments.artifact,
-        ),
+    for options, wanted, given in (
+        (OF_RUNS, "--workdir", arguments.workdir is not None),
+        (OF_MODELS, "--model", arguments.model is not None),
+        (OF_ARTIFACTS, "--artifact", arguments.artifact),
+        (OF_FOLDERS, "an export without --artifact", not arguments.artifact),
     ):
-        for name in names:
-            if getattr(arguments, name) != unset[name] and not given:
+        for name, unset in options.items():
+            if getattr(arguments, name) != unset and not given:
                 raise InputError(f"--{name.replace('_', '-')}: is for {wanted}")
 
 
@@ -178,6 +181,7 @@ def add_artifact_options(group: Any) -> None:
     """Adds the options that only an artifact has."""
     group.add_argument("--artifact", action="store_true", help="export this")
     group.add_argument("--model", help="folder or hub repository to export so, in place of a run")
+    add_lora_options(group)
     group.add_argument("--steps", type=int, help="network evaluations per picture (4)")
     group.add_argument(
         "--batch-sizes", type=numbers, metavar="1,4", help="pictures at a time; one program each"

@@ -148,6 +148,8 @@ class LoadOptions:
       loras: merged into the weights; each a file, a folder or a repository of the hub, and perhaps
         ":weight".
       allow_unused: whether keys in their files that are of no layer are passed over.
+      method: the name of the method by which the model draws with a LoRA for few steps that has no
+        record; "": a LoRA without a record changes nothing of how it draws.
     """
 
     revision: str = ""
@@ -157,6 +159,7 @@ class LoadOptions:
     dtype: str = "float32"
     loras: tuple[str, ...] = ()
     allow_unused: bool = False
+    method: str = ""
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,7 @@ class Model:
       info: how a student was made, empty for others.
       note: what a user should know before drawing.
       reference: real pictures to compare drawn ones with, where the family has such.
+      loras: those in the weights, in JSON: the "file", its "sha256" and its "weight".
     """
 
     pipeline: Pipeline
@@ -180,6 +184,7 @@ class Model:
     info: dict[str, Any] = field(default_factory=dict)
     note: str = ""
     reference: Reference | None = None
+    loras: tuple[dict[str, Any], ...] = ()
 
     @property
     def is_student(self) -> bool:

@@ -189,6 +189,8 @@ class StableDiffusion(Family):
 
 def _load(folder: Folder, options: LoadOptions) -> Model:
     """A student or teacher that has all its weights, and LoRAs on it."""
+    if options.method and not options.loras:
+        raise InputError(f"--method {options.method}: is for a model with a LoRA; there is none")
     pipeline = read_pipeline(folder, options.height, options.width)
     method, record, note = None, read_record(folder), ""
     # A LoRA is added in float32: bfloat16 would lose its smaller changes.

@@ -196,7 +196,7 @@ def load_options(arguments: Any) -> LoadOptions:
     Args:
       arguments: of argparse.
     """
-    names = ("revision", "variant", "height", "width", "dtype", "allow_unused")
+    names = ("revision", "variant", "height", "width", "dtype", "allow_unused", "method")
     given = {name: getattr(arguments, name) for name in names}
     return LoadOptions(**given, loras=tuple(arguments.lora))
 

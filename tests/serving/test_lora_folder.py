@@ -1,5 +1,6 @@
 """The export of a LoRA alone: what is in it, and how it finds the model that it is for."""
 
+import argparse
 import fnmatch
 import json
 import shutil
@@ -16,6 +17,7 @@ from slam_jax.base.errors import InputError
 from slam_jax.formats import hub
 from slam_jax.formats.lora_file import FILE
 from slam_jax.models.functional import flatten
+from slam_jax.recipes.measure import read_teacher
 from slam_jax.recipes.student import saved_student, whole
 
 
@@ -102,6 +104,12 @@ def test_a_teacher_that_is_gone_or_another_one(moved, changeable):
     change_record(moved, lambda record: record.pop("teacher"))
     with pytest.raises(InputError, match=advice):
         slam_jax.load(moved)
+
+
+def test_its_pictures_can_be_measured_against_its_teachers(exported):
+    given = dict(model=str(exported), teacher="", lora=[], dtype="float32", teacher_guidance=None)
+    teacher, guidance = read_teacher(argparse.Namespace(**given), slam_jax.load(exported))
+    assert not teacher.is_student and guidance == 3
 
 
 def test_a_lora_on_the_hub(exported, tmp_path, monkeypatch):
