@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_students
 from helpers import files_in
+from interrupted_runs import make_run, save_checkpoints
 from small_digits import PIPELINE, UNET
 
 from slam_jax.commands import export
@@ -18,32 +19,8 @@ from slam_jax.formats import safetensors as weights
 from slam_jax.formats.flax_folder import SavedModel, load_model, save_model
 from slam_jax.recipes.student import load
 from slam_jax.serving import artifact, stock_pipeline
-from slam_jax.training.checkpoint import Checkpoints
-from slam_jax.training.step import TrainState
 
 ROOT = Path(__file__).parents[2]
-
-
-def make_run(workdir, folder, steps=(1, 2)):
-    """A workdir as an interrupted run leaves it; the EMA of step n has tiny_students' seed n."""
-    config = default_config()
-    config.teacher.path, config.data.source = str(folder), "photographs"
-    config.data.resolution, config.method.conditioning = 64, "both"
-    workdir.mkdir()
-    (workdir / "config.json").write_text(to_json(freeze(config)))
-    made = {n: tiny_students.make(folder, seed=n) for n in steps}
-    _, family = made[steps[0]]
-    (workdir / "teacher.json").write_text(json.dumps(family.identity()))
-    save_checkpoints(workdir, {n: student.params for n, (student, _) in made.items()})
-
-
-def save_checkpoints(workdir, emas):
-    """The raw weights and the optimiser's are not the EMA."""
-    with Checkpoints(workdir / "checkpoints", len(emas), {}) as checkpoints:
-        for step, ema in emas.items():
-            zeros = jax.tree.map(np.zeros_like, ema)
-            state = TrainState(np.int32(step), np.int32(0), zeros, ema, {"mu": zeros})
-            checkpoints.save(step, state, {}, {"loss": float(step)})
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,11 @@ import jax
 import numpy as np
 import pytest
 import tiny_loras
+import tiny_runs
 import tiny_students
 import torch
 from diffusers import LCMScheduler, StableDiffusionPipeline
+from interrupted_runs import make_run
 from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.numpy import load_file
@@ -170,6 +172,46 @@ def test_the_lora_of_a_student_that_was_trained_whole(teachers, tmp_path):
     ):
         with pytest.raises(InputError, match=f"^--extract-lora: .*{message}"):
             with_lora(other, family, rank)
+
+
+def as_left(run, teacher):
+    make_run(run, teacher, (1,), "snr")
+
+
+def trained(run, teacher):
+    flags = ["--config.method.conditioning=snr", "--config.training.steps=2"]
+    tiny_runs.launch(teacher, run, *flags, "--config.training.sample_every=0")
+
+
+@pytest.mark.parametrize("make", [as_left, pytest.param(trained, marks=pytest.mark.nightly)])
+def test_the_lora_of_a_run_that_trained_all_weights(teachers, tmp_path, capsys, make):
+    """What the command prints is what the file has of the change, by its arrays."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    make(run, teachers["sd15"])
+    capsys.readouterr()
+    more = ["--extract-lora", "4", "--lora-keys", "diffusers"]
+    export.main(["--workdir", str(run), "--out", str(out), *more])
+    share, said = capsys.readouterr().out.splitlines()
+    assert said == f"student: {out}"
+    models = load(str(teachers["sd15"])), load(str(out))
+    before, after = (flatten(model.params) for model in models)
+    arrays, rest, change = load_file(out / "pytorch_lora_weights.safetensors"), 0.0, 0.0
+    for path in before:
+        delta = after[path].astype(np.float64) - before[path]
+        change += np.sum(delta**2)
+        key = f"unet.{path.removesuffix('.kernel')}.lora_"
+        if f"{key}A.weight" in arrays:
+            down, up = (arrays[f"{key}{side}.weight"].astype(np.float64) for side in "AB")
+            assert down.shape[0] == 4
+            of_torch = np.tensordot(up.reshape(up.shape[:2]), down, 1)  # [out, in, ...]
+            delta = delta - np.moveaxis(of_torch, (0, 1), (-1, -2))
+        rest += np.sum(delta**2)
+    match = re.fullmatch(r"the LoRA has (\d+\.\d)% of the student's change", share)
+    assert float(match[1]) == pytest.approx(100 * (1 - rest / change), abs=0.1)
+    assert 5 < float(match[1]) < 99
+    assert (out / "unet").is_dir() and share[len("the LoRA has ") :].split()[0] in (
+        out / "README.md"
+    ).read_text()
 
 
 def test_a_sampler_that_needs_jax_alone_has_no_lora_to_extract(tmp_path):
