@@ -11,15 +11,13 @@ from slam_jax.config.validate import method_of
 from slam_jax.families.family import LoadOptions, Model
 from slam_jax.families.pipeline import DENOISER
 from slam_jax.families.stable_diffusion_folder import RECORD_FILE
-from slam_jax.formats import hub
 from slam_jax.formats.lora_file import FILE
 from slam_jax.formats.lora_header import PEFT_FILE
+from slam_jax.formats.lora_hub import SUFFIX, fetch_lora, is_on_hub
 from slam_jax.formats.lora_read import read_lora
 from slam_jax.method.method import Method
 from slam_jax.models import lora
 from slam_jax.models.functional import cast
-
-SUFFIX = ".safetensors"
 
 
 def with_loras(model: Model, options: LoadOptions) -> Model:
@@ -67,12 +65,13 @@ def method_beside(path: Path) -> Method | None:
     return method_of(read_json(record, "export it again"), record) if record.exists() else None
 
 
-def locate(spelled: str, option: str = "--lora ") -> tuple[Path, float]:
+def locate(spelled: str, option: str = "--lora ", revision: str = "") -> tuple[Path, float]:
     """The file that is meant, and its weight.
 
     Args:
-      spelled: a file, a folder or a repository of the hub, and perhaps ":weight".
+      spelled: a file, a folder, a repository of the hub or a file in one, and perhaps ":weight".
       option: what stands before it in the command line, for messages.
+      revision: of a repository; "" is the main branch.
 
     Raises:
       InputError: there is none.
@@ -88,9 +87,10 @@ def locate(spelled: str, option: str = "--lora ") -> tuple[Path, float]:
             raise InputError(f"{option}{spelled}: {after!r} is no weight; file:0.7")
     path = Path(name).expanduser()
     if not path.exists():
-        if path.suffix == SUFFIX or name.count("/") != 1:
-            raise InputError(f"{option}{name}: no such file; a file, a folder or owner/name")
-        path = hub.fetch(name, "", [f"*{SUFFIX}", "adapter_config.json", RECORD_FILE])
+        if not is_on_hub(name):
+            what = f"a file, a folder, owner/name or owner/name/FILE{SUFFIX}"
+            raise InputError(f"{option}{name}: no such file; {what}")
+        return fetch_lora(name, revision), factor
     if (path / "export").is_dir():  # of a run
         path = path / "export"
     if path.is_dir():
@@ -98,6 +98,8 @@ def locate(spelled: str, option: str = "--lora ") -> tuple[Path, float]:
         known = [file for file in files if file.name in (FILE, PEFT_FILE)] or files
         if len(known) != 1:
             there = ", ".join(file.name for file in known) or "none"
-            raise InputError(f"{option}{name}: expected one {SUFFIX} in it, found {there}")
+            raise InputError(
+                f"{option}{name}: expected one {SUFFIX} in it, found {there}; give the file"
+            )
         path = known[0]
     return path, factor
