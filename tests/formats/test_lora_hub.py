@@ -1,7 +1,7 @@
 """LoRAs on the hub: what is fetched of a repository, and what is refused."""
 
 import pytest
-from hub_files import ADAPTER, STUDENT
+from hub_files import ADAPTER, OLD_COMMIT, STUDENT
 from huggingface_hub import constants
 
 from slam_jax.base.errors import InputError
@@ -96,8 +96,9 @@ def test_check_knows_loras_of_the_hub(connected, name, is_lora):
 
 def test_check_fetches_a_lora_at_a_revision(connected, capsys):
     with pytest.raises(SystemExit, match="1 of the checks failed"):
-        check.main(["owner/student", "--revision", "main"])
+        check.main(["owner/student", "--revision", OLD_COMMIT])
     printed = capsys.readouterr().out
-    assert printed.startswith("FAIL     lora file") and "pytorch_lora_weights" in printed
+    file = f"snapshots/{OLD_COMMIT}/pytorch_lora_weights.safetensors"
+    assert printed.startswith("FAIL     lora file") and file in printed
     with pytest.raises(SystemExit, match="owner/student at revision nowhere.*no such revision"):
         check.main(["owner/student", "--revision", "nowhere"])
