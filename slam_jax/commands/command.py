@@ -32,7 +32,7 @@ def add_lora_options(parser: Any) -> None:
         action="append",
         default=[],
         metavar="LORA[:WEIGHT]",
-        help="file, folder or hub repository of a LoRA, and how much of it; may be repeated",
+        help="file, folder, hub repository or owner/name/FILE, and how much of it; may be repeated",
     )
     parser.add_argument(
         "--allow-unused", action="store_true", help="pass over a LoRA's keys that are of no layer"

@@ -16,14 +16,13 @@ from slam_jax.formats import hub
 from slam_jax.formats.diffusers_folder import Folder, fingerprints, resolve
 from slam_jax.formats.lora_file import FILE
 from slam_jax.formats.lora_header import PEFT_FILE
+from slam_jax.formats.lora_hub import SUFFIX, fetch_lora, is_on_hub
 from slam_jax.formats.lora_read import read_lora
 from slam_jax.method.method import Method
 from slam_jax.method.registry import METHODS
 from slam_jax.method.slam import Slam
 from slam_jax.models import lora
 from slam_jax.models.functional import cast
-
-SUFFIX = ".safetensors"
 
 
 def with_loras(model: Model, options: LoadOptions) -> Model:
@@ -132,12 +131,13 @@ def base_of(folder: Folder, options: LoadOptions) -> tuple[Folder, LoadOptions]:
     return base, dataclasses.replace(options, loras=(where, *options.loras), **changes)
 
 
-def locate(spelled: str, option: str = "--lora ") -> tuple[Path, float]:
+def locate(spelled: str, option: str = "--lora ", revision: str = "") -> tuple[Path, float]:
     """The file that is meant, and its weight.
 
     Args:
-      spelled: a file, a folder or a repository of the hub, and perhaps ":weight".
+      spelled: a file, a folder, a repository of the hub or a file in one, and perhaps ":weight".
       option: what stands before it in the command line, for messages.
+      revision: of a repository; "" is the main branch.
 
     Raises:
       InputError: there is none.
@@ -153,9 +153,10 @@ def locate(spelled: str, option: str = "--lora ") -> tuple[Path, float]:
             raise InputError(f"{option}{spelled}: {after!r} is no weight; file:0.7")
     path = Path(name).expanduser()
     if not path.exists():
-        if path.suffix == SUFFIX or name.count("/") != 1:
-            raise InputError(f"{option}{name}: no such file; a file, a folder or owner/name")
-        path = hub.fetch(name, "", [f"*{SUFFIX}", "adapter_config.json", RECORD_FILE])
+        if not is_on_hub(name):
+            what = f"a file, a folder, owner/name or owner/name/FILE{SUFFIX}"
+            raise InputError(f"{option}{name}: no such file; {what}")
+        return fetch_lora(name, revision), factor
     if (path / "export").is_dir():  # of a run
         path = path / "export"
     if path.is_dir():
@@ -163,6 +164,8 @@ def locate(spelled: str, option: str = "--lora ") -> tuple[Path, float]:
         known = [file for file in files if file.name in (FILE, PEFT_FILE)] or files
         if len(known) != 1:
             there = ", ".join(file.name for file in known) or "none"
-            raise InputError(f"{option}{name}: expected one {SUFFIX} in it, found {there}")
+            raise InputError(
+                f"{option}{name}: expected one {SUFFIX} in it, found {there}; give the file"
+            )
         path = known[0]
     return path, factor

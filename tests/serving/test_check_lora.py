@@ -103,7 +103,7 @@ def sd15_alone(monkeypatch):
     config = UNETS["SD 1.5"]
     layers = published_layers("SD 1.5")
     base = Base("SD 1.5", layers, Names(layers, config.layers_per_block))
-    monkeypatch.setattr(check, "published_bases", lambda: (base,))
+    monkeypatch.setattr(check, "published_bases", lambda _: (base,))
 
 
 @pytest.mark.slow
@@ -284,6 +284,7 @@ def test_keys_of_no_layer_can_be_passed_over(style, capsys, sd15_alone):
         (["nowhere.safetensors"], "nowhere.safetensors: no such file"),
         (["{style}", "--variant", "fp16"], "--variant fp16: is of a model"),
         (["{style}", "--out", "sheet.png"], "--out sheet.png: is of a model"),
+        (["{style}", "--revision", "main"], "is no repository of the hub"),
         (["{style}", "--lora", "other"], "--lora other: expected a model before it"),
         (["{style.parent.parent}", "--allow-unused"], "--allow-unused: is of LoRAs"),
     ],
