@@ -5,20 +5,25 @@ import fnmatch
 import json
 import shutil
 import tracemalloc
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 import tiny_loras
+from diffusers import LCMScheduler
 from safetensors.numpy import load_file
 
 import slam_jax
 from slam_jax.base.errors import InputError
+from slam_jax.config.options import Teacher
+from slam_jax.families.stable_diffusion import StableDiffusion
 from slam_jax.formats import hub
 from slam_jax.formats.lora_file import FILE
 from slam_jax.models.functional import flatten
 from slam_jax.recipes.measure import read_teacher
 from slam_jax.recipes.student import saved_student, whole
+from slam_jax.serving import stock_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +109,23 @@ def test_a_teacher_that_is_gone_or_another_one(moved, changeable):
     change_record(moved, lambda record: record.pop("teacher"))
     with pytest.raises(InputError, match=advice):
         slam_jax.load(moved)
+
+
+def test_a_teacher_as_it_is_on_the_hub(made, changeable, tmp_path):
+    """A variant of the weights, and a safety checker that is named and was not fetched."""
+    for path in changeable.rglob("*.safetensors"):
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    index = json.loads((changeable / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (changeable / "model_index.json").write_text(json.dumps(index))
+    out, teacher = tmp_path / "out", Teacher(path=str(changeable), variant="fp16")
+    StableDiffusion.open(teacher, changeable).export(made[0], out)
+    assert slam_jax.load(out).is_student
+    found = []
+    prepare = partial(stock_pipeline.add_lora, folder=out)
+    stock_pipeline.stock_sampler(changeable, lambda p: found.append(prepare(p) or p), "fp16")
+    assert type(found[0].scheduler) is LCMScheduler and found[0].unet.peft_config
 
 
 def test_its_pictures_can_be_measured_against_its_teachers(exported):
