@@ -228,6 +228,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         first = configs[0]
         if len(guidance := {config.method.w for config in configs}) > 1:
             raise InputError(f"--variant: expected one w for all, got {guidance}")
+        if any((x.teacher, x.data) != (first.teacher, first.data) for x in configs):
+            raise InputError("--variant: expected one teacher and its data for all; see --change")
         measure = Measure(options.task, first, options.runs)
         rows = []
         for seed in range(options.first_seed, options.first_seed + options.seeds):

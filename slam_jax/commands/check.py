@@ -24,6 +24,7 @@ from slam_jax.commands.command import (
     parser_of,
     run,
 )
+from slam_jax.families.family import LoadOptions
 from slam_jax.families.stable_diffusion_lora import locate
 from slam_jax.formats import hub
 from slam_jax.formats.diffusers_folder import HUB_ID, resolve
@@ -35,6 +36,12 @@ from slam_jax.serving.published_lora import check_lora, published_bases
 from slam_jax.serving.published_unet import FAIL, Result
 
 
+def exported(name: str) -> Path:
+    """A path; of a run that of its export."""
+    path = Path(name).expanduser()
+    return path / "export" if (path / "export").is_dir() else path
+
+
 def is_lora(name: str, revision: str) -> bool:
     """Whether a LoRA is meant: a safetensors file, or a folder or a repository of the hub that has
     one and is no model.
@@ -42,7 +49,7 @@ def is_lora(name: str, revision: str) -> bool:
     Raises:
       InputError: the hub does not say what a repository has.
     """
-    path = Path(name).expanduser()
+    path = exported(name)
     if path.suffix == SUFFIX:
         return True
     if path.is_dir():
@@ -60,12 +67,17 @@ def results_of(arguments: argparse.Namespace) -> Iterator[Result]:
       InputError: there is no such file or folder, or an option does not fit it.
     """
     name, loras, unused = arguments.folder, arguments.lora, arguments.allow_unused
+    if arguments.method and not loras:
+        raise InputError(f"--method {arguments.method}: is of LoRAs; give a model and a --lora")
     if not is_lora(name, arguments.revision):
-        folder = resolve(name, arguments.revision, arguments.variant)
+        there = exported(name)
+        where = str(there) if there.exists() else name
+        folder = resolve(where, arguments.revision, arguments.variant)
         if unused and not loras:
             raise InputError(f"--allow-unused: is of LoRAs; {name} is a model, give a --lora")
         if loras:
-            yield from check_loras(folder, loras, unused, arguments.out)
+            how = LoadOptions(loras=tuple(loras), allow_unused=unused, method=arguments.method)
+            yield from check_loras(folder, how, arguments.out)
         else:
             yield from check(folder, arguments.out)
         return

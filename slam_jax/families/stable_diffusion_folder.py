@@ -26,6 +26,7 @@ from slam_jax.method.pcm import Pcm
 from slam_jax.method.registry import schedule_from_config
 from slam_jax.method.schedule import Schedule
 from slam_jax.method.slam import Slam
+from slam_jax.method.variance_preserving import VariancePreserving
 from slam_jax.models import functional
 from slam_jax.models.clip import CLIPTextConfig, CLIPTextModel
 from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
@@ -160,7 +161,10 @@ def _schedule(config: dict[str, Any]) -> Schedule:
         raise ValueError(
             f"{config.get('_class_name')} with no beta_schedule; a DDPM noise schedule is expected"
         )
-    return schedule_from_config(config)
+    schedule = schedule_from_config(config)
+    if not isinstance(schedule, VariancePreserving):
+        raise ValueError(f"{config.get('_class_name')}: of flow matching, which no UNet here is")
+    return schedule
 
 
 def _check_tokenizer(where: Path, tokenizer: Tokenizer, encoder: CLIPTextConfig) -> None:

@@ -112,11 +112,15 @@ def base_of(folder: Folder, options: LoadOptions) -> tuple[Folder, LoadOptions]:
       InputError: the teacher is not where the record says, or another one is there.
     """
     record, where = read_record(folder), str(folder.path)
-    teacher = record.get("teacher") or {}
-    path = teacher.get("path", "")
+    teacher, size = record.get("teacher"), record.get("image_size", [None, None])
     advice = f"say where it is with --model BASE --lora {folder.name}"
+    if not (isinstance(teacher, dict) and isinstance(teacher.get("path"), str)):
+        raise InputError(f"{folder.path / RECORD_FILE}: it names no teacher; {advice}")
+    if not (isinstance(size, list) and len(size) == 2):
+        raise InputError(f"{folder.path / RECORD_FILE}: no image_size; export the LoRA again")
+    path, variant = teacher["path"], options.variant or teacher.get("variant", "")
     try:
-        base = resolve(path, teacher.get("revision", ""), teacher.get("variant", ""))
+        base = resolve(path, teacher.get("revision", ""), variant)
         other = other_part(teacher, {"fingerprints": fingerprints(base)})
     except InputError as error:
         raise InputError(f"{folder.name}: a LoRA for {path!r}: {error}; {advice}") from error
@@ -126,8 +130,7 @@ def base_of(folder: Folder, options: LoadOptions) -> tuple[Folder, LoadOptions]:
         )
     if folder.revision:  # of the hub, from which the file was not fetched yet
         where = str(hub.fetch(folder.name, folder.revision, [FILE]))
-    height, width = record.get("image_size") or (None, None)
-    changes = {"height": options.height or height, "width": options.width or width}
+    changes = {"height": options.height or size[0], "width": options.width or size[1]}
     return base, dataclasses.replace(options, loras=(where, *options.loras), **changes)
 
 

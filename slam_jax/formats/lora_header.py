@@ -39,6 +39,8 @@ class Header:
         prefix = "unet" if part == "denoiser" else part
         facts = {k.removeprefix(f"{prefix}."): v for k, v in self.facts.items()}
         patterns = facts.get("alpha_pattern") or {}
+        if not isinstance(patterns, dict):
+            raise InputError(f"{self.path}: alpha_pattern is no object; get the file again")
         name = next((p for p in patterns if _fits(p, layer)), None)  # the first, as in peft
         alpha = facts.get("lora_alpha", rank) if name is None else patterns[name]
         alpha = finite_number(self.path, "lora_alpha", alpha)

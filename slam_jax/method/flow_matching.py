@@ -43,6 +43,7 @@ NOT_READ = (
     "use_beta_sigmas",
     "invert_sigmas",
     "stochastic_sampling",
+    "shift_terminal",
 )
 
 
@@ -62,7 +63,7 @@ class FlowMatching(Schedule):
 
     @classmethod
     def reads(cls, config: Mapping[str, Any]) -> bool:
-        return "Flow" in str(config.get("_class_name"))
+        return str(config.get("_class_name")).startswith("FlowMatch")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "FlowMatching":
@@ -70,8 +71,13 @@ class FlowMatching(Schedule):
             if config.get(name):
                 raise ValueError(f"{name}: {config[name]!r}, expected none: it is not supported")
         shift, count = config.get("shift", 1.0), config.get("num_train_timesteps", 1000)
-        if not 0 < shift < np.inf:
+        kind = config.get("prediction_type", FLOW)
+        if not (isinstance(shift, int | float) and 0 < shift < np.inf):
             raise ValueError(f"shift: {shift!r}, expected a number above 0")
+        if not (isinstance(count, int) and count > 0):
+            raise ValueError(f"num_train_timesteps: {count!r}, expected a whole number above 0")
+        if kind != FLOW:
+            raise ValueError(f"prediction_type: {kind!r}, expected {FLOW} or none")
         return cls(shift, count)
 
     def at(self, t: Array) -> Scales:

@@ -4,8 +4,8 @@
 
 f is the consistency function with gamma = 1, see `consistency`; f- has the EMA weights and no
 gradient. The student is the teacher's network: it is not told the guidance, which is one number w
-or, as LCM-LoRA has it, drawn for each example (`w_spread`). This is SLAM at gamma = 1, with the
-same draws.
+or, as in diffusers' LCM-LoRA script, drawn for each example (`w_spread`). It is SLAM at gamma = 1,
+with the same draws.
 """
 
 from dataclasses import dataclass

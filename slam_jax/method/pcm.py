@@ -88,7 +88,7 @@ def phase_edges(phases: int, grid: Num[np.ndarray, " M"]) -> Num[np.ndarray, " M
       grid: t_0 .. t_{M-1}.
     """
     starts = consistency_timesteps(phases, grid)
-    edges = np.append(starts[1:], 0)
+    edges = np.append(starts[1:], 0 * starts[:1])
     return edges[np.searchsorted(-starts, -grid, side="right") - 1]
 
 

@@ -61,7 +61,7 @@ class SubPathMethod(Method):
     w_spread: float = option(
         0.0,
         "the teacher's guidance is drawn for each example, uniformly from w - w_spread to w + "
-        "w_spread; LCM-LoRA's, from 3 to 15, is w = 9 with w_spread = 6",
+        "w_spread; w_min = 3 and w_max = 15 of diffusers' LCM scripts are w = 9, w_spread = 6",
         at_least=0,
     )
     num_ddim_timesteps: int = option(50, "M, the number of sub-paths", at_least=1)

@@ -92,6 +92,8 @@ def whole(student: SavedModel, family: Family) -> SavedModel:
     """
     if student.lora is None:
         raise InputError("--merge: the student of this run was trained whole; leave it out")
+    if student.params:
+        raise InputError(f"--merge: exports of {family.name} are whole anyway; leave it out")
     return dataclasses.replace(student, params=lora.merged(family.denoiser(), student.lora))
 
 

@@ -25,21 +25,19 @@ from slam_jax.serving.published_unet import (
 )
 
 
-def check_loras(
-    folder: Folder, loras: Sequence[str], allow_unused: bool, out: Path | None
-) -> Iterator[Result]:
+def check_loras(folder: Folder, options: LoadOptions, out: Path | None = None) -> Iterator[Result]:
     """All checks, each as soon as it is done.
 
     Args:
       folder: a diffusers folder, of a teacher or of a student.
-      loras: each a file, a folder or a repository of the hub, and perhaps ":weight".
-      allow_unused: whether keys that no layer has are passed over.
+      options: which LoRAs, each a file, a folder or a repository of the hub, and perhaps ":weight";
+        and how the model draws with them.
       out: PNG to draw the samples into; None: they are not kept.
 
     Raises:
       InputError: a LoRA cannot be found.
     """
-    located = [locate(spelled) for spelled in loras]
+    located = [locate(spelled) for spelled in options.loras]
     results, model = read_base(folder)
     yield from results
     if model is None:
@@ -50,7 +48,7 @@ def check_loras(
     base = Base("this model", layers, Names(layers, model.pipeline.network.layers_per_block))
     for path, factor in located:
         yield Result(OK, "lora", f"{path} at {factor:g}")
-        for result in check_lora(path, lambda _: [base], allow_unused):
+        for result in check_lora(path, lambda _: [base], options.allow_unused):
             failed |= result.status == FAIL
             yield result
     if failed:
@@ -58,7 +56,6 @@ def check_loras(
         yield Result(SKIPPED, "samples", "a check above failed")
         return
     try:
-        options = LoadOptions(loras=tuple(loras), allow_unused=allow_unused)
         merged = with_loras(model, options)
     except InputError as error:
         yield Result(FAIL, "merged", str(error))

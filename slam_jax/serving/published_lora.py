@@ -153,6 +153,8 @@ def _check_base(fits: list[_Fit], best: _Fit, total: int) -> Result:
             OK, "lora base", f"for {' or '.join(names)}: {best.count} of {total} pairs fit"
         )
     why = best.problems[0] if best.problems else f"no layer for {some(best.placed.unused)}"
+    if total == 0:
+        why = "each pair lacks a side"
     every = " or ".join(fit.base.name for fit in fits)
     return Result(FAIL, "lora base", f"not for {every}: {best.count} of {total} pairs fit; {why}")
 

@@ -17,7 +17,7 @@ from slam_jax.method.schedule import per_example
 from slam_jax.method.slam import Draws, Slam, draw, interpolate, slam_loss
 from slam_jax.method.slam_literal import SlamLiteral
 from slam_jax.method.solver import ddim_solve, guided
-from slam_jax.method.sub_path import Starts
+from slam_jax.method.sub_path import Starts, draw_starts
 
 SHAPE, BATCH = (2, 2, 4), 12
 FLOW = dict(sigma="linear", conditioning="snr")
@@ -247,15 +247,34 @@ def test_loss_and_gradient_are_those_of_the_formulas(shift, changes):
 
 
 def test_phased_consistency_leaps_to_edges_on_the_shifted_grid():
-    """One phase: f(x, t) = x - t v to t = 0, which is latent consistency distillation."""
-    options = dict(num_ddim_timesteps=20, w=2.5, huber_c=0.01)
+    """F(x, t, u) = x - (t - u) v, by hand; with one phase it is latent consistency distillation."""
+    options = dict(num_ddim_timesteps=20, w=2.5, distance="l2")
     schedule, batch, key = FlowMatching(3.0), examples(), jax.random.key(1)
     nets = Networks(network, network, network(TEACHER), schedule)
-    pcm = Pcm(phases=1, **options).loss(PARAMS, EMA, nets, batch, key)[0]
-    lcm = Lcm(**options).loss(PARAMS, EMA, nets, batch, key)[0]
-    np.testing.assert_allclose(pcm, lcm, rtol=1e-12)
-    times = Pcm(phases=4, **options).timesteps(4, schedule) / 1000
-    np.testing.assert_allclose(times, [3 * u / (1 + 2 * u) for u in (1, 0.75, 0.5, 0.25)])
+
+    def loss(method):
+        return np.asarray(method.loss(PARAMS, EMA, nets, batch, key)[0])
+
+    np.testing.assert_allclose(loss(Pcm(phases=1, **options)), loss(Lcm(**options)), rtol=1e-12)
+    method = Pcm(phases=4, **options)
+    starts, _ = draw_starts(key, batch.index, SHAPE, method)
+    unshifted = np.arange(21) / 20
+    grid = 3 * unshifted / (1 + 2 * unshifted)
+    np.testing.assert_allclose(method.timesteps(4, schedule) / 1000, grid[[20, 15, 10, 5]])
+
+    def leap(params, x, t, u, context):
+        return x - (t - u) * np.asarray(made_up(np)(params, x, 1000 * t, context))
+
+    for row, found in enumerate(loss(method)):
+        j, context = int(starts.index[row]), float(batch.context[row].mean())
+        s, e, edge = grid[j + 1], grid[j], grid[j // 5 * 5]
+        x_s = (1 - s) * np.asarray(batch.latents[row]) + s * np.asarray(starts.eps[row])
+        cond, uncond = (made_up(np)(TEACHER, x_s, 1000 * s, c) for c in (context, 0.0))
+        x_e = x_s - (s - e) * (cond + 2.5 * (cond - uncond))
+        wanted = leap(EMA, x_e, e, edge, context)
+        difference = leap(PARAMS, x_s, s, edge, context) - wanted
+        assert found == pytest.approx(np.mean(difference**2), rel=1e-10)
+    assert len({int(j) // 5 for j in starts.index}) == 4
 
 
 @pytest.mark.parametrize(

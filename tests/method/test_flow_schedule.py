@@ -125,6 +125,20 @@ def test_other_ways_to_place_times_are_refused(name):
         FlowMatching.from_config({"_class_name": "FlowMatchEulerDiscreteScheduler", name: True})
 
 
-def test_a_shift_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="^shift: 0, expected a number above 0"):
-        FlowMatching.from_config({"shift": 0})
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        ({"shift": 0}, "shift: 0, expected a number above 0"),
+        ({"shift": None}, "shift: None, expected a number above 0"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps: 0, expected a whole number above 0"),
+        ({"prediction_type": "epsilon"}, "prediction_type: 'epsilon', expected flow or none"),
+    ],
+)
+def test_impossible_values_are_refused(config, line):
+    with pytest.raises(ValueError, match=f"^{line}$"):
+        FlowMatching.from_config(config)
+
+
+def test_another_schedule_with_flow_in_its_name_is_not_taken_for_one():
+    """PeRFlow's UNets predict noise on Stable Diffusion's own schedule."""
+    assert not FlowMatching.reads({"_class_name": "PeRFlowScheduler"})

@@ -44,9 +44,11 @@ def test_both_sigmas_meet_at_the_ends_of_the_sub_path(sigma, x64):
     r = at_s[0] / at_e[0]
     x_g, alpha_g, sigma_g = interpolate(x_s, x_e, scales(at_s, at_e), np.ones(3), sigma)
     assert_close(x_g, x_s, 1e-14)
+    assert_close(alpha_g, at_s[0], 1e-14)
     assert_close(sigma_g, at_s[1], 1e-14)
     x_g, alpha_g, sigma_g = interpolate(x_s, x_e, scales(at_s, at_e), np.zeros(3), sigma)
     assert_close(x_g, columns(r) * x_e, 1e-14)
+    assert_close(alpha_g, at_s[0], 1e-14)
     assert_close(sigma_g, r * at_e[1], 1e-14)
 
 

@@ -28,7 +28,7 @@ def test_its_student_is_saved_and_draws_again(tmp_path):
         assert load(str(tmp_path / name)).pipeline.schedule == FlowMatching()
     again = slam_jax.sample(slam_jax.load(tmp_path / "export"), ["3", "7"], steps=2, seed=1)
     np.testing.assert_array_equal(again, images)
-    assert "flow" in (tmp_path / "report.html").read_text()
+    assert '"prediction_type": "flow"' in (tmp_path / "export" / "config.json").read_text()
 
 
 @pytest.mark.parametrize(

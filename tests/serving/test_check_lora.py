@@ -184,10 +184,21 @@ def zero(path):
     save_arrays(path, {k: a * 0 if "lora_up" in k else a for k, a in load_arrays(path).items()})
 
 
-def header(path):
+def header(text):
     from safetensors.numpy import save_file
 
-    save_file(load_arrays(path), path, {"lora_adapter_metadata": "{"})
+    return lambda path: save_file(load_arrays(path), path, {"lora_adapter_metadata": text})
+
+
+def halves(path):
+    content = load_arrays(path)
+    save_arrays(path, {key: array for key, array in content.items() if "lora_up" not in key})
+
+
+def patterns(path):
+    content = load_arrays(path)
+    save_arrays(path, {key: array for key, array in content.items() if "alpha" not in key})
+    header('{"unet.alpha_pattern": [1]}')(path)
 
 
 def ones(*shape):
@@ -202,7 +213,7 @@ BROKEN = {
         "lora file",
         "truncated or no safetensors file",
     ),
-    "header": (header, "lora file", "lora_adapter_metadata in its header is no JSON"),
+    "header": (header("{"), "lora file", "lora_adapter_metadata in its header is no JSON"),
     "LoHa": (other(f"{SIDE}.hada_w1_a"), "lora layout", "a LoHa, which is not supported"),
     "LoKr": (other(f"{SIDE}.lokr_w1"), "lora layout", "a LoKr, which is not supported"),
     "DoRA": (other(f"{SIDE}.dora_scale"), "lora layout", "a DoRA, which is not supported"),
@@ -244,6 +255,7 @@ BROKEN = {
         "lora shapes",
         "has rank 1281, expected at most 1280",
     ),
+    "patterns": (patterns, "lora alpha", "alpha_pattern is no object"),
     "alpha": (arrays(alpha=ones(2)), "lora alpha", f"{SIDE}.alpha is no finite number"),
     "NaN": (arrays(lora_down__weight=NAN), "lora finite", f"first {SIDE}.lora_down.weight"),
     "never trained": (zero, "lora trained", "it was never trained"),
@@ -263,6 +275,13 @@ def test_what_is_broken_in_a_lora_fails(style, capsys, sd15_alone, case):
     assert statuses[name] == "FAIL" and text in facts[name]
     assert isinstance(code, str) and "failed" in code
     assert list(statuses.values()).count("FAIL") == 1 + (case == "another network")  # keys, too
+
+
+def test_a_file_of_half_pairs_is_for_nothing(style, capsys, sd15_alone):
+    halves(style)
+    statuses, facts, code = run(capsys, style)
+    assert statuses["lora base"] == "FAIL" and code
+    assert facts["lora base"] == "not for SD 1.5: 0 of 0 pairs fit; each pair lacks a side"
 
 
 def test_keys_of_no_layer_can_be_passed_over(style, capsys, sd15_alone):
@@ -285,6 +304,7 @@ def test_keys_of_no_layer_can_be_passed_over(style, capsys, sd15_alone):
         (["{style}", "--variant", "fp16"], "--variant fp16: is of a model"),
         (["{style}", "--out", "sheet.png"], "--out sheet.png: is of a model"),
         (["{style}", "--revision", "main"], "is no repository of the hub"),
+        (["{style}", "--method", "lcm"], "--method lcm: is of LoRAs; give a model and a --lora"),
         (["{style}", "--lora", "other"], "--lora other: expected a model before it"),
         (["{style.parent.parent}", "--allow-unused"], "--allow-unused: is of LoRAs"),
     ],

@@ -94,6 +94,22 @@ def test_a_teacher_draws_with_a_style(teachers, styles, capsys, monkeypatch):
     assert (statuses["prediction"], facts["prediction"]) == ("skipped", "no peft")
 
 
+def test_few_steps_without_a_record_are_drawn_as_the_command_line_says(
+    teachers, styles, capsys, without_drawing
+):
+    path = styles["sd15", "kohya"]
+    _, facts, code = run(capsys, teachers["sd15"], "--lora", path, "--method", "lcm")
+    assert code == 0 and facts["drawn by"].startswith("LCM (")
+
+
+def test_a_run_means_its_export(teachers, steps, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    steps.rename(tmp_path / "run" / "export")
+    _, facts, _ = run(capsys, tmp_path / "run")
+    assert facts["lora file"].startswith("pytorch_lora_weights.safetensors")
+
+
 def test_a_lora_that_torch_has_not_fails(teachers, styles, capsys, monkeypatch, without_drawing):
     add = stock_pipeline.add_loras
     halved = lambda unet, loras: add(unet, [(path, weight / 2) for path, weight in loras])  # noqa: E731

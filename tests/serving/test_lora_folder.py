@@ -106,6 +106,13 @@ def test_a_teacher_that_is_gone_or_another_one(moved, changeable):
     assert "\n" not in str(error.value)
     elsewhere = slam_jax.load(changeable.with_name("elsewhere"), loras=[str(moved)])
     assert elsewhere.is_student
+    for damaged in ("a name", {"path": None}):
+        change_record(moved, lambda record, value=damaged: record.update(teacher=value))
+        with pytest.raises(InputError, match=f"^{moved}/slam.json: it names no teacher{advice}"):
+            slam_jax.load(moved)
+    change_record(moved, lambda record: record.update(teacher={"path": "x"}, image_size=[512]))
+    with pytest.raises(InputError, match=f"^{moved}/slam.json: no image_size; export the LoRA"):
+        slam_jax.load(moved)
     change_record(moved, lambda record: record.pop("teacher"))
     with pytest.raises(InputError, match=advice):
         slam_jax.load(moved)
