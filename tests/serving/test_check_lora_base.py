@@ -73,13 +73,14 @@ def test_predictions_are_those_of_peft(
 
 
 @pytest.mark.slow
-def test_few_steps_and_a_style_are_drawn(teachers, styles, steps, capsys, tmp_path):
+def test_few_steps_and_a_style_are_drawn(teachers, styles, steps, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(published, "STEPS", (1, 2))
     loras = ["--lora", steps, "--lora", f"{styles['sd15', 'diffusers']}:0.7"]
     statuses, facts, code = run(capsys, teachers["sd15"], *loras, "--out", tmp_path / "sheet.png")
     assert code == 0 and set(statuses.values()) == {"ok"}
     assert float(facts["prediction"].split()[-1]) < 1e-4
     assert facts["drawn by"].startswith("SLAM (")
-    assert {"samples, 1", "samples, 2", "samples, 4"} <= statuses.keys()
+    assert {"samples, 1", "samples, 2"} <= statuses.keys()
     with Image.open(tmp_path / "sheet.png") as picture:
         assert picture.width > 2 * 64 and np.asarray(picture).std() > 10
 
