@@ -2,25 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-import numpy as np
 
 from slam_jax.base.errors import InputError, prefixed
 from slam_jax.base.json_file import write_json
 from slam_jax.base.out_folder import whole_folder
 from slam_jax.config.options import Precision, Teacher
 from slam_jax.config.validate import method_of
-from slam_jax.data.batches import Source
-from slam_jax.data.options import Data
-from slam_jax.data.prepared import Prepared, check_fits, read_info
-from slam_jax.data.sources import kind_of, open_source
-from slam_jax.families.family import Family, LoadOptions, Model
+from slam_jax.families.family import LoadOptions, Model
 from slam_jax.families.pipeline import DENOISER, Frozen
+from slam_jax.families.published_model import PublishedModel
 from slam_jax.families.stable_diffusion_folder import (
     FEW_STEPS,
     RECORD_FILE,
@@ -35,9 +26,6 @@ from slam_jax.families.stable_diffusion_lora import with_loras
 from slam_jax.families.stable_diffusion_pipeline import StableDiffusionPipeline
 from slam_jax.formats import lora_file
 from slam_jax.formats.diffusers_folder import (
-    CLASSES_XL,
-    Folder,
-    fingerprints,
     read_model_index,
     resolve,
 )
@@ -50,23 +38,19 @@ from slam_jax.formats.diffusers_write import (
     write_network,
 )
 from slam_jax.formats.flax_folder import SavedModel, save_model
-from slam_jax.formats.tokenizer import tokenize
+from slam_jax.formats.model_index import COMPONENTS
 from slam_jax.models.unet import UNetConfig
 
 # All that an export has at its top.
-EXPORTED = {*CLASSES_XL, "scheduler", "flax", "model_index.json", "README.md", RECORD_FILE}
+EXPORTED = {*COMPONENTS, "scheduler", "flax", "model_index.json", "README.md", RECORD_FILE}
 EXPORTED |= {lora_file.FILE}
 
 
-class StableDiffusion(Family):
+class StableDiffusion(PublishedModel):
     """A teacher in a folder or on the hub."""
 
     name = "stable_diffusion"
-    in_diffusers = True
     pipeline: StableDiffusionPipeline
-
-    def __init__(self, pipeline: StableDiffusionPipeline, folder: Folder):
-        self.pipeline, self.folder = pipeline, folder
 
     @classmethod
     def open(
@@ -88,7 +72,7 @@ class StableDiffusion(Family):
 
     @classmethod
     def reads(cls, folder: Path) -> bool:
-        return (folder / "model_index.json").exists() or not folder.exists()
+        return (folder / "model_index.json").exists()
 
     @classmethod
     def load(cls, name: str, options: LoadOptions) -> Model:
@@ -116,43 +100,6 @@ class StableDiffusion(Family):
         return {
             DENOISER: read_unet(self.folder, self.pipeline, "float32"),
             **read_surroundings(self.folder, self.pipeline, *dtypes),
-        }
-
-    def identity(self) -> dict[str, Any]:
-        return {
-            "path": self.folder.name,
-            "revision": self.folder.revision,
-            "variant": self.folder.variant,
-            "fingerprints": fingerprints(self.folder),
-        }
-
-    def source(self, data: Data) -> Source:
-        with prefixed("config.data: "):
-            # Not with the pipeline itself: where workers read, its arrays would start a backend.
-            source = open_source(data, partial(tokenize, self.pipeline.tokenizers))
-            if isinstance(source, Prepared):
-                prints = self.identity()["fingerprints"]
-                path, name = Path(data.source), self.folder.name
-                check_fits(path, source.info, name, prints, data.resolution)
-        return source
-
-    def batch_shapes(self, data: Data | None, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        with prefixed("config.data.source = "):
-            kind = None if data is None else kind_of(data.source)
-        if kind in (None, "prepared", "teacher"):
-            fields = self.pipeline.prepared_fields(1, 1, False, "float16")
-            if data is not None and kind == "prepared":
-                fields = read_info(Path(data.source).expanduser())["fields"]
-            return {
-                name: jax.ShapeDtypeStruct((size, *field["shape"][1:]), jnp.dtype(field["dtype"]))
-                for name, field in fields.items()
-                if name != "caption_count"
-            }
-        images = np.zeros((1, *self.pipeline.image_size, 3), np.uint8)
-        arrays = {"images": images, **self.pipeline.prompts([""])}
-        return {
-            name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype)
-            for name, array in arrays.items()
         }
 
     def export(

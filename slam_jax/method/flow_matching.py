@@ -42,6 +42,7 @@ NOT_READ = (
     "use_exponential_sigmas",
     "use_beta_sigmas",
     "invert_sigmas",
+    "shift_terminal",
     "stochastic_sampling",
 )
 
