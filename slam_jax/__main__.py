@@ -12,7 +12,7 @@ COMMANDS = {
     "evaluate": "measure a student or a teacher on many pictures",
     "reference": "what networks see in real pictures, for evaluate",
     "export": "write a student for diffusers, or a sampler that needs jax alone",
-    "check": "look through a published few-step student",
+    "check": "look through a published few-step student, or a LoRA",
     "prepare": "encode pictures and captions once, for training; or make captioned emoji",
     "inspect": "what a source of training data holds",
     "plan": "what a run will need of each device",

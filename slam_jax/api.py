@@ -41,6 +41,7 @@ def load(
     dtype: str = "float32",
     loras: Sequence[str] = (),
     allow_unused: bool = False,
+    method: str = "",
 ) -> Model:
     """A student or a teacher with its weights.
 
@@ -53,12 +54,15 @@ def load(
       loras: merged into the weights; each a file, a folder or a repository of the hub, and perhaps
         ":weight".
       allow_unused: whether keys in their files that are of no layer are passed over.
+      method: by which the model draws with a LoRA for few steps that has no record, such as "lcm".
 
     Raises:
       InputError: it cannot be found or read; names the file.
     """
     runtime.configure()
-    options = LoadOptions(revision, variant, height, width, dtype, tuple(loras), allow_unused)
+    options = LoadOptions(
+        revision, variant, height, width, dtype, tuple(loras), allow_unused, method
+    )
     return students.load(str(path), options)
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import os
 import socket
 import sys
@@ -47,6 +48,19 @@ def unfinished(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # what went wrong before matters more
             beside.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file.
+
+    Raises:
+      InputError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def is_empty(folder: Path) -> bool:

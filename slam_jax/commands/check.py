@@ -6,8 +6,8 @@ slam-jax check BASE --lora LORA[:WEIGHT] [--lora ...] [--allow-unused] [--out sh
 
 For diffusers folders and hub repositories of few-step students (LCM and SLAM, such as
 alimama-creative/slam-sd1.5 and SimianLuo/LCM_Dreamshaper_v7), for a lone UNet: config.json with
-diffusion_pytorch_model.safetensors, and for a LoRA: a safetensors file, or a folder with one. With
---lora a model, teacher or student, is looked through with LoRAs in it.
+diffusion_pytorch_model.safetensors, and for a LoRA: a safetensors file, or a folder or a hub
+repository with one. With --lora a model, teacher or student, is looked through with LoRAs in it.
 Prints a line for each check, and exits with 1 when one FAILs.
 """
 
@@ -24,8 +24,10 @@ from slam_jax.commands.command import (
     parser_of,
     run,
 )
-from slam_jax.families.stable_diffusion_lora import SUFFIX, locate
-from slam_jax.formats.diffusers_folder import resolve
+from slam_jax.families.stable_diffusion_lora import locate
+from slam_jax.formats import hub
+from slam_jax.formats.diffusers_folder import HUB_ID, resolve
+from slam_jax.formats.lora_hub import SUFFIX
 from slam_jax.parallel import runtime
 from slam_jax.serving.lora_on_base import check_loras
 from slam_jax.serving.published import check
@@ -33,13 +35,22 @@ from slam_jax.serving.published_lora import check_lora, published_bases
 from slam_jax.serving.published_unet import FAIL, Result
 
 
-def is_lora(name: str) -> bool:
-    """Whether a LoRA is meant: a safetensors file, or a folder that has one and is no model."""
+def is_lora(name: str, revision: str) -> bool:
+    """Whether a LoRA is meant: a safetensors file, or a folder or a repository of the hub that has
+    one and is no model.
+
+    Raises:
+      InputError: the hub does not say what a repository has.
+    """
     path = Path(name).expanduser()
+    if path.suffix == SUFFIX:
+        return True
     if path.is_dir():
-        model = any((path / config).exists() for config in ("model_index.json", "config.json"))
-        return not model and any(path.glob(f"*{SUFFIX}"))
-    return path.suffix == SUFFIX
+        files = {file.name for file in path.iterdir()}
+    else:
+        files = set(hub.file_names(name, revision)) if HUB_ID.fullmatch(name) else set()
+    is_model = files & {"model_index.json", "config.json"}
+    return not is_model and any(file.endswith(SUFFIX) for file in files)
 
 
 def results_of(arguments: argparse.Namespace) -> Iterator[Result]:
@@ -49,12 +60,10 @@ def results_of(arguments: argparse.Namespace) -> Iterator[Result]:
       InputError: there is no such file or folder, or an option does not fit it.
     """
     name, loras, unused = arguments.folder, arguments.lora, arguments.allow_unused
-    if not is_lora(name):
+    if not is_lora(name, arguments.revision):
         folder = resolve(name, arguments.revision, arguments.variant)
         if unused and not loras:
-            raise InputError(
-                f"--allow-unused: is of LoRAs; {name} is a model, and no --lora is given"
-            )
+            raise InputError(f"--allow-unused: is of LoRAs; {name} is a model, give a --lora")
         if loras:
             yield from check_loras(folder, loras, unused, arguments.out)
         else:
@@ -62,10 +71,13 @@ def results_of(arguments: argparse.Namespace) -> Iterator[Result]:
         return
     if loras:
         raise InputError(f"--lora {loras[0]}: expected a model before it; {name} is a LoRA")
-    for option in ("revision", "variant", "out"):
+    for option in ("variant", "out"):
         if value := getattr(arguments, option):
             raise InputError(f"--{option} {value}: is of a model; {name} is a LoRA")
-    yield from check_lora(locate(name, "")[0], published_bases(), arguments.allow_unused)
+    if arguments.revision and Path(name).expanduser().exists():
+        raise InputError(f"--revision {arguments.revision}: {name} is no repository of the hub")
+    path, _ = locate(name, "", arguments.revision)
+    yield from check_lora(path, published_bases, unused)
 
 
 def work(arguments: argparse.Namespace) -> None:

@@ -25,17 +25,22 @@ def add_version_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", default="", help='such as "fp16", of the weight files')
 
 
-def add_lora_options(parser: argparse.ArgumentParser) -> None:
-    """Flags that say which LoRAs are merged into a model's weights."""
+def add_lora_options(parser: Any) -> None:
+    """Flags that say which LoRAs are merged into a model's weights, and how it draws with them."""
     parser.add_argument(
         "--lora",
         action="append",
         default=[],
         metavar="LORA[:WEIGHT]",
-        help="file, folder or hub repository of a LoRA, and how much of it; may be repeated",
+        help="file, folder, hub repository or owner/name/FILE, and how much of it; may be repeated",
     )
     parser.add_argument(
         "--allow-unused", action="store_true", help="pass over a LoRA's keys that are of no layer"
+    )
+    parser.add_argument(
+        "--method",
+        default="",
+        help="by which a model draws with a LoRA for few steps that has no record, such as lcm",
     )
 
 

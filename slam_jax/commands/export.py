@@ -1,6 +1,7 @@
 """Exports a student: a folder that the stock pipelines of diffusers run, and that loads here.
 
 slam-jax export --workdir runs/sd --out sd-student [--step 4000|best] [--verify]
+slam-jax export --workdir runs/sd_lora --out sd-lora [--merge]
 slam-jax export --workdir runs/sd --artifact --out sd-sampler [--steps 4]
 
     model_index.json   scheduler/ (the method's)   unet/ (the student's EMA weights, float32)
@@ -9,11 +10,13 @@ slam-jax export --workdir runs/sd --artifact --out sd-sampler [--steps 4]
     flax/                                          config.json and flax_params.safetensors
     README.md                                      a model card
 
-A run that finishes writes this into export/ of its workdir. A digits student is the two files of
-flax/ alone: diffusers has no pipeline for it.
+Of a run that trained a LoRA pytorch_lora_weights.safetensors takes the place of the networks; with
+--merge it stands beside them. A run that finishes writes its export/ into its workdir, of a LoRA
+without --merge. A digits student is the two files of flax/ alone: diffusers has no pipeline for it.
 """
 
 import argparse
+import dataclasses
 import os
 from collections.abc import Mapping
 from functools import partial
@@ -21,12 +24,19 @@ from pathlib import Path
 from typing import Any
 
 from slam_jax.base.errors import InputError
-from slam_jax.commands.command import parser_of, run
+from slam_jax.commands.command import add_lora_options, parser_of, run
 from slam_jax.config.options import DTYPES
 from slam_jax.families.family import LoadOptions
-from slam_jax.recipes.student import as_model, from_checkpoint, load, read_run, with_lora
+from slam_jax.formats.lora_file import KEYS
+from slam_jax.recipes.student import as_model, from_checkpoint, load, read_run, whole, with_lora
 from slam_jax.serving import stock_pipeline
 from slam_jax.serving.artifact import PLATFORMS, Options, write_artifact
+
+# Options that some exports have, and what these are where they are not given.
+OF_RUNS = {"step": None, "teacher": ""}
+OF_MODELS = {"lora": [], "allow_unused": False, "method": ""}
+OF_ARTIFACTS = dict.fromkeys(("steps", "batch_sizes", "platforms", "dtype"))
+OF_FOLDERS = {"verify": False, "merge": False, "extract_lora": None, "lora_keys": KEYS[0]}
 
 
 def work(arguments: argparse.Namespace, environment: Mapping[str, str]) -> None:
@@ -45,15 +55,23 @@ def export_student(arguments: argparse.Namespace) -> Path:
     if arguments.verify:
         stock_pipeline.require("--verify")
     student, family = from_checkpoint(arguments.workdir, arguments.step, arguments.teacher)
+    if arguments.merge:
+        student = whole(student, family)
     if arguments.extract_lora is not None:
         if not family.in_diffusers:
             raise InputError(f"--extract-lora: {family.name} has no LoRA files")
         student = with_lora(student, family, arguments.extract_lora)
         print(f"the LoRA has {student.info['lora_keeps']:.1%} of the student's change")
+    if arguments.lora_keys != KEYS[0]:
+        if student.lora is None or not family.in_diffusers:
+            raise InputError("--lora-keys: this export has no LoRA file; leave it out")
+        student = dataclasses.replace(student, lora_keys=arguments.lora_keys)
     checks = []
     if arguments.verify:
         if not family.in_diffusers:
             raise InputError(f"--verify: diffusers has no pipeline for {family.name}")
+        if not student.params:
+            stock_pipeline.require("--verify", "peft")
         model = as_model(student, read_run(arguments.workdir), family)
         checks = [partial(stock_pipeline.verify, model)]
     family.export(student, out, checks)
@@ -65,12 +83,18 @@ def export_artifact(arguments: argparse.Namespace, environment: Mapping[str, str
     options = Options(
         **{
             name: getattr(arguments, name)
-            for name in ("steps", "batch_sizes", "platforms", "dtype")
+            for name in OF_ARTIFACTS
             if getattr(arguments, name) is not None
         }
     )
     if arguments.model:
-        model = load(arguments.model, LoadOptions(dtype=options.dtype))
+        how = LoadOptions(
+            dtype=options.dtype,
+            loras=tuple(arguments.lora),
+            allow_unused=arguments.allow_unused,
+            method=arguments.method,
+        )
+        model = load(arguments.model, how)
         name, out = arguments.model, arguments.out
     else:
         student, family = from_checkpoint(arguments.workdir, arguments.step, arguments.teacher)
@@ -90,19 +114,14 @@ def check_options(arguments: argparse.Namespace) -> None:
         raise InputError("--workdir or --model: expected one of them")
     if arguments.model is not None and not (arguments.artifact and arguments.out):
         raise InputError("--model: needs --artifact and --out; a run is exported by --workdir")
-    with_workdir, with_artifact = (
-        ("step", "teacher"),
-        ("steps", "batch_sizes", "platforms", "dtype"),
-    )
-    unset = dict.fromkeys((*with_workdir, *with_artifact, "extract_lora"))
-    unset |= {"teacher": "", "verify": False}
-    for names, wanted, given in (
-        (with_workdir, "--workdir", arguments.workdir is not None),
-        (with_artifact, "--artifact", arguments.artifact),
-        (("verify", "extract_lora"), "an export without --artifact", not arguments.artifact),
+    for options, wanted, given in (
+        (OF_RUNS, "--workdir", arguments.workdir is not None),
+        (OF_MODELS, "--model", arguments.model is not None),
+        (OF_ARTIFACTS, "--artifact", arguments.artifact),
+        (OF_FOLDERS, "an export without --artifact", not arguments.artifact),
     ):
-        for name in names:
-            if getattr(arguments, name) != unset[name] and not given:
+        for name, unset in options.items():
+            if getattr(arguments, name) != unset and not given:
                 raise InputError(f"--{name.replace('_', '-')}: is for {wanted}")
 
 
@@ -130,10 +149,21 @@ def main(argv: list[str] | None = None) -> None:
         help="draw with torch and diffusers too, and fail where pictures differ (slow)",
     )
     parser.add_argument(
+        "--merge",
+        action="store_true",
+        help="of a LoRA: the whole student too, its teacher's weights with the LoRA in them",
+    )
+    parser.add_argument(
         "--extract-lora",
         type=int,
         metavar="RANK",
         help="beside the student the LoRA of this rank that is nearest to it (minutes)",
+    )
+    parser.add_argument(
+        "--lora-keys",
+        choices=KEYS,
+        default=KEYS[0],
+        help="names of a LoRA's layers, as kohya's sd-scripts or as diffusers and peft have them",
     )
     add_artifact_options(parser.add_argument_group("a sampler that needs jax alone"))
     environment = dict(os.environ)  # before our own flags
@@ -151,6 +181,7 @@ def add_artifact_options(group: Any) -> None:
     """Adds the options that only an artifact has."""
     group.add_argument("--artifact", action="store_true", help="export this")
     group.add_argument("--model", help="folder or hub repository to export so, in place of a run")
+    add_lora_options(group)
     group.add_argument("--steps", type=int, help="network evaluations per picture (4)")
     group.add_argument(
         "--batch-sizes", type=numbers, metavar="1,4", help="pictures at a time; one program each"

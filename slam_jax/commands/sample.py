@@ -146,6 +146,8 @@ def work(arguments: argparse.Namespace) -> None:
     }
     if arguments.lora:
         facts["lora"] = arguments.lora
+    if arguments.method:
+        facts["method"] = arguments.method
     if arguments.image is not None:
         facts |= {"image": str(arguments.image), "strength": arguments.strength}
     save(arguments.out, drawn, prompts, facts)

@@ -14,7 +14,7 @@ from slam_jax.config.options import Precision, Teacher
 from slam_jax.data.batches import Source
 from slam_jax.data.options import Data
 from slam_jax.data.reference import Reference
-from slam_jax.families.pipeline import Frozen, Params, Pipeline
+from slam_jax.families.pipeline import DENOISER, Frozen, Params, Pipeline
 from slam_jax.formats.flax_folder import SavedModel
 from slam_jax.method.method import Method
 
@@ -74,6 +74,14 @@ class Family(ABC):
           InputError: a file is missing, damaged or of another model.
         """
 
+    def denoiser(self) -> Params:
+        """The teacher's denoiser alone, float32, as numpy arrays.
+
+        Raises:
+          InputError: a file is missing, damaged or of another model.
+        """
+        return self.weights(Precision())[DENOISER]
+
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """Which model it is, in JSON, for records; "fingerprints" has one of each of its parts.
@@ -109,6 +117,8 @@ class Family(ABC):
     ) -> None:
         """Writes a student of this teacher, whole or not at all; replaces an earlier export.
 
+        Of a student without weights its LoRA is written, where the family is in diffusers.
+
         Args:
           student: its info has "method".
           out: the folder to make.
@@ -118,6 +128,13 @@ class Family(ABC):
         Raises:
           InputError: `out` holds something else than an export, or cannot be written.
         """
+
+
+def other_part(began_with: dict[str, Any], found: dict[str, Any]) -> str | None:
+    """The first part in which two teachers differ, by their `Family.identity`; None if in none."""
+    recorded = began_with.get("fingerprints", {})
+    parts = found["fingerprints"].items()
+    return next((name for name, value in parts if recorded.get(name) != value), None)
 
 
 @dataclass(frozen=True)
@@ -132,6 +149,8 @@ class LoadOptions:
       loras: merged into the weights; each a file, a folder or a repository of the hub, and perhaps
         ":weight".
       allow_unused: whether keys in their files that are of no layer are passed over.
+      method: the name of the method by which the model draws with a LoRA for few steps that has no
+        record; "": a LoRA without a record changes nothing of how it draws.
     """
 
     revision: str = ""
@@ -141,6 +160,7 @@ class LoadOptions:
     dtype: str = "float32"
     loras: tuple[str, ...] = ()
     allow_unused: bool = False
+    method: str = ""
 
 
 @dataclass(frozen=True)
@@ -155,6 +175,7 @@ class Model:
       info: how a student was made, empty for others.
       note: what a user should know before drawing.
       reference: real pictures to compare drawn ones with, where the family has such.
+      loras: those in the weights, in JSON: the "file", its "sha256" and its "weight".
     """
 
     pipeline: Pipeline
@@ -164,6 +185,7 @@ class Model:
     info: dict[str, Any] = field(default_factory=dict)
     note: str = ""
     reference: Reference | None = None
+    loras: tuple[dict[str, Any], ...] = ()
 
     @property
     def is_student(self) -> bool:

@@ -6,20 +6,23 @@ import sys
 from pathlib import Path
 
 from slam_jax.base.errors import InputError
+from slam_jax.base.files import sha256
 from slam_jax.base.json_file import read_json
 from slam_jax.config.validate import method_of
-from slam_jax.families.family import LoadOptions, Model
+from slam_jax.families.family import LoadOptions, Model, other_part
 from slam_jax.families.pipeline import DENOISER
-from slam_jax.families.stable_diffusion_folder import RECORD_FILE
+from slam_jax.families.stable_diffusion_folder import RECORD_FILE, read_record
 from slam_jax.formats import hub
+from slam_jax.formats.diffusers_folder import Folder, fingerprints, resolve
 from slam_jax.formats.lora_file import FILE
 from slam_jax.formats.lora_header import PEFT_FILE
+from slam_jax.formats.lora_hub import SUFFIX, fetch_lora, is_on_hub
 from slam_jax.formats.lora_read import read_lora
 from slam_jax.method.method import Method
+from slam_jax.method.registry import METHODS
+from slam_jax.method.slam import Slam
 from slam_jax.models import lora
 from slam_jax.models.functional import cast
-
-SUFFIX = ".safetensors"
 
 
 def with_loras(model: Model, options: LoadOptions) -> Model:
@@ -29,17 +32,24 @@ def with_loras(model: Model, options: LoadOptions) -> Model:
 
     Args:
       model: a teacher or a student, in float32.
-      options: which LoRAs; and what dtype the weights get, but for the VAE's.
+      options: which LoRAs; a method, for one without a record; and what dtype the weights get, but
+        for the VAE's.
 
     Raises:
       InputError: a LoRA cannot be found or read, or is for another base; or a second one would make
         a student of few steps of what is one.
     """
     parts = {DENOISER: model.params, **{n: p for n, p in model.frozen.items() if n != "vae"}}
-    method = model.method
+    method, records = model.method, []
+    if options.method:
+        if method is not None:
+            raise InputError(
+                f"--method {options.method}: the model is a student already; leave it out"
+            )
+        method = method_called(options.method)
     for spelled in options.loras:
         path, factor = locate(spelled)
-        found = read_lora(path, parts, model.pipeline.network.layers_per_block)
+        found = read_lora(path, parts, getattr(model.pipeline.network, "layers_per_block", None))
         if found.unused:
             some = ", ".join(found.unused[:3])
             count = f"{path}: {len(found.unused)} keys are of no layer of this model: {some}"
@@ -47,14 +57,33 @@ def with_loras(model: Model, options: LoadOptions) -> Model:
                 raise InputError(f"{count}; --allow-unused passes them over")
             print(f"note: {count}; passed over", file=sys.stderr)
         own = method_beside(path)
+        if own is not None and options.method:
+            raise InputError(
+                f"--method {options.method}: {path} has a record of its method; leave it out"
+            )
         if own is not None and method is not None:
             raise InputError(f"{path}: makes few steps of many, but the model is a student already")
         method = method or own
         for part, adapters in found.adapters.items():
             parts[part] = lora.merged(parts[part], adapters, factor)
+        records.append({"file": str(path), "sha256": sha256(path), "weight": factor})
     parts = {name: cast(params, options.dtype) for name, params in parts.items()}
-    params, frozen = parts.pop(DENOISER), {**model.frozen, **parts}
-    return dataclasses.replace(model, params=params, frozen=frozen, method=method)
+    changes = {"params": parts.pop(DENOISER), "frozen": {**model.frozen, **parts}}
+    return dataclasses.replace(model, **changes, method=method, loras=tuple(records))
+
+
+def method_called(name: str) -> Method:
+    """A method by its name, with its defaults, as a LoRA can have been distilled.
+
+    Raises:
+      InputError: there is none of that name, or it gives the network an input for gamma.
+    """
+    methods = {known: kind() for known, kind in METHODS.items()}
+    methods["slam"] = Slam(conditioning="snr", sigma="linear")
+    possible = [known for known, method in methods.items() if not method.tells_gamma]
+    if name not in possible:
+        raise InputError(f"--method {name}: expected one of {', '.join(possible)}")
+    return methods[name]
 
 
 def method_beside(path: Path) -> Method | None:
@@ -67,12 +96,48 @@ def method_beside(path: Path) -> Method | None:
     return method_of(read_json(record, "export it again"), record) if record.exists() else None
 
 
-def locate(spelled: str, option: str = "--lora ") -> tuple[Path, float]:
+def is_lora(folder: Folder) -> bool:
+    """Whether a folder is an export of a LoRA alone."""
+    return bool(read_record(folder)) and not (folder.path / "model_index.json").exists()
+
+
+def base_of(folder: Folder, options: LoadOptions) -> tuple[Folder, LoadOptions]:
+    """The model that an exported LoRA is for, its teacher; and how it is loaded with the LoRA.
+
+    Args:
+      folder: the export.
+      options: how the student is loaded.
+
+    Raises:
+      InputError: the teacher is not where the record says, or another one is there.
+    """
+    record, where = read_record(folder), str(folder.path)
+    teacher = record.get("teacher") or {}
+    path = teacher.get("path", "")
+    advice = f"say where it is with --model BASE --lora {folder.name}"
+    try:
+        base = resolve(path, teacher.get("revision", ""), teacher.get("variant", ""))
+        other = other_part(teacher, {"fingerprints": fingerprints(base)})
+    except InputError as error:
+        raise InputError(f"{folder.name}: a LoRA for {path!r}: {error}; {advice}") from error
+    if other:
+        raise InputError(
+            f"{folder.name}: a LoRA for {path!r}, whose {other} is another one now; {advice}"
+        )
+    if folder.revision:  # of the hub, from which the file was not fetched yet
+        where = str(hub.fetch(folder.name, folder.revision, [FILE]))
+    height, width = record.get("image_size") or (None, None)
+    changes = {"height": options.height or height, "width": options.width or width}
+    return base, dataclasses.replace(options, loras=(where, *options.loras), **changes)
+
+
+def locate(spelled: str, option: str = "--lora ", revision: str = "") -> tuple[Path, float]:
     """The file that is meant, and its weight.
 
     Args:
-      spelled: a file, a folder or a repository of the hub, and perhaps ":weight".
+      spelled: a file, a folder, a repository of the hub or a file in one, and perhaps ":weight".
       option: what stands before it in the command line, for messages.
+      revision: of a repository; "" is the main branch.
 
     Raises:
       InputError: there is none.
@@ -88,9 +153,10 @@ def locate(spelled: str, option: str = "--lora ") -> tuple[Path, float]:
             raise InputError(f"{option}{spelled}: {after!r} is no weight; file:0.7")
     path = Path(name).expanduser()
     if not path.exists():
-        if path.suffix == SUFFIX or name.count("/") != 1:
-            raise InputError(f"{option}{name}: no such file; a file, a folder or owner/name")
-        path = hub.fetch(name, "", [f"*{SUFFIX}", "adapter_config.json", RECORD_FILE])
+        if not is_on_hub(name):
+            what = f"a file, a folder, owner/name or owner/name/FILE{SUFFIX}"
+            raise InputError(f"{option}{name}: no such file; {what}")
+        return fetch_lora(name, revision), factor
     if (path / "export").is_dir():  # of a run
         path = path / "export"
     if path.is_dir():
@@ -98,6 +164,8 @@ def locate(spelled: str, option: str = "--lora ") -> tuple[Path, float]:
         known = [file for file in files if file.name in (FILE, PEFT_FILE)] or files
         if len(known) != 1:
             there = ", ".join(file.name for file in known) or "none"
-            raise InputError(f"{option}{name}: expected one {SUFFIX} in it, found {there}")
+            raise InputError(
+                f"{option}{name}: expected one {SUFFIX} in it, found {there}; give the file"
+            )
         path = known[0]
     return path, factor

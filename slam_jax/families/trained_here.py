@@ -61,8 +61,9 @@ class TrainedHere(Family):
         for option in ("revision", "variant", "height", "width"):
             if given := getattr(options, option):
                 raise InputError(f"{name}: a model of this family has no {option} {given!r}")
-        if options.loras:
-            raise InputError(f"--lora {options.loras[0]}: {name} is of a family without LoRA files")
+        for option, given in (("lora", options.loras[:1]), ("method", options.method)):
+            if given:
+                raise InputError(f"--{option}: {name} is of a family without LoRA files")
         folder, saved = Path(name), load_model(name)
         path = folder / CONFIG_FILE
         try:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from slam_jax.base.errors import InputError
+from slam_jax.base.files import sha256
 from slam_jax.base.json_file import read_json
 from slam_jax.features import resize, weights
 from slam_jax.features.network import PREFIX, TextImageNetwork, full_precision
@@ -109,7 +110,7 @@ def open_clip(
     text, vision = _configs(file.with_name(CONFIG), name, size)
     abstract = functional.abstract_params(CLIPTextModel, text)
     abstract |= functional.abstract_params(CLIPVisionModel, vision)
-    digest = weights.sha256(file)
+    digest = sha256(file)
     params = weights.to_params(file, weights.read_arrays(file), abstract, UNUSED)
     resized = f"{resizer.described} to {vision.image_size} pixels"
     identity = weights.identity(name, file, digest, resized)

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from slam_jax.base.errors import InputError
+from slam_jax.base.files import sha256
 from slam_jax.base.json_file import read_json
 from slam_jax.features import weights
 from slam_jax.features.network import FeatureNetwork, full_precision
@@ -65,7 +66,7 @@ def open_dinov2(name: str, width: int, path: str) -> Dinov2:
             f"{where}: a DINOv2 with hidden_size = {config.hidden_size}; {name} is one with {width}"
         )
     abstract = functional.abstract_params(Dinov2Model, config)
-    digest = weights.sha256(file)
+    digest = sha256(file)
     params = weights.to_params(file, weights.read_arrays(file), abstract, UNUSED)
     resized = f"Pillow's bicubic to {SIZE} pixels"
     identity = weights.identity(name, file, digest, resized)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
+from slam_jax.base.files import sha256
 from slam_jax.features import weights
 from slam_jax.features.network import FeatureNetwork, full_precision
 from slam_jax.models import functional
@@ -51,7 +52,7 @@ def open_lite0(path: str) -> EfficientNet:
     """
     name = "efficientnet_lite0"
     file = weights.locate(_installed() if path == PACKAGE else path, ("model.safetensors", FILE))
-    digest = weights.sha256(file)
+    digest = sha256(file)
     abstract = functional.abstract_params(EfficientNetLite0, None)
     params = weights.to_params(file, weights.read_arrays(file), abstract, UNUSED)
     resized = f"Pillow's bicubic to {SIZE} pixels"

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from slam_jax.base.errors import InputError
+from slam_jax.base.files import sha256
 from slam_jax.features import resize, weights
 from slam_jax.features.network import FeatureNetwork, full_precision
 from slam_jax.formats import convert, torch_file
@@ -88,7 +89,7 @@ def open_patch(path: str) -> Inception:
 
 def _open(name: str, path: str, resizer: Callable[..., np.ndarray], described: str) -> Inception:
     file = weights.locate(path, ("model.safetensors", *FILES))
-    digest = weights.sha256(file)
+    digest = sha256(file)
     if file.name in FILES[:2] and not digest.startswith(SHA256_BEGINS):
         raise InputError(
             f"{file}: damaged: its SHA-256 begins with {digest[:8]}, by its name it should begin "

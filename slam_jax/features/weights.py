@@ -1,6 +1,5 @@
 """Finds and reads the published weights of a feature network."""
 
-import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -48,19 +47,6 @@ def locate(path: str, names: Sequence[str], others: Sequence[str] = ()) -> Path:
             if (folder / name).is_file():
                 return folder / name
     raise NoWeights(f"{path}: has no weights, which are in {' or '.join(names)}")
-
-
-def sha256(path: Path) -> str:
-    """The hash of a file.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def identity(network: str, file: Path, digest: str, resizer: str) -> dict[str, str]:

@@ -12,9 +12,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from slam_jax.base.files import write_whole
 from slam_jax.base.json_file import read_json, write_json
-from slam_jax.formats import convert, lora_file, weight_files
+from slam_jax.formats import convert, weight_files
 from slam_jax.formats import safetensors as weights
 from slam_jax.formats.diffusers_folder import Folder, read_config
 from slam_jax.formats.model_index import (
@@ -26,10 +25,8 @@ from slam_jax.formats.model_index import (
     TOKENIZERS,
     class_of,
 )
-from slam_jax.method.method import Method
+from slam_jax.method.flow_matching import FlowMatching
 from slam_jax.models.functional import Params, cast
-from slam_jax.models.lora import rank_of
-from slam_jax.models.unet import UNetConfig
 
 DENOISERS = ("unet", "transformer")
 TOKENIZER_FILES = (
@@ -41,65 +38,6 @@ TOKENIZER_FILES = (
     "tokenizer.json",
     "spiece.model",
 )
-
-USAGE = (
-    "StableDiffusionPipeline (SDXL: StableDiffusionXLPipeline).from_pretrained(folder)(prompt, "
-    "num_inference_steps={steps}, guidance_scale=1). Guidance is built in; README.md says what "
-    "another guidance_scale would do."
-)
-# What diffusers makes of another scale, with and without a gamma embedding in the UNet.
-OTHER_SCALES = {
-    True: "A `guidance_scale` of g would tell the network gamma = 1 - (g - 1) / 10, its place on\n"
-    "a sub-path: 7.5 would mean gamma = 0.35, where no pictures are drawn. Negative prompts do\n"
-    "nothing.",
-    False: "Any other scale would guide a second time, at twice the cost.",
-}
-CARD = """# A student of {teacher}
-
-Distilled by slam_jax with {method}; `slam.json` says
-with which options. It draws in few steps:
-
-```python
-from diffusers import {pipeline}
-
-pipeline = {pipeline}.from_pretrained("path/to/this/folder")
-prompt = "a lighthouse by the sea at sunset"
-image = pipeline(prompt, num_inference_steps={steps}, guidance_scale=1).images[0]
-image.save("lighthouse.png")
-```
-
-Keep `guidance_scale=1`: the student has its guidance (w = {w:g}) built in.
-{other_scales}
-
-`slam-jax sample --model path/to/this/folder --prompt "..." --steps {steps} --out picture.png`
-draws with JAX, and `slam_jax.load("path/to/this/folder")` reads it in Python.
-
-Everything but the UNet and the scheduler's configuration is a copy of the teacher's. The teacher's
-licence holds for this model too.
-"""
-
-LORA_CARD = """
-## As a LoRA
-
-`{file}` is {what}, of rank {rank}. It makes
-{teacher} draw in few steps, and with luck its fine-tunes too.
-
-```python
-from diffusers import {pipeline}, {scheduler}
-
-pipeline = {pipeline}.from_pretrained("{teacher}")
-pipeline.load_lora_weights("path/to/this/folder")
-pipeline.scheduler = {scheduler}.from_pretrained("path/to/this/folder", subfolder="scheduler")
-image = pipeline("a lighthouse by the sea", num_inference_steps={steps}, guidance_scale=1).images[0]
-```
-
-ComfyUI loads the file as any LoRA, at strength 1{comfyui}.
-"""
-# How ComfyUI draws as a scheduler of diffusers does.
-COMFYUI = {
-    "LCMScheduler": "; draw with sampler `lcm` and CFG 1",
-    "TCDScheduler": ", but has no sampler that draws as TCDScheduler does without noise",
-}
 
 
 def model_index(teacher: dict[str, Any], scheduler: str) -> dict[str, Any]:
@@ -121,45 +59,6 @@ def model_index(teacher: dict[str, Any], scheduler: str) -> dict[str, Any]:
     return {**index, "requires_safety_checker": False} if classes is CLASSES else index
 
 
-def write_card(
-    path: Path,
-    teacher: str,
-    pipeline: str,
-    method: Method,
-    unet: UNetConfig,
-    adapters: Params | None = None,
-    kept: float | None = None,
-) -> None:
-    """Writes the model card: how to draw with the student, and why without guidance.
-
-    Args:
-      path: of the file.
-      teacher: its name.
-      pipeline: a class of diffusers.
-      method: how the student was distilled.
-      unet: its configuration.
-      adapters: of a LoRA beside the student; None: there is none.
-      kept: the share of the student's change that the LoRA has; None: all, it was trained so.
-    """
-    card = CARD.format(
-        teacher=teacher,
-        pipeline=pipeline,
-        method=method.title or f"the method {method.name}",
-        steps=method.usual_steps,
-        w=method.w,
-        other_scales=OTHER_SCALES[unet.time_cond_proj_dim is not None],
-    )
-    if adapters is not None:
-        what = "what was trained, a LoRA"
-        if kept is not None:
-            what = f"a LoRA that has {kept:.1%} of what was trained"
-        scheduler = method.diffusers_scheduler()["_class_name"]
-        facts = dict(teacher=teacher, pipeline=pipeline, steps=method.usual_steps)
-        facts |= dict(file=lora_file.FILE, rank=rank_of(adapters), what=what, scheduler=scheduler)
-        card = card.rstrip() + "\n" + LORA_CARD.format(comfyui=COMFYUI.get(scheduler, ""), **facts)
-    write_whole(path, card.rstrip())
-
-
 def student_scheduler(teacher: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """The scheduler_config.json with which diffusers samples as the student's method does.
 
@@ -167,6 +66,8 @@ def student_scheduler(teacher: dict[str, Any], own: dict[str, Any]) -> dict[str,
       teacher: contents of its scheduler_config.json.
       own: class and options that the method gives.
     """
+    if FlowMatching.reads(own):
+        return own
     # A key that the teacher leaves out has another default in the student's class: all are written.
     return {
         "num_train_timesteps": teacher.get("num_train_timesteps", 1000),

@@ -21,11 +21,12 @@ class SavedModel:
     Attributes:
       family: the name of its family.
       network: configuration of the denoiser, JSON-serialisable.
-      params: its weights, nested dict of float32 arrays.
+      params: its weights, nested dict of float32 arrays; empty where its LoRA alone is exported.
       scheduler: the noise schedule's configuration.
       info: how it was made.
       lora: a LoRA that makes this model of its teacher, with alpha = rank, which exports beside it;
         None: there is none.
+      lora_keys: the layout of its file, one of `lora_file.KEYS`.
     """
 
     family: str
@@ -34,6 +35,7 @@ class SavedModel:
     scheduler: dict[str, Any]
     info: dict[str, Any]
     lora: dict[str, Any] | None = None
+    lora_keys: str = "kohya"
 
 
 def save_model(folder: Path, model: SavedModel) -> None:

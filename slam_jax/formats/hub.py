@@ -53,6 +53,25 @@ def fetch(name: str, revision: str, patterns: Sequence[str]) -> Path:
         ) from error
 
 
+def file_names(name: str, revision: str) -> list[str]:
+    """The files that a model has on the hub, or in the cache where the hub does not say.
+
+    Args:
+        name, revision: as for `fetch`.
+
+    Raises:
+        InputError: as `fetch`.
+    """
+    try:
+        # The library's list of files tries for 25 s where there is no network.
+        info = huggingface_hub.HfApi().model_info(name, revision=revision or "main")
+        return [sibling.rfilename for sibling in info.siblings or []]
+    except Exception:  # `fetch` knows what is in the cache, and which error is which
+        snapshot = fetch(name, revision, [])
+    files = (path for path in snapshot.rglob("*") if path.is_file())
+    return sorted(path.relative_to(snapshot).as_posix() for path in files)
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says, or its class if it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

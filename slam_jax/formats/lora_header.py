@@ -36,8 +36,10 @@ class Header:
         Raises:
           InputError: it is no number.
         """
-        prefix = "unet" if part == "denoiser" else part
-        facts = {k.removeprefix(f"{prefix}."): v for k, v in self.facts.items()}
+        prefixes = ("unet.", "transformer.") if part == "denoiser" else (f"{part}.",)
+        facts = dict(self.facts)
+        for prefix in prefixes:
+            facts = {k.removeprefix(prefix): v for k, v in facts.items()}
         patterns = facts.get("alpha_pattern") or {}
         name = next((p for p in patterns if _fits(p, layer)), None)  # the first, as in peft
         alpha = facts.get("lora_alpha", rank) if name is None else patterns[name]

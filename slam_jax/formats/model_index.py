@@ -99,6 +99,16 @@ def classes_in(folder: Path) -> Mapping[str, Any] | None:
     return PIPELINES.get(read_json(path, HINT).get("_class_name")) if path.exists() else None
 
 
+def left_out(path: Path) -> tuple[str, ...]:
+    """Which optional parts of a pipeline a model_index.json says are not there."""
+    index = read_index(path)
+    return tuple(
+        name
+        for name in OPTIONAL
+        if name in PIPELINES[index["_class_name"]] and class_of(index.get(name)) is None
+    )
+
+
 def class_of(entry: Any) -> str | None:
     """The class in an entry [library, class] of model_index.json; None for any other entry."""
     if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str):

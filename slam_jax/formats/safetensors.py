@@ -48,8 +48,17 @@ FINGERPRINT_BLOCKS, FINGERPRINT_BYTES = 16, 4096  # of an array, spread over it
 AGAIN = "get it again"
 
 
-def save_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+def save_arrays(
+    path: str | os.PathLike,
+    arrays: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Writes a flat dict of arrays as a safetensors file, whole or not at all.
+
+    Args:
+        path: of the file.
+        arrays: by key.
+        metadata: texts for its header.
 
     Raises:
         OSError: it cannot be written.
@@ -60,7 +69,7 @@ def save_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> No
         mode = beside.stat().st_mode
         arrays = {key: np.asarray(array, order="C") for key, array in arrays.items()}
         try:
-            save_file(arrays, beside, metadata={"format": "pt"})
+            save_file(arrays, beside, metadata={"format": "pt", **(metadata or {})})
         except SafetensorError as error:  # a full disk, or no permission
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]) if number else 0, str(error), str(path)) from error

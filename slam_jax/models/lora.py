@@ -109,6 +109,7 @@ def merged(params: Params, adapters: Params, scale: float = 1.0) -> Params:
       scale: alpha / r.
     """
     weights, changes = flatten(params), flatten(adapters)
+    del params  # where nobody else holds W, a layer of it goes when its W' is there
     for path, down in changes.items():
         layer, _, name = path.rpartition(f".{DOWN}.")
         if name == "kernel":

@@ -153,8 +153,8 @@ def task_of(arguments: argparse.Namespace) -> Task:
     for steps in arguments.steps:
         make_sampler(model, Settings(steps, guidance))
     record: dict[str, Any] = {"model": identity(model)}
-    if arguments.lora:
-        record["loras"] = arguments.lora
+    if model.loras:
+        record["loras"] = list(model.loras)
     paths = {"model": arguments.model}
     teacher, teacher_guidance = None, 1.0
     if any(metric.compares_with == "teacher" for metric in metrics):

@@ -2,12 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from slam_jax.base.errors import InputError, options_of
 from slam_jax.base.json_file import read_json
 from slam_jax.config.options import Config, Teacher
-from slam_jax.families.family import Family
+from slam_jax.families.family import Family, other_part
 from slam_jax.families.registry import FAMILIES
 from slam_jax.training.workdir import TEACHER_FILE
 
@@ -42,13 +41,6 @@ def open_teacher(config: Config, workdir: Path, weights: bool = True) -> Family:
 def teacher_folder(config: Config, workdir: Path) -> Path:
     """Where a teacher that is trained here is kept."""
     return Path(config.teacher.path) if config.teacher.path else workdir / "teacher"
-
-
-def other_part(began_with: dict[str, Any], found: dict[str, Any]) -> str | None:
-    """The first part in which two teachers differ, by their `Family.identity`; None if in none."""
-    recorded = began_with.get("fingerprints", {})
-    parts = found["fingerprints"].items()
-    return next((name for name, value in parts if recorded.get(name) != value), None)
 
 
 def check_same_teacher(config: Config, workdir: Path, family: Family) -> None:

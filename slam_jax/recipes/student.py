@@ -10,7 +10,7 @@ from slam_jax.base.json_file import read_json
 from slam_jax.base.options import OptionError
 from slam_jax.config.options import Config, Precision
 from slam_jax.config.validate import freeze
-from slam_jax.families.family import Family, LoadOptions, Model
+from slam_jax.families.family import Family, LoadOptions, Model, other_part
 from slam_jax.families.pipeline import DENOISER, Params, student_config
 from slam_jax.families.registry import FAMILIES
 from slam_jax.formats.diffusers_folder import resolve
@@ -18,7 +18,7 @@ from slam_jax.formats.flax_folder import SavedModel
 from slam_jax.models import lora
 from slam_jax.models.functional import cast
 from slam_jax.recipes.distil import info_of, trained_shapes
-from slam_jax.recipes.open_teacher import TEACHER_FILE, open_teacher, other_part
+from slam_jax.recipes.open_teacher import TEACHER_FILE, open_teacher
 from slam_jax.training.checkpoint_files import best_step, read_part, steps_in
 from slam_jax.training.workdir import CONFIG_FILE
 
@@ -61,7 +61,7 @@ def from_checkpoint(
 def saved_student(
     family: Family, config: Config, trained: Params, info: dict[str, Any]
 ) -> SavedModel:
-    """A student as it is exported.
+    """A student as it is exported: of a LoRA no weights, where programs read LoRA files.
 
     Args:
       family: its teacher.
@@ -72,14 +72,28 @@ def saved_student(
     Raises:
       InputError: a file of the teacher cannot be read.
     """
-    pipeline, options = family.pipeline, config.student
-    network, params, adapters = student_config(pipeline, config.method), trained, None
-    if options.kind == "lora":
-        adapters = lora.scaled(trained, options.scale)
-        params = lora.merged(family.weights(Precision())[DENOISER], adapters)
-    return SavedModel(
-        family.name, network.to_dict(), params, pipeline.scheduler, info, lora=adapters
-    )
+    pipeline, network = family.pipeline, student_config(family.pipeline, config.method)
+    saved = SavedModel(family.name, network.to_dict(), trained, pipeline.scheduler, info)
+    if config.student.kind == "full":
+        return saved
+    adapters = lora.scaled(trained, config.student.scale)
+    saved = dataclasses.replace(saved, params={}, lora=adapters)
+    return saved if family.in_diffusers else whole(saved, family)
+
+
+def whole(student: SavedModel, family: Family) -> SavedModel:
+    """A student that is a LoRA with all its weights too.
+
+    Args:
+      student: of a run.
+      family: its teacher.
+
+    Raises:
+      InputError: it was trained whole, or a file of the teacher cannot be read.
+    """
+    if student.lora is None:
+        raise InputError("--merge: the student of this run was trained whole; leave it out")
+    return dataclasses.replace(student, params=lora.merged(family.denoiser(), student.lora))
 
 
 def _choose_step(checkpoints: Path, step: int | str | None, metric: str) -> int:
@@ -145,7 +159,7 @@ def with_lora(student: SavedModel, family: Family, rank: int) -> SavedModel:
             "--extract-lora: this student's network has an input for gamma, which a LoRA has no "
             "place for; train it with config.method.conditioning = 'snr'"
         )
-    teacher = family.weights(Precision())[DENOISER]
+    teacher = family.denoiser()
     try:
         adapters, kept = lora.extracted(teacher, student.params, rank)
     except OptionError as error:
@@ -168,10 +182,13 @@ def as_model(student: SavedModel, config: Config, family: Family, dtype: str = "
       InputError: a file of the teacher cannot be read.
     """
     frozen = family.weights(Precision(text_encoder=dtype))
-    del frozen[DENOISER]
+    teacher, params = frozen.pop(DENOISER), student.params
+    if student.lora is not None and not params:
+        params = lora.merged(teacher, student.lora)
+    del teacher
     network = student_config(family.pipeline, config.method)
     pipeline = dataclasses.replace(family.pipeline, network=network, execution=config.execution)
-    return Model(pipeline, frozen, student.params, config.method, student.info)
+    return Model(pipeline, frozen, params, config.method, student.info)
 
 
 def load_options(arguments: Any) -> LoadOptions:
@@ -180,7 +197,7 @@ def load_options(arguments: Any) -> LoadOptions:
     Args:
       arguments: of argparse.
     """
-    names = ("revision", "variant", "height", "width", "dtype", "allow_unused")
+    names = ("revision", "variant", "height", "width", "dtype", "allow_unused", "method")
     given = {name: getattr(arguments, name) for name in names}
     return LoadOptions(**given, loras=tuple(arguments.lora))
 

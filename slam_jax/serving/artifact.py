@@ -15,7 +15,6 @@ such as cuDNN's attention depend on shapes. It is for one platform, as JAX canno
 attention for several at once. Without the weights a program is small.
 """
 
-import hashlib
 import itertools
 import shutil
 import subprocess
@@ -32,7 +31,7 @@ from jax import export
 from jaxtyping import Int
 
 from slam_jax.base.errors import InputError
-from slam_jax.base.files import write_whole
+from slam_jax.base.files import sha256, write_whole
 from slam_jax.base.json_file import write_json
 from slam_jax.base.out_folder import whole_folder
 from slam_jax.drawing.draw import Settings, choose_guidance, make_sampler
@@ -154,7 +153,9 @@ def write_artifact(
         shutil.copyfile(artifact_draw.__file__, folder / LOADER)
         _write_surroundings(model, folder, about)
         files = filter(Path.is_file, sorted(folder.iterdir()))
-        about["files"] = {path.name: _fingerprint(path) for path in files}
+        about["files"] = {
+            path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
+        }
         write_json(folder / MANIFEST, about)
         _compile(folder, environment)
 
@@ -240,6 +241,7 @@ def _about(
         },
         "versions": versions(),
         "info": model.info,
+        "loras": list(model.loras),
     }
 
 
@@ -270,12 +272,6 @@ def _say_what_attends(model: Model, program: bytes, options: Options) -> None:
             "with an NVIDIA GPU",
             file=sys.stderr,
         )
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
 
 
 def _compile(folder: Path, environment: Mapping[str, str]) -> None:

@@ -50,7 +50,7 @@ def check_loras(
     base = Base("this model", layers, Names(layers, model.pipeline.network.layers_per_block))
     for path, factor in located:
         yield Result(OK, "lora", f"{path} at {factor:g}")
-        for result in check_lora(path, [base], allow_unused):
+        for result in check_lora(path, lambda _: [base], allow_unused):
             failed |= result.status == FAIL
             yield result
     if failed:

@@ -1,7 +1,7 @@
 """What can be said about a LoRA file: which model it is for, what it changes, is it whole?"""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -11,20 +11,18 @@ from typing import NamedTuple
 import numpy as np
 
 from slam_jax.base.errors import InputError
-from slam_jax.families.pipeline import DENOISER
 from slam_jax.families.stable_diffusion_lora import method_beside
 from slam_jax.formats import lora_keys
 from slam_jax.formats.diffusers_folder import Folder
-from slam_jax.formats.lora_header import Header, finite_number, read_header
-from slam_jax.formats.lora_keys import ALPHA, Placed, Shapes, pair_problem
+from slam_jax.formats.lora_header import read_header
+from slam_jax.formats.lora_keys import Placed, Shapes, pair_problem
 from slam_jax.formats.lora_names import Names
 from slam_jax.formats.safetensors import LazyArrays, open_arrays
-from slam_jax.models.lora import DOWN, TARGETS, UP
+from slam_jax.models.lora import DOWN, UP
 from slam_jax.models.published_networks import UNETS, Layers, published_layers
+from slam_jax.serving.lora_values import check_values, some
 from slam_jax.serving.published import check_scheduler
 from slam_jax.serving.published_unet import FAIL, OK, SKIPPED, Result
-
-NAMED = 3  # keys or layers that a line names
 
 
 class Base(NamedTuple):
@@ -58,22 +56,30 @@ class _Fit:
     count: int
 
 
+def published_bases(guess: str) -> Iterator[Base]:
+    """SD 1.5, SD 2.x and SDXL, each made when it is asked for: it takes seconds.
+
+    Args:
+      guess: from `base_of`; it comes first.
+    """
+    for name in sorted(UNETS, key=lambda name: name[:4] != guess[:4]):
+        yield _published_base(name)
+
+
 @cache
-def published_bases() -> tuple[Base, ...]:
-    """SD 1.5, SD 2.x and SDXL."""
-    layers = {name: published_layers(name) for name in UNETS}
-    return tuple(
-        Base(name, found, Names(found, UNETS[name].layers_per_block))
-        for name, found in layers.items()
-    )
+def _published_base(name: str) -> Base:
+    layers = published_layers(name)
+    return Base(name, layers, Names(layers, UNETS[name].layers_per_block))
 
 
-def check_lora(path: Path, bases: Iterable[Base], allow_unused: bool) -> Iterator[Result]:
+def check_lora(
+    path: Path, bases: Callable[[str], Iterable[Base]], allow_unused: bool
+) -> Iterator[Result]:
     """All checks of a file, each as soon as it is done.
 
     Args:
       path: of the file.
-      bases: models that it may be for.
+      bases: what it looks like -> models that it may be for.
       allow_unused: whether keys that no layer has are passed over.
     """
     try:
@@ -92,19 +98,24 @@ def check_lora(path: Path, bases: Iterable[Base], allow_unused: bool) -> Iterato
         yield Result(FAIL, "lora layout", str(error))
         return
     yield Result(OK, "lora layout", lora_keys.layout_of(shapes))
+    whole = [sides for sides in pairs.values() if {DOWN, UP} <= sides.keys()]
+    guess, fits = lora_keys.base_of(shapes), []
     try:
-        fits = [_fit(path, split, shapes, base) for base in bases]
+        for base in bases(guess):
+            fits.append(_fit(path, split, shapes, base))
+            # The width of its texts tells a base from the others.
+            if fits[-1].count == len(whole) and guess in lora_keys.BASES.values():
+                break
     except InputError as error:
         yield Result(FAIL, "lora keys", str(error))
         return
-    whole = [sides for sides in pairs.values() if {DOWN, UP} <= sides.keys()]
     fit = max(fits, key=lambda fit: fit.count)
     yield _check_base(fits, fit, len(whole))
     yield _check_keys(fit.placed, allow_unused)
     if fit.placed.pairs:
         yield _check_pairs(fit.placed)
         yield _check_shapes(fit, shapes)
-        yield from _check_values(fit, arrays, header)
+        yield from check_values(fit.placed, arrays, header)
     else:
         yield Result(SKIPPED, "lora pairs", "no key is of a layer")
     yield from _check_numbers(arrays, {sides[UP] for sides in whole})
@@ -132,17 +143,6 @@ def _fit(path: Path, split: Mapping[str, tuple[str, str]], shapes: Shapes, base:
         if {DOWN, UP} <= sides.keys()
     ]
     return _Fit(base, placed, [problem for problem in found if problem], found.count(""))
-
-
-def some(names: Collection[str]) -> str:
-    """The first few."""
-    return ", ".join([*list(names)[:NAMED], *(["..."] if len(names) > NAMED else [])])
-
-
-def span(values: Iterable[float]) -> str:
-    """One number, or from where to where."""
-    low, *more = sorted({f"{value:.4g}": value for value in values}.values())
-    return f"{low:.4g}" if not more else f"{low:.4g} to {more[-1]:.4g}"
 
 
 def _check_base(fits: list[_Fit], best: _Fit, total: int) -> Result:
@@ -187,66 +187,6 @@ def _check_shapes(fit: _Fit, shapes: Shapes) -> Result:
     ]
     count = sum(prod(shapes[key]) for key in keys)
     return Result(OK, "lora shapes", f"{count / 1e6:,.2f} million numbers, as {fit.base.name}'s")
-
-
-def _check_values(fit: _Fit, arrays: LazyArrays, header: Header) -> Iterator[Result]:
-    """Ranks, alpha and which layers are changed, of the pairs that have a layer."""
-    shapes = arrays.shapes()
-    ranks = {
-        place: shapes[sides[DOWN]][0]
-        for place, sides in fit.placed.pairs.items()
-        if {DOWN, UP} <= sides.keys() and shapes[sides[DOWN]]
-    }
-    if not ranks:
-        return
-    yield Result(OK, "lora ranks", span(ranks.values()))
-    yield _check_alpha(fit.placed, ranks, arrays, header)
-    yield Result(OK, "lora targets", _targets(ranks))
-
-
-def _check_alpha(
-    placed: Placed, ranks: Mapping[tuple[str, str], int], arrays: LazyArrays, header: Header
-) -> Result:
-    """alpha, where it stands, and what the pairs are multiplied by."""
-    places, alphas, scales, unseen = Counter(), [], [], False
-    try:
-        for (part, layer), rank in ranks.items():
-            sides = placed.pairs[part, layer]
-            if ALPHA in sides:
-                alpha = finite_number(header.path, sides[ALPHA], arrays[sides[ALPHA]])
-                place = "beside the pairs"
-            else:
-                alpha, said = header.alpha(part, layer, rank)
-                place = f"in {header.place}" if said else "nowhere, which means the rank"
-                unseen |= said and alpha != rank
-            places[place] += 1
-            alphas.append(alpha)
-            scales.append(alpha / rank if rank else float("nan"))
-    except InputError as error:
-        return Result(FAIL, "lora alpha", str(error))
-    where = [f"{place} ({count})" for place, count in places.items()]
-    where = next(iter(places)) if len(places) == 1 else " and ".join(where)
-    facts = f"{span(alphas)}, {where}; alpha / rank = {span(scales)}"
-    if unseen:
-        facts += "; ComfyUI does not read it there and takes the rank"
-    return Result(OK, "lora alpha", facts)
-
-
-def _targets(places: Collection[tuple[str, str]]) -> str:
-    """Which layers are changed, in words."""
-    unet = [layer for part, layer in places if part == DENOISER]
-    kinds = {layer: [t for t in TARGETS if f".{layer}".endswith(f".{t}")] for layer in unet}
-    found = [target for target in TARGETS if any(target in kind for kind in kinds.values())]
-    others = [layer for layer, kind in kinds.items() if not kind]
-    words = []
-    if found:
-        every, few = f"all {len(found)}", f"{len(found)} ({', '.join(found)})"
-        kinds_in = f"{every if len(found) == len(TARGETS) else few} of LCM-LoRA's {len(TARGETS)}"
-        words.append(f"{len(unet) - len(others)} layers of the UNet, {kinds_in} kinds")
-    if others:
-        words.append(f"{len(others)} others of the UNet ({some(others)})")
-    counts = Counter(part for part, _ in places if part != DENOISER)
-    return "; ".join([*words, *(f"{n} layers of {part}" for part, n in counts.items())])
 
 
 def _check_numbers(arrays: LazyArrays, ups: Collection[str]) -> Iterator[Result]:

@@ -1,9 +1,11 @@
 """slam-jax evaluate of a tiny Stable Diffusion, with prompts of a file and a tiny CLIP."""
 
+import hashlib
 import json
 
 import numpy as np
 import pytest
+import tiny_loras
 import torch
 from tiny_networks import clip_folder
 from transformers import CLIPTokenizer
@@ -11,6 +13,7 @@ from transformers import CLIPTokenizer
 import slam_jax
 from slam_jax.commands import evaluate
 from slam_jax.features.resize import clip
+from slam_jax.formats.lora_file import write_lora
 
 PROMPTS = ("a lighthouse by the sea", "two dogs")
 
@@ -52,3 +55,20 @@ def test_scores_of_clip_of_a_student(finished_sd, teachers, tmp_path, capsys):
     protocol = json.loads((out / "protocol.json").read_text())
     assert protocol["texts"] == {"clip_b32": "A photo depicts ...", "clip_own": "..."}
     assert row["pictures"] == 4
+
+
+@pytest.mark.slow
+def test_the_record_names_the_loras(teachers, tmp_path):
+    """By their files, weights and SHA-256; and the method by which the model drew with them."""
+    folder, lora, out = tmp_path / "clip", tmp_path / "lcm.safetensors", tmp_path / "out"
+    clip_folder(folder, width=512, image_size=224, patch_size=32)
+    write_lora(lora, tiny_loras.make(teachers["sd15"])[0].lora)
+    (tmp_path / "prompts.txt").write_text("two dogs")
+    options = ["--prompts", str(tmp_path / "prompts.txt"), "--metrics", "clip_score"]
+    options += ["--weights", f"clip_b32={folder}", "--batch", "1", "--steps", "1"]
+    options += ["--model", str(teachers["sd15"]), "--lora", f"{lora}:0.8", "--method", "lcm"]
+    evaluate.main([*options, "--out", str(out)])
+    protocol = json.loads((out / "results.json").read_text())["protocol"]
+    digest = hashlib.sha256(lora.read_bytes()).hexdigest()
+    assert protocol["loras"] == [{"file": str(lora), "sha256": digest, "weight": 0.8}]
+    assert protocol["model"]["method"]["name"] == "lcm"

@@ -218,7 +218,7 @@ def test_numbers_that_are_not_finite_are_refused(students, styles, tmp_path):
 @pytest.mark.parametrize(
     ("spelled", "expected"),
     [
-        ("no/such/file.safetensors", "^--lora no/such/file.safetensors: no such file; a file, "),
+        ("no/such.safetensors", "^--lora no/such.safetensors: no such file; a file, "),
         ("style.safetensors:much", "^--lora style.safetensors:much: 'much' is no weight; file:0.7"),
         (".", r"^--lora \.: expected one \.safetensors in it, found none"),
     ],

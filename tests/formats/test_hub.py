@@ -1,11 +1,7 @@
 """Fetching a model: from a hub that is a small server here, from the cache, and every refusal."""
 
-import http.server
-import json
 import shutil
-import threading
 from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 import pytest
 from hub_files import (
@@ -14,7 +10,6 @@ from hub_files import (
     OLD_COMMIT,
     OLDER_FP16,
     PLAIN,
-    REPOSITORY,
     SHARDED,
     SHARDED_FP16,
     WANTED,
@@ -23,82 +18,6 @@ from huggingface_hub import constants
 
 from slam_jax.base.errors import InputError
 from slam_jax.formats import diffusers_folder as folder
-
-# The names of SDXL's repository, where one model is there in seven forms.
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """The three questions of a download, and the answers to what must not be had."""
-
-    def do_GET(self):
-        path = unquote(urlparse(self.path).path)
-        refusals = {
-            "owner/none": (401, "RepoNotFound"),
-            "owner/gated": (403, "GatedRepo"),
-            "owner/broken": (500, ""),
-            "owner/tiny/revision/nowhere": (404, "RevisionNotFound"),
-        }
-        for part, (status, code) in refusals.items():
-            if part in path:
-                return self.answer(b"", status, {"X-Error-Code": code})
-        if path.startswith("/api/models/owner/tiny/revision/"):
-            return self.answer(json.dumps({"id": "owner/tiny", "sha": COMMIT}).encode())
-        if path.startswith("/api/models/owner/tiny/tree/"):
-            entry = {"type": "file", "size": 2, "oid": "a" * 40}
-            tree = [{**entry, "path": name} for name in sorted(REPOSITORY)]
-            return self.answer(json.dumps(tree).encode())
-        if "sd_xl" in path or ("v1-5" in path and self.command == "GET"):
-            return self.answer(b"", 403)
-        return self.answer(b"{}", headers={"ETag": '"etag"', "X-Repo-Commit": COMMIT})
-
-    do_HEAD = do_GET
-
-    def answer(self, content, status=200, headers=None):
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture(scope="module")
-def hub():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """An empty cache, and no hub: a port where nobody listens."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def connected(cache, hub, monkeypatch):
-    monkeypatch.setattr(constants, "ENDPOINT", hub)
-    url = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", hub)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
-    return cache
-
-
-@pytest.fixture
-def offline(cache, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    return cache
 
 
 def cached(cache: Path) -> Path:

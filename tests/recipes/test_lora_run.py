@@ -13,15 +13,17 @@ from small_digits import LORA, Run
 
 import slam_jax
 from slam_jax.base.errors import InputError
-from slam_jax.commands import sample
+from slam_jax.commands import export, sample
 from slam_jax.config.command_line import read_recipe
 from slam_jax.config.options import Precision
 from slam_jax.config.validate import freeze
 from slam_jax.formats.flax_folder import load_model
+from slam_jax.formats.safetensors import load_arrays
 from slam_jax.method.pcm import Pcm
 from slam_jax.models import lora
 from slam_jax.models.functional import flatten
 from slam_jax.recipes.distil import teacher_dtype
+from slam_jax.serving import stock_pipeline
 from slam_jax.training.loop import Interrupted
 
 SMALL = {
@@ -81,24 +83,34 @@ def teacher_of(run):
 
 
 @pytest.mark.slow
-def test_the_recipe_sd_lora_leaves_a_whole_student_and_a_lora(teachers, tmp_path):
+def test_the_recipe_sd_lora_leaves_a_lora(teachers, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     flags = ["--config.method.conditioning=snr", "--config.training.steps=2"]
     flags += ["--config.training.sample_every=0"]
     tiny_runs.launch(teachers["sd15"], run, *flags, config="sd_lora")
     names = {path.name for path in (run / "export").iterdir()}
-    assert {"unet", "pytorch_lora_weights.safetensors", "slam.json"} <= names
-    card = (run / "export" / "README.md").read_text()
-    assert "load_lora_weights" in card and "LCMScheduler" in card
+    assert names == {"pytorch_lora_weights.safetensors", "scheduler", "slam.json", "README.md"}
     assert slam_jax.load(run).method.conditioning == "snr"
     common = ["--prompt", "a cat", "--steps", "2", "--out"]
-    sample.main(["--model", str(run), *common, str(tmp_path / "whole.png")])
-    both = ["--model", str(teachers["sd15"]), "--lora", str(run / "export")]
+    sample.main(["--model", str(run), *common, str(tmp_path / "alone.png")])
+    both = ["--model", str(teachers["sd15"]), "--lora", str(run)]
     sample.main([*both, *common, str(tmp_path / "both.png")])
-    whole, both = (Image.open(tmp_path / f"{name}.png") for name in ("whole", "both"))
-    assert json.loads(both.text["parameters"])["lora"] == [str(run / "export")]
-    difference = np.abs(np.asarray(whole).astype(int) - np.asarray(both))
-    assert difference.max() <= 2 and np.asarray(whole).std() > 1  # float16 in the file
+    alone, both = (Image.open(tmp_path / f"{name}.png") for name in ("alone", "both"))
+    assert json.loads(both.text["parameters"])["lora"] == [str(run)]
+    np.testing.assert_array_equal(np.asarray(alone), np.asarray(both))
+    assert np.asarray(alone).std() > 1
+    monkeypatch.setattr(stock_pipeline, "STEPS", (2,))
+    capsys.readouterr()
+    for name, *more in (["lora", "--lora-keys", "diffusers"], ["merged", "--merge"]):
+        out = tmp_path / name
+        export.main(["--workdir", str(run), "--out", str(out), "--verify", *more])
+        table, said = capsys.readouterr().out.splitlines()[1:]
+        assert said == f"student: {out}" and float(table.split()[1]) <= 0.5
+    assert {path.name for path in (tmp_path / "lora").iterdir()} == names
+    assert "unet.mid_block.resnets.0.conv1.lora_A.weight" in load_arrays(
+        tmp_path / "lora/pytorch_lora_weights.safetensors"
+    )
+    assert {path.name for path in (tmp_path / "merged").iterdir()} > {*names, "unet", "flax"}
 
 
 @pytest.mark.parametrize(

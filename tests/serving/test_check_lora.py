@@ -11,6 +11,7 @@ import pytest
 import tiny_stable_diffusion
 import torch
 from check_run import run
+from helpers import sd_schedule
 from lora_layouts import ALPHA, RANK
 
 from slam_jax.commands import check
@@ -103,7 +104,7 @@ def sd15_alone(monkeypatch):
     config = UNETS["SD 1.5"]
     layers = published_layers("SD 1.5")
     base = Base("SD 1.5", layers, Names(layers, config.layers_per_block))
-    monkeypatch.setattr(check, "published_bases", lambda: (base,))
+    monkeypatch.setattr(check, "published_bases", lambda _: (base,))
 
 
 @pytest.mark.slow
@@ -145,7 +146,7 @@ def test_what_fits_two_bases_is_said_so(tmp_path, capsys):
 @pytest.mark.parametrize("method", [Slam(conditioning="snr"), Pcm()])
 def test_a_students_method_and_scheduler(style, capsys, sd15_alone, method):
     folder = style.parent
-    scheduler = {**tiny_stable_diffusion.BETAS, **method.diffusers_scheduler()}
+    scheduler = {**tiny_stable_diffusion.BETAS, **method.diffusers_scheduler(sd_schedule())}
     (folder / "scheduler").mkdir()
     (folder / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
     (folder / "slam.json").write_text(json.dumps({"method": dataclasses.asdict(method)}))
@@ -284,6 +285,7 @@ def test_keys_of_no_layer_can_be_passed_over(style, capsys, sd15_alone):
         (["nowhere.safetensors"], "nowhere.safetensors: no such file"),
         (["{style}", "--variant", "fp16"], "--variant fp16: is of a model"),
         (["{style}", "--out", "sheet.png"], "--out sheet.png: is of a model"),
+        (["{style}", "--revision", "main"], "is no repository of the hub"),
         (["{style}", "--lora", "other"], "--lora other: expected a model before it"),
         (["{style.parent.parent}", "--allow-unused"], "--allow-unused: is of LoRAs"),
     ],

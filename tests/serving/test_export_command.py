@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_students
 from helpers import files_in
+from interrupted_runs import make_run, save_checkpoints
 from small_digits import PIPELINE, UNET
 
 from slam_jax.commands import export
@@ -18,32 +19,8 @@ from slam_jax.formats import safetensors as weights
 from slam_jax.formats.flax_folder import SavedModel, load_model, save_model
 from slam_jax.recipes.student import load
 from slam_jax.serving import artifact, stock_pipeline
-from slam_jax.training.checkpoint import Checkpoints
-from slam_jax.training.step import TrainState
 
 ROOT = Path(__file__).parents[2]
-
-
-def make_run(workdir, folder, steps=(1, 2)):
-    """A workdir as an interrupted run leaves it; the EMA of step n has tiny_students' seed n."""
-    config = default_config()
-    config.teacher.path, config.data.source = str(folder), "photographs"
-    config.data.resolution, config.method.conditioning = 64, "both"
-    workdir.mkdir()
-    (workdir / "config.json").write_text(to_json(freeze(config)))
-    made = {n: tiny_students.make(folder, seed=n) for n in steps}
-    _, family = made[steps[0]]
-    (workdir / "teacher.json").write_text(json.dumps(family.identity()))
-    save_checkpoints(workdir, {n: student.params for n, (student, _) in made.items()})
-
-
-def save_checkpoints(workdir, emas):
-    """The raw weights and the optimiser's are not the EMA."""
-    with Checkpoints(workdir / "checkpoints", len(emas), {}) as checkpoints:
-        for step, ema in emas.items():
-            zeros = jax.tree.map(np.zeros_like, ema)
-            state = TrainState(np.int32(step), np.int32(0), zeros, ema, {"mu": zeros})
-            checkpoints.save(step, state, {}, {"loss": float(step)})
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +77,10 @@ def test_export_refuses_what_it_cannot_find(interrupted, teachers, tmp_path):
         "--workdir", interrupted, *out, "--step", 7
     )
     assert "config.json: cannot be read" in error_of("--workdir", tmp_path, *out)
+    expected = "error: --merge: the student of this run was trained whole; leave it out"
+    assert error_of("--workdir", interrupted, *out, "--merge") == expected
+    expected = "error: --lora-keys: this export has no LoRA file; leave it out"
+    assert error_of("--workdir", interrupted, *out, "--lora-keys", "diffusers") == expected
     workdir = shutil.copytree(interrupted, tmp_path / "run")
     (workdir / "config.json").write_text("{")
     assert "config.json: damaged" in error_of("--workdir", workdir, *out)
@@ -232,6 +213,11 @@ def test_a_sampler_of_a_run(interrupted, teachers, tmp_path, monkeypatch, capsys
         (["--workdir", "w", "--steps", "2"], "--steps: is for --artifact"),
         (["--workdir", "w", "--batch-sizes", "2"], "--batch-sizes: is for --artifact"),
         (["--workdir", "w", "--artifact", "--verify"], "--verify: is for an export without"),
+        (["--workdir", "w", "--artifact", "--merge"], "--merge: is for an export without"),
+        (["--workdir", "w", "--artifact", "--lora-keys", "diffusers"], "--lora-keys: is for an"),
+        (["--workdir", "w", "--artifact", "--lora", "l"], "--lora: is for --model"),
+        (["--workdir", "w", "--allow-unused"], "--allow-unused: is for --model"),
+        (["--workdir", "w", "--artifact", "--method", "lcm"], "--method: is for --model"),
         (["--model", "m", "--out", "o", "--artifact", "--step", "1"], "--step: is for --workdir"),
         (["--workdir", "w", "--artifact", "--platforms", "gpu"], "--platforms: gpu, expected"),
         (["--workdir", "w", "--artifact", "--batch-sizes", "0"], "--batch-sizes: expected"),

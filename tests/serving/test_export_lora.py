@@ -1,14 +1,21 @@
 """An exported LoRA: its keys, and that the stock pipeline draws our pictures with it."""
 
 import argparse
+import dataclasses
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 import tiny_loras
+import tiny_runs
 import tiny_students
-from diffusers import LCMScheduler
+import torch
+from diffusers import LCMScheduler, StableDiffusionPipeline
+from interrupted_runs import make_run
+from peft.utils import get_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from slam_jax.base.errors import InputError
@@ -18,7 +25,7 @@ from slam_jax.formats.lora_file import FILE
 from slam_jax.models import lora
 from slam_jax.models.functional import flatten
 from slam_jax.recipes.measure import read_teacher
-from slam_jax.recipes.student import as_model, load, with_lora
+from slam_jax.recipes.student import as_model, load, whole, with_lora
 from slam_jax.serving import stock_pipeline
 
 
@@ -54,19 +61,56 @@ def test_the_file_has_kohyas_keys_and_an_alpha_for_each_layer(exported):
     assert layers.issuperset(expected)
 
 
-def test_the_folder_is_a_whole_student_too(made, exported):
-    loaded = load(str(exported))
+def test_diffusers_finds_the_same_lora_in_both_layouts(made, exported, teachers, tmp_path):
+    """What it writes itself of the one has the names and the header of the other."""
+    out = tmp_path / "out"
+    made[1].export(dataclasses.replace(made[0], lora_keys="diffusers"), out)
+    weights = {}
+    for folder in (exported, out):
+        pipeline = StableDiffusionPipeline.from_pretrained(teachers["sd15"])
+        pipeline.load_lora_weights(folder, adapter_name="steps")
+        assert pipeline.unet.peft_config["steps"].r == 4
+        state = get_peft_model_state_dict(pipeline.unet, adapter_name="steps")
+        about = pipeline.unet.peft_config["steps"].to_dict()
+        pipeline.save_lora_weights(
+            tmp_path / "again", unet_lora_layers=state, unet_lora_adapter_metadata=about
+        )
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+        weights[folder] = pipeline.unet.state_dict()
+    for key, tensor in weights[exported].items():
+        torch.testing.assert_close(tensor, weights[out][key], rtol=0, atol=0)
+    ours, theirs = (safe_open(folder / FILE, "np") for folder in (out, tmp_path / "again"))
+    assert set(ours.keys()) == set(theirs.keys())
+    ours, theirs = (json.loads(file.metadata()["lora_adapter_metadata"]) for file in (ours, theirs))
+    layers = ours.pop("unet.target_modules")  # peft shortens them to their ends
+    assert {f"unet.{layer}.lora_A.weight" for layer in layers} < set(load_file(out / FILE))
+    assert ours == {name: theirs[name] for name in ours} and ours["unet.lora_alpha"] == 4
+    jax.tree.map(np.testing.assert_array_equal, load(str(out)).params, load(str(exported)).params)
+    card = (out / "README.md").read_text()
+    assert "ComfyUI wants the keys of kohya" in card and "strength 1" not in card
+
+
+def test_a_merged_export_is_a_whole_student_too(made, tmp_path):
+    made[1].export(whole(*made), tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names >= {FILE, "model_index.json", "unet", "vae", "flax"}
+    card = (tmp_path / "out/README.md").read_text()
+    assert "# A student of" in card and "## As a LoRA" in card and "load_lora_weights" in card
+    loaded = load(str(tmp_path / "out"))
     assert loaded.is_student and loaded.method == tiny_loras.CONFIG.method
-    teacher = made[1].weights(tiny_loras.CONFIG.precision)["denoiser"]
-    whole = lora.merged(teacher, made[0].lora)
-
-    def kernel(params):
-        return params["mid_block"]["resnets"]["0"]["conv1"]["kernel"]
-
-    np.testing.assert_array_equal(kernel(loaded.params), kernel(whole))
-    assert np.abs(kernel(whole) - kernel(teacher)).max() > 0.01
-    again = json.loads((exported / "slam.json").read_text())
-    assert again["method"]["conditioning"] == "snr"
+    teacher = flatten(made[1].denoiser())
+    layer = "mid_block.resnets.0.conv1"
+    down, up = (
+        flatten(made[0].lora)[f"{layer}.{side}.kernel"].astype(np.float64)
+        for side in (lora.DOWN, lora.UP)
+    )
+    kernel = f"{layer}.kernel"
+    expected = teacher[kernel] + np.einsum("hwir,ro->hwio", down, up[0, 0])
+    np.testing.assert_allclose(flatten(loaded.params)[kernel], expected, atol=1e-6)
+    assert np.abs(expected - teacher[kernel]).max() > 0.01
+    again = json.loads((tmp_path / "out/slam.json").read_text())
+    assert again["method"]["conditioning"] == "snr" and "image_size" not in again
 
 
 @pytest.mark.slow
@@ -79,16 +123,21 @@ def test_the_folder_is_a_whole_student_too(made, exported):
     ],
 )
 def test_the_stock_pipeline_of_the_teacher_draws_our_pictures(teachers, tmp_path, family, steps):
-    """With the file, LCMScheduler and guidance 1, as its card says."""
+    """With the file, LCMScheduler and guidance 1, as its card says; ours are drawn with the
+    weights before they were written as float16, or with those that were read."""
     student, teacher = tiny_loras.make(teachers[family])
     teacher.export(student, tmp_path / "out")
+    model = as_model(student, tiny_loras.CONFIG, teacher)
+    if family == "sdxl":
+        model = load(str(tmp_path / "out"))
 
     def prepare(pipeline):
         pipeline.load_lora_weights(tmp_path / "out", weight_name=FILE)
         pipeline.scheduler = LCMScheduler.from_pretrained(tmp_path / "out" / "scheduler")
 
-    model, prompts = as_model(student, tiny_loras.CONFIG, teacher), stock_pipeline.PROMPTS
-    images = stock_pipeline.compare(model, teachers[family], prompts, steps, prepare=prepare)
+    images = stock_pipeline.compare(
+        model, teachers[family], stock_pipeline.PROMPTS, steps, prepare=prepare
+    )
     for ours, stock in images.values():
         assert np.abs(ours - stock).max() * 127.5 <= 0.5  # float16 in the file; promised are 2
         assert np.all(ours.std(axis=(1, 2, 3)) > 0.05)
@@ -123,6 +172,46 @@ def test_the_lora_of_a_student_that_was_trained_whole(teachers, tmp_path):
     ):
         with pytest.raises(InputError, match=f"^--extract-lora: .*{message}"):
             with_lora(other, family, rank)
+
+
+def as_left(run, teacher):
+    make_run(run, teacher, (1,), "snr")
+
+
+def trained(run, teacher):
+    flags = ["--config.method.conditioning=snr", "--config.training.steps=2"]
+    tiny_runs.launch(teacher, run, *flags, "--config.training.sample_every=0")
+
+
+@pytest.mark.parametrize("make", [as_left, pytest.param(trained, marks=pytest.mark.nightly)])
+def test_the_lora_of_a_run_that_trained_all_weights(teachers, tmp_path, capsys, make):
+    """What the command prints is what the file has of the change, by its arrays."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    make(run, teachers["sd15"])
+    capsys.readouterr()
+    more = ["--extract-lora", "4", "--lora-keys", "diffusers"]
+    export.main(["--workdir", str(run), "--out", str(out), *more])
+    share, said = capsys.readouterr().out.splitlines()
+    assert said == f"student: {out}"
+    models = load(str(teachers["sd15"])), load(str(out))
+    before, after = (flatten(model.params) for model in models)
+    arrays, rest, change = load_file(out / "pytorch_lora_weights.safetensors"), 0.0, 0.0
+    for path in before:
+        delta = after[path].astype(np.float64) - before[path]
+        change += np.sum(delta**2)
+        key = f"unet.{path.removesuffix('.kernel')}.lora_"
+        if f"{key}A.weight" in arrays:
+            down, up = (arrays[f"{key}{side}.weight"].astype(np.float64) for side in "AB")
+            assert down.shape[0] == 4
+            of_torch = np.tensordot(up.reshape(up.shape[:2]), down, 1)  # [out, in, ...]
+            delta = delta - np.moveaxis(of_torch, (0, 1), (-1, -2))
+        rest += np.sum(delta**2)
+    match = re.fullmatch(r"the LoRA has (\d+\.\d)% of the student's change", share)
+    assert float(match[1]) == pytest.approx(100 * (1 - rest / change), abs=0.1)
+    assert 5 < float(match[1]) < 99
+    assert (out / "unet").is_dir() and share[len("the LoRA has ") :].split()[0] in (
+        out / "README.md"
+    ).read_text()
 
 
 def test_a_sampler_that_needs_jax_alone_has_no_lora_to_extract(tmp_path):

@@ -1,4 +1,5 @@
-"""The files of a repository on the hub."""
+"""The files of repositories on the hub: of SDXL's, where one model is there in seven forms, and of
+LoRAs."""
 
 COMMIT, OLD_COMMIT = "c" * 40, "0" * 40
 
@@ -67,3 +68,27 @@ OTHERS = {
 
 
 REPOSITORY = WANTED | PLAIN | FP16 | SHARDED | SHARDED_FP16 | OLDER_FP16 | OTHERS
+
+
+# LoRAs: of diffusers, of a student, of peft; a lone file; several, in folders too; none.
+ADAPTER = {"adapter_model.safetensors", "adapter_config.json"}
+
+
+STUDENT = {"pytorch_lora_weights.safetensors", "slam.json", "scheduler/scheduler_config.json"}
+
+
+SEVERAL = {"steps1.safetensors", "steps4.safetensors", "xl/steps4.safetensors", "xl/slam.json"}
+
+
+LORAS = {
+    "owner/student": STUDENT | {"README.md", "other.safetensors", "optimizer.bin"},
+    "owner/peft": ADAPTER | {"README.md", "checkpoint-500/adapter_model.safetensors"},
+    "owner/lone": {"style.safetensors", "style.png", "README.md"},
+    "owner/several": SEVERAL,
+    "owner/both": STUDENT | ADAPTER,
+    "owner/many": {f"style{index:02}.safetensors" for index in range(11)},
+    "owner/pickled": {"pytorch_lora_weights.bin"},
+}
+
+
+REPOSITORIES = {"owner/tiny": REPOSITORY, **LORAS}
