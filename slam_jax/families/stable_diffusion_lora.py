@@ -79,7 +79,7 @@ def method_called(name: str) -> Method:
       InputError: there is none of that name, or it gives the network an input for gamma.
     """
     methods = {known: kind() for known, kind in METHODS.items()}
-    methods["slam"] = Slam(conditioning="snr", sigma="linear")
+    methods["slam"] = Slam(conditioning="snr")
     possible = [known for known, method in methods.items() if not method.tells_gamma]
     if name not in possible:
         raise InputError(f"--method {name}: expected one of {', '.join(possible)}")

@@ -124,7 +124,7 @@ class Card:
                 times = self.method.timesteps(steps, self.schedule)
             except ValueError:  # more steps than there are points
                 continue
-            if (sigmas := self.schedule.sigmas(times)) is not None:
+            if (sigmas := self.schedule.sigmas_for(times)) is not None:
                 found[str(steps)] = sigmas
         return dict(sorted(found.items(), key=lambda item: int(item[0])))
 

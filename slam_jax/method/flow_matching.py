@@ -125,7 +125,7 @@ class FlowMatching(Schedule):
             "shift": self.shift,
         }
 
-    def sigmas(self, times: Num[np.ndarray, " n"]) -> list[float]:
+    def sigmas_for(self, times: Num[np.ndarray, " n"]) -> list[float]:
         """Times before the shift, u in (3), in [0, 1]."""
         sigma = np.asarray(times, np.float64) / self.num_train_timesteps
         unshifted = sigma / (self.shift - (self.shift - 1) * sigma)

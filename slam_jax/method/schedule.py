@@ -119,7 +119,7 @@ class Schedule(ABC):
           count: of points of the distillation grid; "ddim" has none.
         """
 
-    def sigmas(self, times: Num[np.ndarray, " n"]) -> list[float] | None:
+    def sigmas_for(self, times: Num[np.ndarray, " n"]) -> list[float] | None:
         """What that scheduler has to be given to draw at these times; None: the number of steps."""
         del times
         return None

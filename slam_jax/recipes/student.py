@@ -217,8 +217,9 @@ def load(path: str, options: LoadOptions | None = None) -> Model:
         local = local / "export"
     name = str(local) if local.is_dir() else path
     found = local
-    if not local.exists():
-        found = resolve(path, options.revision, options.variant, weights=False).path
+    if not local.exists():  # on the hub; what it has beside weights says of which family it is
+        snapshot = resolve(path, options.revision, options.variant, weights=False)
+        found, options = snapshot.path, dataclasses.replace(options, revision=snapshot.revision)
     for family in reversed(FAMILIES.values()):  # those that were added first
         if family.reads(found):
             model = family.load(name, options)

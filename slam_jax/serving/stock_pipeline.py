@@ -164,7 +164,7 @@ def compare(
         step_keys = jax.random.split(keys.steps, count)[:-1]
         zs = [np.asarray(gaussian(key, examples, pipeline.latent_shape)) for key in step_keys]
         ours = draw(model.frozen, model.params, batch, (0, 0), steps=count)
-        sigmas = pipeline.schedule.sigmas(model.method.timesteps(count, pipeline.schedule))
+        sigmas = pipeline.schedule.sigmas_for(model.method.timesteps(count, pipeline.schedule))
         images[count] = np.asarray(ours), draw_stock(prompts, x, zs, sigmas)
     return images
 

@@ -98,7 +98,7 @@ def test_the_sigmas_are_our_times(teachers):
         scheduler = getattr(diffusers, own["_class_name"]).from_config(own)
         for steps in (1, 3, 4, 8):
             times = method.timesteps(steps, schedule)
-            scheduler.set_timesteps(sigmas=schedule.sigmas(times))
+            scheduler.set_timesteps(sigmas=schedule.sigmas_for(times))
             np.testing.assert_allclose(scheduler.timesteps.numpy(), times, atol=3e-3)
 
 
