@@ -53,8 +53,12 @@ class Teachers(dict):
         self._folder = folder
 
     def __missing__(self, name: str) -> Path:
+        import tiny_sd3
         import tiny_stable_diffusion
 
+        if name in tiny_sd3.FAMILIES:
+            self[name] = tiny_sd3.make(self._folder / name, name)
+            return self[name]
         zero_snr = name == "zero_snr"
         family = "sd21_v" if zero_snr else name
         self[name] = tiny_stable_diffusion.make(self._folder / name, family, zero_snr)

@@ -54,7 +54,8 @@ class Family(ABC):
     @classmethod
     @abstractmethod
     def reads(cls, folder: Path) -> bool:
-        """Whether `load` reads a folder; of a repository on the hub only the name is known."""
+        """Whether `load` reads a folder; of a repository on the hub, a folder with what it has
+        beside weights."""
 
     @classmethod
     @abstractmethod

@@ -5,6 +5,11 @@ Another one is added from outside: `FAMILIES["mine"] = Mine`, for example in a c
 
 from slam_jax.families.digits import Digits
 from slam_jax.families.family import Family
+from slam_jax.families.sd3 import StableDiffusion3
 from slam_jax.families.stable_diffusion import StableDiffusion
 
-FAMILIES: dict[str, type[Family]] = {"stable_diffusion": StableDiffusion, "digits": Digits}
+FAMILIES: dict[str, type[Family]] = {
+    "stable_diffusion": StableDiffusion,
+    "sd3": StableDiffusion3,
+    "digits": Digits,
+}

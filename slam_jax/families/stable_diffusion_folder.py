@@ -1,18 +1,15 @@
 """Reads Stable Diffusion from a folder in the layout of diffusers: configurations and weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from slam_jax.base.errors import InputError
 from slam_jax.base.json_file import read_json
 from slam_jax.config.validate import method_of
+from slam_jax.families.latent_pipeline import TEXT_ENCODERS, TIME_IDS, LatentPipeline
 from slam_jax.families.pipeline import Frozen, Params
-from slam_jax.families.stable_diffusion_pipeline import (
-    TEXT_ENCODERS,
-    TIME_IDS,
-    StableDiffusionPipeline,
-)
+from slam_jax.families.stable_diffusion_pipeline import StableDiffusionPipeline
 from slam_jax.formats.diffusers_folder import (
     Folder,
     read_config,
@@ -20,6 +17,7 @@ from slam_jax.formats.diffusers_folder import (
     read_params,
     read_tokenizer,
 )
+from slam_jax.formats.model_index import CLASSES, CLASSES_XL, PIPELINES
 from slam_jax.formats.tokenizer import Tokenizer
 from slam_jax.method.method import Method
 from slam_jax.method.pcm import Pcm
@@ -29,6 +27,7 @@ from slam_jax.method.slam import Slam
 from slam_jax.method.variance_preserving import VariancePreserving
 from slam_jax.models import functional
 from slam_jax.models.clip import CLIPTextConfig, CLIPTextModel
+from slam_jax.models.t5 import T5Config
 from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
 from slam_jax.models.vae import AutoencoderKL, VAEConfig
 
@@ -100,31 +99,26 @@ def read_pipeline(
       InputError: a part is missing, not supported, or does not fit the others; or the size is not
         a multiple of the VAE's patches.
     """
-    index = read_model_index(folder)
-    unet = _parsed(folder, "unet", UNetConfig.from_dict, UNet2DConditionModel)
-    vae = _parsed(folder, "vae", VAEConfig.from_dict, AutoencoderKL)
+    index = read_index_of(folder, (CLASSES, CLASSES_XL), "stable_diffusion")
+    unet = parsed(folder, "unet", UNetConfig.from_dict, UNet2DConditionModel)
+    vae = parsed(folder, "vae", VAEConfig.from_dict, AutoencoderKL)
     names = [name for name in TEXT_ENCODERS if name in index]
     text_encoders = tuple(
-        _parsed(folder, name, CLIPTextConfig.from_dict, CLIPTextModel) for name in names
+        parsed(folder, name, CLIPTextConfig.from_dict, CLIPTextModel) for name in names
     )
     _check_fit(folder, unet, vae, text_encoders)
     tokenizers = tuple(
         read_tokenizer(folder, name.replace("text_encoder", "tokenizer")) for name in names
     )
     for name, tokenizer, encoder in zip(names, tokenizers, text_encoders, strict=True):
-        _check_tokenizer(folder.path / name, tokenizer, encoder)
-    sides = []
-    for name, side in (("height", height), ("width", width)):
-        side = (unet.sample_size or 64) * vae.downscale if side is None else side
-        if side < vae.downscale or side % vae.downscale:
-            raise InputError(
-                f"{name} = {side}: expected a positive multiple of {vae.downscale} pixels"
-            )
-        sides.append(side // vae.downscale)
+        check_tokenizer(folder.path / name, tokenizer, encoder)
+    usual = (unet.sample_size or 64) * vae.downscale
+    size = usual if height is None else height, usual if width is None else width
+    sides = latent_sides(size, vae.downscale)
     return StableDiffusionPipeline(
         network=unet,
         scheduler=read_config(folder, "scheduler"),
-        schedule=_parsed(folder, "scheduler", _schedule),
+        schedule=parsed(folder, "scheduler", _schedule),
         latent_shape=(*sides, vae.latent_channels),
         vae=vae,
         text_encoders=text_encoders,
@@ -133,7 +127,55 @@ def read_pipeline(
     )
 
 
-def _parsed(
+def read_index_of(
+    folder: Folder, kinds: tuple[Mapping[str, Any], ...], family: str
+) -> dict[str, Any]:
+    """The model_index.json of a family's model.
+
+    Args:
+      folder: the model.
+      kinds: values of PIPELINES, those of the family.
+      family: its name.
+
+    Raises:
+      InputError: it cannot be read, or the model is of another family.
+    """
+    index = read_model_index(folder)
+    name = index["_class_name"]
+    if not any(PIPELINES[name] is kind for kind in kinds):
+        theirs = [other for other, classes in PIPELINES.items() if classes in kinds]
+        raise InputError(
+            f"{folder.path / 'model_index.json'}: _class_name is {name!r}, those of "
+            f"config.teacher.family = {family!r} are {', '.join(theirs)}"
+        )
+    return index
+
+
+def latent_sides(
+    size: tuple[int, int], downscale: int, patch: int = 1, most: int | None = None
+) -> tuple[int, int]:
+    """Height and width of the latents of pictures.
+
+    Args:
+      size: height and width of the pictures, in pixels.
+      downscale: pixels of a latent along a side.
+      patch: latents of a patch of the denoiser, along a side.
+      most: patches along a side; None: any number.
+
+    Raises:
+      InputError: there are no such pictures.
+    """
+    unit = downscale * patch
+    for name, side in zip(("height", "width"), size, strict=True):
+        if side < unit or side % unit:
+            raise InputError(f"{name} = {side}: expected a positive multiple of {unit} pixels")
+        if most is not None and side > most * unit:
+            raise InputError(f"{name} = {side}: expected at most {most * unit} pixels")
+    height, width = size
+    return height // downscale, width // downscale
+
+
+def parsed(
     folder: Folder,
     component: str,
     parse: Callable[[dict[str, Any]], T],
@@ -167,16 +209,17 @@ def _schedule(config: dict[str, Any]) -> Schedule:
     return schedule
 
 
-def _check_tokenizer(where: Path, tokenizer: Tokenizer, encoder: CLIPTextConfig) -> None:
+def check_tokenizer(where: Path, tokenizer: Tokenizer, encoder: CLIPTextConfig | T5Config) -> None:
     """The text encoder takes whatever its tokenizer gives.
 
     Raises:
       InputError: it does not.
     """
-    for name, taken, given in (
-        ("max_position_embeddings", encoder.max_position_embeddings, tokenizer.length),
-        ("vocab_size", encoder.vocab_size, tokenizer.vocabulary),
+    for name, given in (
+        ("max_position_embeddings", tokenizer.length),
+        ("vocab_size", tokenizer.vocabulary),
     ):
+        taken = getattr(encoder, name, given)  # T5 takes texts of any length
         if taken < given:
             raise InputError(
                 f"{where}/config.json: {name} = {taken}, but its tokenizer needs {given}; they do "
@@ -224,7 +267,7 @@ def read_unet(folder: Folder, pipeline: StableDiffusionPipeline, dtype: str) -> 
 
 
 def read_surroundings(
-    folder: Folder, pipeline: StableDiffusionPipeline, text_dtype: str | None, vae_dtype: str
+    folder: Folder, pipeline: LatentPipeline, text_dtype: str | None, vae_dtype: str
 ) -> Frozen:
     """The weights of the VAE and, unless their dtype is None, of the text encoders, numpy arrays.
 

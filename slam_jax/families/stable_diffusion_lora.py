@@ -49,7 +49,7 @@ def with_loras(model: Model, options: LoadOptions) -> Model:
         method = method_called(options.method)
     for spelled in options.loras:
         path, factor = locate(spelled)
-        found = read_lora(path, parts, model.pipeline.network.layers_per_block)
+        found = read_lora(path, parts, getattr(model.pipeline.network, "layers_per_block", None))
         if found.unused:
             some = ", ".join(found.unused[:3])
             count = f"{path}: {len(found.unused)} keys are of no layer of this model: {some}"

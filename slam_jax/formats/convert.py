@@ -14,7 +14,8 @@ Any other array has the same name and layout, `bias` and `running_mean` for exam
 Published files come with other spellings, which are read and never written: the VAE of SD 1.x has
 older names in its attention, at times with 1x1 convolutions [out, in, 1, 1] where linear layers are
 now; DINOv2 has other names in its attention than CLIP; a CLIP text encoder may lack the prefix
-"text_model."; and Inception comes with TensorFlow's names (`from_tensorflow_names`).
+"text_model."; T5's embedding of tokens may have another name, or both; and Inception comes with
+TensorFlow's names (`from_tensorflow_names`).
 """
 
 from collections.abc import Callable, Mapping
@@ -38,6 +39,7 @@ OTHER_ATTENTION_NAMES = {
     "attention.out_proj": "attention.output.dense",
 }
 CLIP_PREFIX = "text_model."
+SAME = {"shared.weight": "encoder.embed_tokens.weight"}  # one array under two names, in T5
 # Not weights: 0, 1, 2, ... as an array, in files of older transformers; and a count of steps.
 NOT_WEIGHTS = (
     "text_model.embeddings.position_ids",
@@ -145,12 +147,12 @@ def from_torch(
     for path, leaf in flatten(abstract_params).items():
         key = _torch_key(path)
         other_key = _other_attention_key(key)
-        spellings = (key, other_key, key.removeprefix(CLIP_PREFIX))
+        spellings = (key, other_key, key.removeprefix(CLIP_PREFIX), SAME.get(key))
         spelled = next((name for name in spellings if name in extra), None)
         if spelled is None:
             missing.append(key)
             continue
-        extra.remove(spelled)
+        extra -= {spelled, SAME.get(key)}
         array = np.asarray(state_dict[spelled])
         if other_key is not None and array.shape[2:] == (1, 1):
             array = array[:, :, 0, 0]

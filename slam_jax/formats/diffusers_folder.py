@@ -7,6 +7,8 @@
     scheduler/scheduler_config.json
     tokenizer/tokenizer_config.json   with vocab.json and merges.txt, or with tokenizer.json
 
+Stable Diffusion 3 has transformer/ in place of unet/, and text_encoder_3 and tokenizer_3, of T5.
+
 Weights may come as a variant ("fp16": diffusion_pytorch_model.fp16.safetensors) and in shards
 (diffusion_pytorch_model.safetensors.index.json lists them).
 """
@@ -27,40 +29,20 @@ from slam_jax.base.errors import InputError
 from slam_jax.base.json_file import read_json
 from slam_jax.formats import convert, hub, safetensors, weight_files
 from slam_jax.formats.hub import first_line
+from slam_jax.formats.model_index import (
+    COMPONENTS,
+    HINT,
+    OPTIONAL,
+    STEMS,
+    TOKENIZERS,
+    class_of,
+    read_index,
+)
 from slam_jax.formats.tokenizer import Tokenizer, load_tokenizer
 from slam_jax.models import functional
 from slam_jax.models.functional import Params
 
-PIPELINES = (
-    "StableDiffusionPipeline",
-    "StableDiffusionImg2ImgPipeline",
-    "LatentConsistencyModelPipeline",
-    "LatentConsistencyModelImg2ImgPipeline",
-    "StableDiffusionXLPipeline",
-    "StableDiffusionXLImg2ImgPipeline",
-)
-# The classes that a component may have.
-CLASSES = {
-    "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL",),
-    "text_encoder": ("CLIPTextModel",),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-}
-CLASSES_XL = {
-    **CLASSES,
-    "text_encoder_2": ("CLIPTextModelWithProjection",),
-    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
-}
-# They judge or encode pictures, and take no part in distillation or sampling.
-NOT_USED = {"safety_checker", "feature_extractor", "image_encoder"}
-STEMS = {  # of the weights' file names, by who wrote them: diffusers or transformers
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-    "text_encoder_2": "model",
-}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-HINT = "a diffusers model folder has it; get it again"
 NAMED = 3  # keys that a message names before it says "..."
 
 
@@ -116,7 +98,7 @@ def resolve(path: str, revision: str = "", variant: str = "", weights: bool = Tr
 def _patterns(variant: str, weights: bool) -> list[str]:
     """What to fetch of a repository: configurations, tokenizers, safetensors of the variant."""
     patterns = ["model_index.json", "slam.json", "scheduler/scheduler_config.json"]
-    for tokenizer in ("tokenizer", "tokenizer_2"):
+    for tokenizer in TOKENIZERS:
         patterns += [f"{tokenizer}/*.json", f"{tokenizer}/*.txt"]
     dot, shard = f".{variant}" if variant else "", "-?????-of-?????"
     endings = [f"{dot}.safetensors", f"{dot}{shard}.safetensors", f"{shard}{dot}.safetensors"]
@@ -134,29 +116,7 @@ def read_model_index(folder: Folder) -> dict[str, Any]:
     Raises:
         InputError: no such file, or a pipeline or component that is not supported, by its name.
     """
-    path = folder.path / "model_index.json"
-    index = read_json(path, HINT)
-    pipeline = index.get("_class_name")
-    if pipeline not in PIPELINES:
-        supported = ", ".join(PIPELINES)
-        raise InputError(f"{path}: _class_name is {pipeline!r}, supported: {supported}")
-    classes = CLASSES_XL if "XL" in pipeline else CLASSES
-    for component, supported in classes.items():
-        name = _class_of(index.get(component))
-        if name not in supported:
-            raise InputError(f"{path}: {component} is {name}, supported: {' and '.join(supported)}")
-    known = classes.keys() | NOT_USED | {"scheduler"}
-    for component, value in index.items():
-        if component not in known and (name := _class_of(value)):
-            raise InputError(f"{path}: {component} ({name}) is not supported in a {pipeline}")
-    return index
-
-
-def _class_of(entry: Any) -> str | None:
-    """The class in an entry [library, class] of model_index.json; None for any other entry."""
-    if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str):
-        return entry[1]
-    return None
+    return read_index(folder.path / "model_index.json")
 
 
 def read_config(folder: Folder, component: str) -> dict[str, Any]:
@@ -180,7 +140,7 @@ def read_params(
     """A component's parameters, numpy arrays unless `place` makes others of them.
 
     Args:
-        component: "unet", "vae", "text_encoder" or "text_encoder_2".
+        component: one of STEMS.
         module_class, config: the module that the parameters are for.
         dtype: of the result.
         place: what to do with each converted array before the next one is read, such as putting
@@ -232,10 +192,12 @@ def fingerprints(folder: Folder) -> dict[str, str]:
         InputError: a part is missing or cannot be read.
     """
     # What of the index changes the pictures; its other keys are notes.
-    zeros = read_model_index(folder).get("force_zeros_for_empty_prompt", False)
+    index = read_model_index(folder)
+    zeros = index.get("force_zeros_for_empty_prompt", False)
     parts = {"empty prompt": "zeros" if zeros else "encoded"}
-    for name in [*CLASSES_XL, "scheduler"]:
-        if not (where := folder.path / name).is_dir():
+    for name in [*COMPONENTS, "scheduler"]:
+        is_left_out = name in OPTIONAL and class_of(index.get(name)) is None
+        if is_left_out or not (where := folder.path / name).is_dir():
             continue
         digest = hashlib.sha256()
         endings = (".json", ".txt") if name.startswith("tokenizer") else ("config.json",)
@@ -266,8 +228,24 @@ def read_tokenizer(folder: Folder, component: str) -> Tokenizer:
         for name in ("vocab.json", "merges.txt"):
             if not (where / name).is_file():
                 raise InputError(f"{where / name}: missing, and there is no tokenizer.json either")
+    return _loaded(where, length, "CLIP")
+
+
+def read_t5_tokenizer(folder: Folder, component: str, length: int) -> Tokenizer:
+    """The tokenizer in the subfolder "tokenizer_3", for texts of so many tokens.
+
+    Raises:
+        InputError: a file is missing or broken.
+    """
+    where = folder.path / component
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        read_json(where / name, HINT)
+    return _loaded(where, length, "T5")
+
+
+def _loaded(where: Path, length: int, kind: str) -> Tokenizer:
     try:
-        return load_tokenizer(where, length)
+        return load_tokenizer(where, length, kind)
     # The tokenizers library raises bare Exceptions.
     except Exception as error:
-        raise InputError(f"{where}: not a CLIP tokenizer ({first_line(error)})") from error
+        raise InputError(f"{where}: not a {kind} tokenizer ({first_line(error)})") from error

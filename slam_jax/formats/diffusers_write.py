@@ -15,18 +15,20 @@ import numpy as np
 from slam_jax.base.json_file import read_json, write_json
 from slam_jax.formats import convert, weight_files
 from slam_jax.formats import safetensors as weights
-from slam_jax.formats.diffusers_folder import (
+from slam_jax.formats.diffusers_folder import Folder, read_config
+from slam_jax.formats.model_index import (
     CLASSES,
     CLASSES_XL,
     NOT_USED,
+    PIPELINES,
     STEMS,
-    Folder,
-    read_config,
+    TOKENIZERS,
+    class_of,
 )
+from slam_jax.method.flow_matching import FlowMatching
 from slam_jax.models.functional import Params, cast
 
-COPIED = ("vae", "text_encoder", "text_encoder_2")  # networks, from the teacher
-TOKENIZERS = ("tokenizer", "tokenizer_2")
+DENOISERS = ("unet", "transformer")
 TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -34,26 +36,27 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
     "tokenizer.json",
+    "spiece.model",
 )
 
 
 def model_index(teacher: dict[str, Any], scheduler: str) -> dict[str, Any]:
     """The student's model_index.json from its teacher's: a text-to-image pipeline of torch classes
     with the student's scheduler, and nothing that judges pictures."""
-    is_xl = "XL" in teacher["_class_name"]
+    classes = PIPELINES[teacher["_class_name"]]
     index: dict[str, Any] = {
-        "_class_name": "StableDiffusionXLPipeline" if is_xl else "StableDiffusionPipeline",
+        "_class_name": next(name for name, kinds in PIPELINES.items() if kinds is classes),
         "_diffusers_version": teacher.get("_diffusers_version", "0.22.0"),
         "scheduler": ["diffusers", scheduler],
     }
-    for component in CLASSES_XL if is_xl else CLASSES:
-        index[component] = teacher[component]
-    for component in sorted(NOT_USED - ({"safety_checker"} if is_xl else set())):
+    for component in classes:
+        index[component] = teacher.get(component, [None, None])
+    for component in sorted(NOT_USED if classes is CLASSES else NOT_USED - {"safety_checker"}):
         index[component] = [None, None]
-    if is_xl:
+    if classes is CLASSES_XL:
         zeros = bool(teacher.get("force_zeros_for_empty_prompt", False))
         return {**index, "force_zeros_for_empty_prompt": zeros}
-    return {**index, "requires_safety_checker": False}
+    return {**index, "requires_safety_checker": False} if classes is CLASSES else index
 
 
 def student_scheduler(teacher: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -63,6 +66,8 @@ def student_scheduler(teacher: dict[str, Any], own: dict[str, Any]) -> dict[str,
       teacher: contents of its scheduler_config.json.
       own: class and options that the method gives.
     """
+    if FlowMatching.reads(own):
+        return own
     # A key that the teacher leaves out has another default in the student's class: all are written.
     return {
         "num_train_timesteps": teacher.get("num_train_timesteps", 1000),
@@ -125,17 +130,17 @@ def write_stable_diffusion(
 
 
 def copy_surroundings(teacher: Folder, index: dict[str, Any], to: Path) -> None:
-    """Copies all that `index` has beside UNet and scheduler.
+    """Copies all that `index` has beside denoiser and scheduler.
 
     Raises:
       InputError: a file of the teacher is missing or damaged; names it.
       OSError: a file cannot be copied.
     """
-    for component in COPIED:
-        if component in index:
+    for component in STEMS:
+        if component not in DENOISERS and class_of(index.get(component)) is not None:
             _copy_network(teacher, component, to / component)
     for component in TOKENIZERS:
-        if component in index:
+        if class_of(index.get(component)) is not None:
             (to / component).mkdir()
             for name in TOKENIZER_FILES:
                 if (source := teacher.path / component / name).is_file():

@@ -36,8 +36,10 @@ class Header:
         Raises:
           InputError: it is no number.
         """
-        prefix = "unet" if part == "denoiser" else part
-        facts = {k.removeprefix(f"{prefix}."): v for k, v in self.facts.items()}
+        prefixes = ("unet.", "transformer.") if part == "denoiser" else (f"{part}.",)
+        facts = dict(self.facts)
+        for prefix in prefixes:
+            facts = {k.removeprefix(prefix): v for k, v in facts.items()}
         patterns = facts.get("alpha_pattern") or {}
         if not isinstance(patterns, dict):
             raise InputError(f"{self.path}: alpha_pattern is no object; get the file again")

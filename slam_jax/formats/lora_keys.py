@@ -108,7 +108,7 @@ def layout_of(keys: Collection[str]) -> str:
         return "kohya's, of text encoders alone"
     if any(IN_2023.search(key) for key in keys):
         return "diffusers' of 2023"
-    parts = ("unet.", "text_encoder.", "text_encoder_2.")
+    parts = ("unet.", "transformer.", "text_encoder.", "text_encoder_2.")
     return "diffusers'" if any(key.startswith(parts) for key in keys) else "peft's"
 
 

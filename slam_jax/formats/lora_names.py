@@ -4,6 +4,7 @@ lora_unet_down_blocks_0_attentions_0_proj_in       kohya's sd-scripts, diffusers
 lora_unet_input_blocks_1_1_proj_in                 kohya's for SDXL, StabilityAI's names
 lora_te_..., lora_te1_..., lora_te2_...            kohya's text encoders
 unet.down_blocks.0.attentions.0.proj_in            diffusers; text_encoder., text_encoder_2.
+transformer.transformer_blocks.0.attn.to_q         diffusers, of a transformer
 base_model.model.down_blocks.0.attentions.0.proj_in    peft, of a UNet
 down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora    diffusers, in 2023
 """
@@ -21,6 +22,7 @@ WITH_UNDERSCORES = {
 }
 WITH_DOTS = {
     "unet.": DENOISER,
+    "transformer.": DENOISER,
     "text_encoder.": "text_encoder",
     "text_encoder_2.": "text_encoder_2",
     "base_model.model.": DENOISER,
@@ -49,12 +51,13 @@ class Names:
 
     Args:
       layers: part -> dotted paths of its layers, as diffusers and transformers have them.
-      layers_per_block: of the UNet.
+      layers_per_block: of the UNet; None: it is none, and nobody has other names for its layers.
     """
 
-    def __init__(self, layers: Mapping[str, Collection[str]], layers_per_block: int):
+    def __init__(self, layers: Mapping[str, Collection[str]], layers_per_block: int | None):
         self._dotted = {part: {path: path for path in paths} for part, paths in layers.items()}
-        self._dotted[DENOISER] |= stability_names(layers[DENOISER], layers_per_block)
+        if layers_per_block is not None:
+            self._dotted[DENOISER] |= stability_names(layers[DENOISER], layers_per_block)
         for part, paths in self._dotted.items():
             if part != DENOISER:  # files of one text encoder may lack it
                 paths |= {path.removeprefix("text_model."): path for path in list(paths)}

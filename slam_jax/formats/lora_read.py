@@ -36,13 +36,13 @@ class LoraFile:
     unused: tuple[str, ...] = ()
 
 
-def read_lora(path: Path, params: Mapping[str, Params], layers_per_block: int) -> LoraFile:
+def read_lora(path: Path, params: Mapping[str, Params], layers_per_block: int | None) -> LoraFile:
     """Reads a file for a model.
 
     Args:
       path: of a safetensors file.
       params: arrays or shapes of the model's parts: "denoiser", "text_encoder", ...
-      layers_per_block: of its UNet.
+      layers_per_block: of its UNet; None: its denoiser is none.
 
     Raises:
       InputError: the file cannot be read, is no LoRA, has an array that is not finite, or is for

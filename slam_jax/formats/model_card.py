@@ -4,18 +4,17 @@ from dataclasses import dataclass
 
 from slam_jax.formats import lora_file
 from slam_jax.method.method import Method
+from slam_jax.method.schedule import Schedule
 from slam_jax.models.functional import Params
 from slam_jax.models.lora import rank_of
-from slam_jax.models.unet import UNetConfig
 
 WHOLE_USAGE = (
-    "StableDiffusionPipeline (SDXL: StableDiffusionXLPipeline).from_pretrained(folder)(prompt, "
-    "num_inference_steps={steps}, guidance_scale=1). Guidance is built in; README.md says what "
-    "another guidance_scale would do."
+    "{pipeline}.from_pretrained(folder{loaded})(prompt, {call}). Guidance is built in; README.md "
+    "says what another guidance_scale would do."
 )
 LORA_USAGE = (
     "load_lora_weights(folder) on the pipeline of the teacher, with the scheduler of this folder; "
-    "then num_inference_steps={steps}, guidance_scale=1. Guidance is built in."
+    "then {call}. Guidance is built in."
 )
 # What diffusers makes of another scale, with and without a gamma embedding in the UNet.
 OTHER_SCALES = {
@@ -32,19 +31,19 @@ with which options. It draws in few steps:
 ```python
 from diffusers import {pipeline}
 
-pipeline = {pipeline}.from_pretrained("path/to/this/folder")
+pipeline = {pipeline}.from_pretrained("path/to/this/folder"{loaded})
 prompt = "a lighthouse by the sea at sunset"
-image = pipeline(prompt, num_inference_steps={steps}, guidance_scale=1).images[0]
+image = pipeline(prompt, {call}).images[0]
 image.save("lighthouse.png")
 ```
 
 Keep `guidance_scale=1`: the student has its guidance (w = {w:g}) built in.
 {other_scales}
-
+{sigmas}
 `slam-jax sample --model path/to/this/folder --prompt "..." --steps {steps} --out picture.png`
 draws with JAX, and `slam_jax.load("path/to/this/folder")` reads it in Python.
 
-Everything but the UNet and the scheduler's configuration is a copy of the teacher's. The teacher's
+Everything but the {denoiser} and the scheduler's configuration is a copy of the teacher's. Its
 licence holds for this model too.
 """
 AS_LORA = """`{file}` is {what}, of rank {rank}. It makes
@@ -53,14 +52,12 @@ AS_LORA = """`{file}` is {what}, of rank {rank}. It makes
 ```python
 from diffusers import {pipeline}, {scheduler}
 
-pipeline = {pipeline}.from_pretrained("{teacher}")
+pipeline = {pipeline}.from_pretrained("{teacher}"{loaded})
 pipeline.load_lora_weights("path/to/this/folder")
 pipeline.scheduler = {scheduler}.from_pretrained("path/to/this/folder", subfolder="scheduler")
-image = pipeline("a lighthouse by the sea", num_inference_steps={steps}, guidance_scale=1).images[0]
+image = pipeline("a lighthouse by the sea", {call}).images[0]
 ```
-
-{comfyui}.
-"""
+{comfyui}"""
 LORA_ALONE = """# A LoRA that makes {teacher} draw in few steps
 
 Distilled by slam_jax with {method}, at
@@ -69,7 +66,7 @@ Distilled by slam_jax with {method}, at
 {as_lora}
 Keep `guidance_scale=1`: the LoRA has its guidance (w = {w:g}) built in.
 {other_scales}
-
+{sigmas}
 `slam-jax sample --model path/to/this/folder --prompt "..." --steps {steps} --out picture.png`
 draws with JAX where {teacher} is still to be found;
 `--model BASE --lora path/to/this/folder` draws with another base.
@@ -77,7 +74,19 @@ draws with JAX where {teacher} is still to be found;
 The teacher's licence holds for this LoRA too.
 """
 # How ComfyUI draws as a scheduler of diffusers does.
-COMFYUI = "ComfyUI loads the file as any LoRA, at strength 1"
+COMFYUI = "\nComfyUI loads the file as any LoRA, at strength 1"
+NO_COMFYUI = (
+    "\nComfyUI wants the keys of kohya: `slam-jax export` without `--lora-keys diffusers`.\n"
+)
+DENOISERS = {"unet": "UNet", "transformer": "transformer"}  # by their folders
+SIGMAS = """
+The scheduler spaces its steps in another way where it is not given `sigmas`. They are:
+
+| steps | sigmas |
+| --- | --- |
+{rows}
+"""
+STEPS = (1, 2, 4, 8)  # whose sigmas are listed
 SAMPLERS = {
     "LCMScheduler": "; draw with sampler `lcm` and CFG 1",
     "TCDScheduler": ", but has no sampler that draws as TCDScheduler does without noise",
@@ -92,22 +101,44 @@ class Card:
       teacher: its name.
       pipeline: a class of diffusers.
       method: how the student was distilled.
+      schedule: its teacher's.
+      denoiser: folder of its denoiser.
+      left_out: parts that the pipeline has to be told to do without.
       keys: the layout of its LoRA, one of `lora_file.KEYS`.
     """
 
     teacher: str
     pipeline: str
     method: Method
+    schedule: Schedule
+    denoiser: str
+    left_out: tuple[str, ...] = ()
     keys: str = "kohya"
 
-    def whole(self, unet: UNetConfig) -> str:
-        """Of a folder with the whole student.
+    @property
+    def sigmas(self) -> dict[str, list[float]]:
+        """Steps -> what the scheduler has to be given; empty: it needs nothing."""
+        found = {}
+        for steps in {*STEPS, self.method.usual_steps}:
+            try:
+                times = self.method.timesteps(steps, self.schedule)
+            except ValueError:  # more steps than there are points
+                continue
+            if (sigmas := self.schedule.sigmas_for(times)) is not None:
+                found[str(steps)] = sigmas
+        return dict(sorted(found.items(), key=lambda item: int(item[0])))
+
+    def usage(self, whole: bool) -> str:
+        """How to draw with an export, in a sentence.
 
         Args:
-          unet: its configuration.
+          whole: whether it has the whole student.
         """
-        scales = OTHER_SCALES[unet.time_cond_proj_dim is not None]
-        return WHOLE.format(**self._facts(), other_scales=scales)
+        return (WHOLE_USAGE if whole else LORA_USAGE).format(**self._facts())
+
+    def whole(self) -> str:
+        """Of a folder with the whole student."""
+        return WHOLE.format(**self._facts(), other_scales=OTHER_SCALES[self.method.tells_gamma])
 
     def beside(self, adapters: Params, kept: float | None) -> str:
         """Of a LoRA beside the whole student, to be added to the card of that.
@@ -138,18 +169,33 @@ class Card:
             "method": self.method.title or f"the method {self.method.name}",
             "steps": self.method.usual_steps,
             "w": self.method.w,
+            "call": self._call(),
+            "denoiser": DENOISERS[self.denoiser],
+            "loaded": "".join(f", {name}=None" for name in self.left_out),
+            "sigmas": SIGMAS.format(rows=self._rows()) if self.sigmas else "",
         }
+
+    def _call(self) -> str:
+        steps = self.method.usual_steps
+        given = f", sigmas={self.sigmas[str(steps)]}" if self.sigmas else ""
+        return f"num_inference_steps={steps}{given}, guidance_scale=1"
+
+    def _rows(self) -> str:
+        return "\n".join(
+            f"| {steps} | {', '.join(f'{sigma:g}' for sigma in sigmas)} |"
+            for steps, sigmas in self.sigmas.items()
+        )
 
     def _as_lora(self, adapters: Params, kept: float | None = None) -> str:
         what = "what was trained, a LoRA"
         if kept is not None:
             what = f"a LoRA that has {kept:.1%} of what was trained"
-        scheduler = self.method.diffusers_scheduler()["_class_name"]
-        comfyui = (
-            "ComfyUI wants the keys of kohya: `slam-jax export` without `--lora-keys diffusers`"
-        )
+        scheduler = self.method.diffusers_scheduler(self.schedule)["_class_name"]
+        comfyui = ""
         if self.keys == "kohya":
-            comfyui = COMFYUI + SAMPLERS.get(scheduler, "")
+            comfyui = f"{COMFYUI}{SAMPLERS.get(scheduler, '')}.\n"
+        elif lora_file.LAYOUTS[self.denoiser] == lora_file.KEYS:
+            comfyui = NO_COMFYUI
         return AS_LORA.format(
             **self._facts(),
             file=lora_file.FILE,

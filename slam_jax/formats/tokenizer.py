@@ -1,4 +1,4 @@
-"""CLIP's tokenizer, which is that of transformers."""
+"""The tokenizers of CLIP and T5, which are those of transformers."""
 
 import os
 from collections.abc import Sequence
@@ -46,8 +46,20 @@ def tokenize(tokenizers: Sequence[Tokenizer], texts: Sequence[str]) -> Int[np.nd
     return np.stack([tokenizer(list(texts)) for tokenizer in tokenizers], axis=1)
 
 
-def load_tokenizer(where: Path, length: int) -> Tokenizer:
+def tokenize_in_a_row(
+    tokenizers: Sequence[Tokenizer], texts: Sequence[str]
+) -> Int[np.ndarray, "B L"]:
+    """The same of tokenizers of several lengths: their token ids behind each other."""
+    return np.concatenate([tokenizer(list(texts)) for tokenizer in tokenizers], axis=1)
+
+
+def load_tokenizer(where: Path, length: int, kind: str = "CLIP") -> Tokenizer:
     """The tokenizer whose files are in `where`, for texts of `length` tokens.
+
+    Args:
+        where: its folder.
+        length: L.
+        kind: "CLIP" or "T5".
 
     Raises:
         Exception: of any class, when a file is not what it should be.
@@ -55,6 +67,7 @@ def load_tokenizer(where: Path, length: int) -> Tokenizer:
     # Imported here because it takes more than a second; and quietly, because without torch it
     # would say that it can do nothing but this.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from transformers import CLIPTokenizer
+    from transformers import CLIPTokenizer, T5TokenizerFast
 
-    return Tokenizer(CLIPTokenizer.from_pretrained(where, local_files_only=True), length)
+    classes = {"CLIP": CLIPTokenizer, "T5": T5TokenizerFast}
+    return Tokenizer(classes[kind].from_pretrained(where, local_files_only=True), length)

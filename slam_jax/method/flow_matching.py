@@ -42,6 +42,7 @@ NOT_READ = (
     "use_exponential_sigmas",
     "use_beta_sigmas",
     "invert_sigmas",
+    "shift_terminal",
     "stochastic_sampling",
     "shift_terminal",
 )
@@ -120,6 +121,21 @@ class FlowMatching(Schedule):
         if not 1 <= steps <= self.num_train_timesteps:
             raise ValueError(f"steps: {steps} must be between 1 and {self.num_train_timesteps}")
         return self._times(np.linspace(1, self.shifted(1 / self.num_train_timesteps), steps))
+
+    def diffusers_scheduler(self, sampler: str, count: int) -> dict[str, Any]:
+        del count  # the grid is given as `sigmas`
+        kind = "LCM" if sampler == "consistency" else "EulerDiscrete"
+        return {
+            "_class_name": f"FlowMatch{kind}Scheduler",
+            "num_train_timesteps": self.num_train_timesteps,
+            "shift": self.shift,
+        }
+
+    def sigmas_for(self, times: Num[np.ndarray, " n"]) -> list[float]:
+        """Times before the shift, u in (3), in [0, 1]."""
+        sigma = np.asarray(times, np.float64) / self.num_train_timesteps
+        unshifted = sigma / (self.shift - (self.shift - 1) * sigma)
+        return [round(float(u), 6) for u in unshifted]
 
     def shifted(self, u: Any) -> Any:
         """Equation (3)."""

@@ -178,15 +178,10 @@ class Method(Options, ABC):
           rows: random numbers of the steps.
         """
 
-    def diffusers_scheduler(self) -> dict[str, Any]:
-        """The scheduler with which the pipelines of diffusers draw as `sample` does: its class, as
-        "_class_name", and those of its options that no teacher decides. By default DDIM, as
-        `sampler.sample_ddim` has it."""
-        return {
-            "_class_name": "DDIMScheduler",
-            "timestep_spacing": "trailing",
-            "set_alpha_to_one": True,
-        }
+    def diffusers_scheduler(self, schedule: Schedule) -> dict[str, Any]:
+        """The scheduler with which the pipelines of diffusers draw as `sample` does, see
+        `Schedule.diffusers_scheduler`. By default DDIM, as `sampler.sample_ddim` has it."""
+        return schedule.diffusers_scheduler("ddim", 0)
 
 
 def sums_by_bin(values: Float[Array, " B"], bins: Int[Array, " B"], count: int, name: str) -> Sums:

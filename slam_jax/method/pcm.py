@@ -72,12 +72,8 @@ class Pcm(SubPathMethod):
         del rows  # nothing is random
         return sample_ddim(predictor(student, schedule, context), schedule, x, timesteps, end=0)
 
-    def diffusers_scheduler(self) -> dict[str, Any]:
-        # The pipelines' default, eta = 0, makes it deterministic: steps by equation (2).
-        return {
-            "_class_name": "TCDScheduler",
-            "original_inference_steps": self.num_ddim_timesteps,
-        }
+    def diffusers_scheduler(self, schedule: Schedule) -> dict[str, Any]:
+        return schedule.diffusers_scheduler("phases", self.num_ddim_timesteps)
 
 
 def phase_edges(phases: int, grid: Num[np.ndarray, " M"]) -> Num[np.ndarray, " M"]:

@@ -18,6 +18,11 @@ from jaxtyping import Array, Float, Num
 Scales = tuple[Float[Array, " B"], Float[Array, " B"]]  # alpha and sigma of a point
 
 
+# Ways to draw: consistency sampling on a distillation grid, deterministic steps on it, and
+# deterministic steps of the schedule's own.
+SAMPLERS = ("consistency", "phases", "ddim")
+
+
 class Schedule(ABC):
     """How much signal and noise there is at a time, and what a network's output means there.
 
@@ -103,6 +108,21 @@ class Schedule(ABC):
         Raises:
           ValueError: impossible numbers.
         """
+
+    @abstractmethod
+    def diffusers_scheduler(self, sampler: str, count: int) -> dict[str, Any]:
+        """A scheduler of diffusers that draws so: its class, as "_class_name", and those of its
+        options that the teacher's `scheduler_config.json` does not decide.
+
+        Args:
+          sampler: one of SAMPLERS.
+          count: of points of the distillation grid; "ddim" has none.
+        """
+
+    def sigmas_for(self, times: Num[np.ndarray, " n"]) -> list[float] | None:
+        """What that scheduler has to be given to draw at these times; None: the number of steps."""
+        del times
+        return None
 
 
 def per_example(values: Float[Array, " B"], like: Float[Array, "B ..."]) -> Float[Array, "B ..."]:

@@ -21,7 +21,6 @@ from slam_jax.method.method import Examples, Method, RowKeys, Sums, sums_by_bin
 from slam_jax.method.sampler import consistency_timesteps, sample_consistency
 from slam_jax.method.schedule import Schedule, add_noise
 from slam_jax.method.solver import Denoiser, ddim_solve, guided
-from slam_jax.method.variance_preserving import TIMESTEP_SCALING
 
 BINS = 4  # of time, for metrics
 
@@ -90,12 +89,8 @@ class SubPathMethod(Method):
     def sample(self, student, schedule, x, context, timesteps, rows: RowKeys):
         return sample_consistency(student, schedule, x, context, timesteps, rows)
 
-    def diffusers_scheduler(self) -> dict[str, Any]:
-        return {
-            "_class_name": "LCMScheduler",
-            "original_inference_steps": self.num_ddim_timesteps,
-            "timestep_scaling": TIMESTEP_SCALING,
-        }
+    def diffusers_scheduler(self, schedule: Schedule) -> dict[str, Any]:
+        return schedule.diffusers_scheduler("consistency", self.num_ddim_timesteps)
 
     def distances(
         self, answer: Float[Array, "B H W C"], target: Float[Array, "B H W C"]

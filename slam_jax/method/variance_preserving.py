@@ -125,6 +125,24 @@ class VariancePreserving(Schedule):
     def grid(self, count):
         return distillation_grid(self.num_train_timesteps, count)
 
+    def diffusers_scheduler(self, sampler: str, count: int) -> dict[str, Any]:
+        grid = {"original_inference_steps": count}
+        options = {
+            "consistency": {
+                "_class_name": "LCMScheduler",
+                **grid,
+                "timestep_scaling": TIMESTEP_SCALING,
+            },
+            # The pipelines' default, eta = 0, makes it deterministic: steps to the next time.
+            "phases": {"_class_name": "TCDScheduler", **grid},
+            "ddim": {
+                "_class_name": "DDIMScheduler",
+                "timestep_spacing": "trailing",
+                "set_alpha_to_one": True,
+            },
+        }
+        return options[sampler]
+
     def teacher_timesteps(self, steps):
         return ddim_timesteps(steps, self.num_train_timesteps)
 

@@ -55,13 +55,17 @@ def init(module_class: type[nnx.Module], config: Any, key: jax.Array) -> Params:
     """Fresh float32 parameters, the same on every host for the same key.
 
     Scales are one, biases zero, `cond_proj` is zero so that a pretrained network gains its input
-    unchanged, and all else is LeCun-normal. Drawn by numpy, because XLA compiles a second per
-    array shape for its random numbers: a minute for the smallest UNet.
+    unchanged, what a class names in `constants` is that, and all else is LeCun-normal. Drawn by
+    numpy, because XLA compiles a second per array shape for its random numbers: a minute for the
+    smallest UNet.
     """
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    constants = getattr(module_class, "constants", lambda config: {})(config)
 
     def draw(path, leaf):
         names = [entry.key for entry in path]
+        if (constant := constants.get(".".join(names))) is not None:
+            return constant
         if names[-1] == "scale":
             return np.ones(leaf.shape, leaf.dtype)
         if names[-1] == "bias" or "cond_proj" in names:

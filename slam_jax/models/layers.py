@@ -1,4 +1,4 @@
-"""Building blocks of the UNet and the VAE: NHWC, with the attribute names of diffusers.
+"""Building blocks of UNet, MMDiT and VAE: NHWC, with the attribute names of diffusers.
 
 Names are an interface here: the path of an array, `down_blocks.0.resnets.1.conv1.kernel`, is its
 key in a diffusers checkpoint up to the last word, which makes weight conversion one rule.
@@ -8,6 +8,8 @@ Shape letters: B batch, H height, W width, C channels, L tokens, D features.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -165,14 +167,24 @@ class GEGLU(nnx.Module):
         return x * jax.nn.gelu(gate, approximate=False)
 
 
-class FeedForward(nnx.Module):
-    """GEGLU to four times the width and back, [B, L, D] -> [B, L, D]."""
+class GELU(nnx.Module):
+    """Linear layer and the GELU that tanh approximates, [B, L, D] -> [B, L, D']."""
 
-    def __init__(self, features, *, rngs):
+    def __init__(self, features, out_features, *, rngs):
+        self.proj = nnx.Linear(features, out_features, rngs=rngs)
+
+    def __call__(self, x):
+        return jax.nn.gelu(self.proj(x), approximate=True)
+
+
+class FeedForward(nnx.Module):
+    """GEGLU or GELU to four times the width and back, [B, L, D] -> [B, L, D]."""
+
+    def __init__(self, features, activation: Callable[..., Any] = GEGLU, *, rngs):
         inner = 4 * features
         # The gap keeps torch's indices, where net.1 is a dropout.
         self.net = nnx.List(
-            [GEGLU(features, inner, rngs=rngs), None, nnx.Linear(inner, features, rngs=rngs)]
+            [activation(features, inner, rngs=rngs), None, nnx.Linear(inner, features, rngs=rngs)]
         )
 
     def __call__(self, x):

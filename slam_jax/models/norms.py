@@ -1,4 +1,4 @@
-"""GroupNorm and LayerNorm with torch's conventions; statistics are float32 whatever the data are.
+"""Norms with torch's conventions; statistics are float32 whatever the data are.
 
 Shape letters: B batch, H height, W width, C channels.
 """
@@ -44,7 +44,21 @@ class GroupNorm(nnx.GroupNorm):
 
 
 class LayerNorm(nnx.LayerNorm):
-    """LayerNorm with torch's epsilon and the two-pass variance."""
+    """LayerNorm with torch's epsilon and the two-pass variance; not `affine`: without weights."""
 
-    def __init__(self, features, eps=1e-5, *, rngs):
-        super().__init__(features, epsilon=eps, use_fast_variance=False, rngs=rngs)
+    def __init__(self, features, eps=1e-5, affine=True, *, rngs):
+        super().__init__(
+            features,
+            epsilon=eps,
+            use_bias=affine,
+            use_scale=affine,
+            use_fast_variance=False,
+            rngs=rngs,
+        )
+
+
+class RMSNorm(nnx.RMSNorm):
+    """x / sqrt(mean of x^2 + eps), with a scale."""
+
+    def __init__(self, features, eps=1e-6, *, rngs):
+        super().__init__(features, epsilon=eps, rngs=rngs)

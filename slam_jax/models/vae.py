@@ -1,10 +1,10 @@
 """The autoencoder of Stable Diffusion: images to latents an eighth of their size, and back.
 
-`VAEConfig` speaks the config.json of diffusers' AutoencoderKL and attributes are named as in its
-checkpoints; whatever else such a config can ask for is refused by name.
+`VAEConfig`, or `SD3VAEConfig`, speaks the config.json of diffusers' AutoencoderKL and attributes
+are named as in its checkpoints; whatever else such a config can ask for is refused by name.
 
     encode: images x -> mean, logvar of q(z | x) = N(mean, exp(logvar))
-    latents of the diffusion model: scaling_factor * z
+    latents of the diffusion model: scaling_factor * z; of SD 3: scaling_factor * (z - shift_factor)
     decode: z -> images
 
 Shape letters: B batch, H height, W width, C channels; h, w height and width of the latents.
@@ -43,6 +43,10 @@ class VAEConfig(PublishedConfig):
 
     CLASS = "AutoencoderKL"
     FIXED = FIXED
+    # What SD3VAEConfig may change; no fields here, as diffusers' older pipelines take no notice.
+    shift_factor = None
+    use_quant_conv = True
+    use_post_quant_conv = True
 
     in_channels: int = 3
     out_channels: int = 3
@@ -67,6 +71,17 @@ class VAEConfig(PublishedConfig):
     def downscale(self) -> int:
         """Pixels of an image per latent, along one side."""
         return 2 ** (len(self.block_out_channels) - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class SD3VAEConfig(VAEConfig):
+    """Configuration of the `AutoencoderKL` of SD 3: a shift, and fewer convolutions."""
+
+    FIXED = {key: FIXED[key] for key in FIXED if not hasattr(VAEConfig, key)}
+
+    shift_factor: float | None = None  # the mean of z, over a data set
+    use_quant_conv: bool = True  # the 1x1 convolution behind the encoder
+    use_post_quant_conv: bool = True  # and before the decoder
 
 
 def _resnet(config, in_channels, out_channels, rngs):
@@ -183,8 +198,10 @@ class AutoencoderKL(nnx.Module):
         self.encoder = Encoder(config, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
         moments, latents = 2 * config.latent_channels, config.latent_channels
-        self.quant_conv = layers.Conv(moments, moments, kernel_size=1, rngs=rngs)
-        self.post_quant_conv = layers.Conv(latents, latents, kernel_size=1, rngs=rngs)
+        if config.use_quant_conv:
+            self.quant_conv = layers.Conv(moments, moments, kernel_size=1, rngs=rngs)
+        if config.use_post_quant_conv:
+            self.post_quant_conv = layers.Conv(latents, latents, kernel_size=1, rngs=rngs)
 
     def encode(
         self, images: Float[Array, "B H W C"]
@@ -198,22 +215,25 @@ class AutoencoderKL(nnx.Module):
             Mean and log variance (in LOG_VARIANCES) of the unscaled latents
             [B, h, w, latent_channels], float32; h = H / 8 in Stable Diffusion.
         """
-        dtype = self.quant_conv.kernel.dtype
-        moments = self.quant_conv(self.encoder(images.astype(dtype))).astype(jnp.float32)
-        mean, logvar = jnp.split(moments, 2, axis=-1)
+        moments = self.encoder(images.astype(self.encoder.conv_in.kernel.dtype))
+        if self.config.use_quant_conv:
+            moments = self.quant_conv(moments)
+        mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         return mean, jnp.clip(logvar, *LOG_VARIANCES)
 
     def decode(self, latents: Float[Array, "B h w C"]) -> Float[Array, "B H W C"]:
         """Images from unscaled latents; computes in the parameters' dtype.
 
         Args:
-            latents: the diffusion model's latents / scaling_factor, [B, h, w, latent_channels].
+            latents: `unscaled` ones of the diffusion model, [B, h, w, latent_channels].
 
         Returns:
             Images [B, H, W, out_channels], float32, in [-1, 1] but for overshoots.
         """
-        dtype = self.post_quant_conv.kernel.dtype
-        return self.decoder(self.post_quant_conv(latents.astype(dtype))).astype(jnp.float32)
+        latents = latents.astype(self.decoder.conv_in.kernel.dtype)
+        if self.config.use_post_quant_conv:
+            latents = self.post_quant_conv(latents)
+        return self.decoder(latents).astype(jnp.float32)
 
 
 def sample_latents(
@@ -222,7 +242,7 @@ def sample_latents(
     eps: Float[Array, "B h w C"],
     config: VAEConfig,
 ) -> Float[Array, "B h w C"]:
-    """The diffusion model's latents, (mean + exp(logvar / 2) eps) * scaling_factor.
+    """The diffusion model's latents, (mean + exp(logvar / 2) eps - shift_factor) * scaling_factor.
 
     Args:
         mean, logvar: what `AutoencoderKL.encode` returns, [B, h, w, C].
@@ -232,4 +252,18 @@ def sample_latents(
     Returns:
         Scaled latents [B, h, w, C].
     """
-    return (mean + jnp.exp(logvar / 2) * eps) * config.scaling_factor
+    z = mean + jnp.exp(logvar / 2) * eps
+    return (z - config.shift_factor if config.shift_factor else z) * config.scaling_factor
+
+
+def unscaled(latents: Float[Array, "B h w C"], config: VAEConfig) -> Float[Array, "B h w C"]:
+    """What `AutoencoderKL.decode` takes, latents / scaling_factor + shift_factor.
+
+    Args:
+        latents: the diffusion model's [B, h, w, C].
+        config: of the autoencoder.
+
+    Returns:
+        Latents z [B, h, w, C].
+    """
+    return latents / config.scaling_factor + (config.shift_factor or 0.0)

@@ -12,12 +12,10 @@ from jax.sharding import Mesh
 from slam_jax.base.errors import InputError
 from slam_jax.data.prepared import empty_dtype, row_dtype
 from slam_jax.data.views import Views
+from slam_jax.families.latent_pipeline import LatentPipeline
 from slam_jax.families.stable_diffusion_folder import read_surroundings
-from slam_jax.families.stable_diffusion_pipeline import TIME_IDS, StableDiffusionPipeline
 from slam_jax.formats.diffusers_folder import Folder
 from slam_jax.parallel.sharding import AXES, batch_sharding, replicated
-
-EMBEDDINGS = ("encoder_hidden_states", "text_embeds")
 
 
 class Encoded(NamedTuple):
@@ -53,7 +51,7 @@ class Encoder:
 
     def __init__(
         self,
-        pipeline: StableDiffusionPipeline,
+        pipeline: LatentPipeline,
         folder: Folder,
         precision: str,
         fields: Mapping[str, Mapping[str, Any]],
@@ -134,11 +132,8 @@ class Encoder:
         return self._stored(self._pipeline.moments(frozen, images))
 
     def _trace_embeddings(self, frozen, tokens):
-        no_sizes = jnp.zeros((len(tokens), TIME_IDS))  # what embeddings do not depend on
-        batch = {"tokens": tokens, "time_ids": no_sizes}
-        context, _ = self._pipeline.contexts(frozen, batch, w=0)
-        arrays = {**context, **context.get("added_cond", {})}
-        return {name: self._stored(arrays[name]) for name in EMBEDDINGS if name in arrays}
+        embedded = self._pipeline.embed(frozen, tokens)
+        return {name: self._stored(array) for name, array in embedded.items()}
 
     def _stored(self, array):
         stored = array.astype(self._dtype)

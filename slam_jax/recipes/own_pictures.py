@@ -28,8 +28,8 @@ from slam_jax.data.sources import TEACHER, check_used, kind_of
 from slam_jax.drawing.samplers import on_mesh, teacher_latents
 from slam_jax.evaluation.prompts import KINDS, PromptList, read_at_most
 from slam_jax.families.family import Family
+from slam_jax.families.latent_pipeline import LatentPipeline
 from slam_jax.families.pipeline import DENOISER
-from slam_jax.families.stable_diffusion_pipeline import StableDiffusionPipeline
 from slam_jax.models.functional import cast
 from slam_jax.parallel.keys import keys_of
 from slam_jax.parallel.processes import exchange, is_main, wait
@@ -55,7 +55,7 @@ class OwnPictures:
 
     config: Config
     family: Family
-    pipeline: StableDiffusionPipeline
+    pipeline: LatentPipeline
     texts: Sequence[str]
     store: Store
 
@@ -146,7 +146,7 @@ def own_pictures(config: Config, workdir: Path, family: Family) -> OwnPictures |
         that were drawn otherwise.
     """
     data, pipeline = config.data, family.pipeline
-    if family.trains or not isinstance(pipeline, StableDiffusionPipeline):
+    if family.trains or not isinstance(pipeline, LatentPipeline):
         return None
     with prefixed("config.data: "):
         if kind_of(data.source) != "teacher":
@@ -165,7 +165,7 @@ def own_pictures(config: Config, workdir: Path, family: Family) -> OwnPictures |
 
 
 def plan_of(
-    config: Config, family: Family, pipeline: StableDiffusionPipeline, prompts: PromptList
+    config: Config, family: Family, pipeline: LatentPipeline, prompts: PromptList
 ) -> dict[str, Any]:
     """All that decides what is drawn, as slam-jax prepare records it."""
     data, precision, identity = config.data, config.precision, family.identity()

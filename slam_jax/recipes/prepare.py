@@ -19,7 +19,7 @@ from slam_jax.data.prepared_write import Store
 from slam_jax.data.rejects import FEW, Rejects
 from slam_jax.data.sources import open_examples, say_rejects
 from slam_jax.data.views import Cutter, groups, read_ahead
-from slam_jax.families.stable_diffusion_pipeline import StableDiffusionPipeline
+from slam_jax.families.latent_pipeline import LatentPipeline
 from slam_jax.formats.diffusers_folder import Folder, fingerprints
 from slam_jax.recipes.encode import Encoder
 
@@ -53,7 +53,7 @@ class Preparation:
 
 
 def plan_of(
-    how: Preparation, examples: Examples, model: Folder, pipeline: StableDiffusionPipeline
+    how: Preparation, examples: Examples, model: Folder, pipeline: LatentPipeline
 ) -> dict[str, Any]:
     """All that decides what is stored."""
     data = how.data
@@ -88,7 +88,7 @@ def plan_of(
 def prepare(
     how: Preparation,
     model: Folder,
-    pipeline: StableDiffusionPipeline,
+    pipeline: LatentPipeline,
     out: Path,
     part: tuple[int, int] = (0, 1),
 ) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from slam_jax.config.validate import freeze
 from slam_jax.families.family import Family, LoadOptions, Model, other_part
 from slam_jax.families.pipeline import DENOISER, Params, student_config
 from slam_jax.families.registry import FAMILIES
+from slam_jax.formats.diffusers_folder import resolve
 from slam_jax.formats.flax_folder import SavedModel
 from slam_jax.models import lora
 from slam_jax.models.functional import cast
@@ -217,8 +218,12 @@ def load(path: str, options: LoadOptions | None = None) -> Model:
     if (local / "export").is_dir():
         local = local / "export"
     name = str(local) if local.is_dir() else path
+    found = local
+    if not local.exists():  # on the hub; what it has beside weights says of which family it is
+        snapshot = resolve(path, options.revision, options.variant, weights=False)
+        found, options = snapshot.path, dataclasses.replace(options, revision=snapshot.revision)
     for family in reversed(FAMILIES.values()):  # those that were added first
-        if family.reads(local):
+        if family.reads(found):
             model = family.load(name, options)
             return dataclasses.replace(model, params=cast(model.params, options.dtype))
     if (local / "checkpoints").is_dir():

@@ -27,6 +27,7 @@ from slam_jax.method.slam import Slam
 from slam_jax.method.variance_preserving import (
     PREDICTION_TYPES,
     TIMESTEP_SCALING,
+    VariancePreserving,
     distillation_grid,
 )
 from slam_jax.models import functional
@@ -140,7 +141,11 @@ def check_scheduler(folder: Folder, method: Method | None) -> Result:
                 wrong.append(f"original_inference_steps = {steps!r}, expected a divisor of {count}")
         elif method is None:
             facts += ", the teacher's: give the pipeline an LCMScheduler before drawing"
-        own = method.diffusers_scheduler()["_class_name"] if method else kind
+        own = (
+            method.diffusers_scheduler(VariancePreserving.from_config({}))["_class_name"]
+            if method
+            else kind
+        )
         if kind != own:
             wrong.append(f"_class_name = {kind!r}, expected {own!r}")
     except InputError as error:

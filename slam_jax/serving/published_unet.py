@@ -11,9 +11,9 @@ import numpy as np
 
 from slam_jax.base.errors import InputError
 from slam_jax.config.validate import method_of
+from slam_jax.families.latent_pipeline import TIME_IDS
 from slam_jax.families.pipeline import Params
 from slam_jax.families.stable_diffusion_folder import RECORD_FILE
-from slam_jax.families.stable_diffusion_pipeline import TIME_IDS
 from slam_jax.families.unet_pipeline import (
     GAMMA_EMBEDDING_DIM,
     abstract_params,
@@ -21,7 +21,8 @@ from slam_jax.families.unet_pipeline import (
     unet_function,
 )
 from slam_jax.formats import convert, safetensors, weight_files
-from slam_jax.formats.diffusers_folder import STEMS, Folder, read_config
+from slam_jax.formats.diffusers_folder import Folder, read_config
+from slam_jax.formats.model_index import STEMS
 from slam_jax.method.method import Method
 from slam_jax.method.schedule import gamma_embedding
 from slam_jax.method.slam import Slam

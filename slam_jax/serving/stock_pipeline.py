@@ -21,9 +21,10 @@ from slam_jax.base.json_file import read_json
 from slam_jax.drawing.samplers import student_sampler
 from slam_jax.families.family import LoadOptions, Model
 from slam_jax.families.stable_diffusion_lora import base_of, is_lora
-from slam_jax.formats.diffusers_folder import NOT_USED, Folder
+from slam_jax.formats.diffusers_folder import Folder
 from slam_jax.formats.lora_file import FILE
 from slam_jax.formats.lora_header import CONFIG_FILE
+from slam_jax.formats.model_index import NOT_USED, left_out
 from slam_jax.method.method import gaussian
 from slam_jax.parallel import runtime
 from slam_jax.parallel.keys import keys_of
@@ -68,8 +69,9 @@ def _quiet():
 def stock_sampler(
     folder: Path, prepare: Callable[[Any], None] = lambda pipeline: None, variant: str = ""
 ) -> Callable[..., Float[np.ndarray, "B H W 3"]]:
-    """(prompts, x [B, H, W, C], zs [n - 1, B, H, W, C]) -> pictures in [-1, 1], drawn in n steps
-    by the stock pipeline of a diffusers folder: from noise x, with zs between the steps.
+    """(prompts, x [B, H, W, C], zs [n - 1, B, H, W, C], sigmas) -> pictures in [-1, 1], drawn in n
+    steps by the stock pipeline of a diffusers folder: from noise x, with zs between the steps, and
+    at sigmas, if these are not None.
 
     Args:
       folder: of diffusers.
@@ -82,12 +84,11 @@ def stock_sampler(
     import torch
     from diffusers import DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
 
-    scheduling_lcm = importlib.import_module("diffusers.schedulers.scheduling_lcm")
-
     with _quiet():
         try:
             # Cast afterwards: the option's name differs between versions of diffusers.
-            options = {"variant": variant or None, **dict.fromkeys(NOT_USED)}
+            without = dict.fromkeys([*NOT_USED, *left_out(folder / "model_index.json")])
+            options = {"variant": variant or None, **without}
             loaded: Any = DiffusionPipeline.from_pretrained(folder, **options)
             pipeline = loaded.to(torch.float32)
         # It raises whatever its parts do.
@@ -101,11 +102,16 @@ def stock_sampler(
     def as_torch(x):
         return torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.asarray(x), -1, 1)))
 
-    def draw(prompts: Sequence[str], x: np.ndarray, zs: np.ndarray) -> np.ndarray:
-        noise = iter(zs)
+    # Where its scheduler, if it adds noise, looks for it.
+    module = vars(importlib.import_module(type(pipeline.scheduler).__module__))
+
+    def draw(
+        prompts: Sequence[str], x: np.ndarray, zs: np.ndarray, sigmas: list[float] | None = None
+    ) -> np.ndarray:
+        noise = iter([*zs, x])  # that of the last step is multiplied by 0
         height, width = (side * pipeline.vae_scale_factor for side in x.shape[1:3])
-        original = scheduling_lcm.randn_tensor
-        vars(scheduling_lcm)["randn_tensor"] = lambda *_, **__: as_torch(next(noise))
+        original, given = module.get("randn_tensor"), {} if sigmas is None else {"sigmas": sigmas}
+        module["randn_tensor"] = lambda *_, **__: as_torch(next(noise))
         try:
             with _quiet():
                 images = pipeline(
@@ -116,9 +122,10 @@ def stock_sampler(
                     guidance_scale=1,
                     latents=as_torch(x),
                     output_type="np",
+                    **given,
                 ).images
         finally:
-            vars(scheduling_lcm)["randn_tensor"] = original
+            module["randn_tensor"] = original
         return 2 * images - 1
 
     return draw
@@ -157,7 +164,8 @@ def compare(
         step_keys = jax.random.split(keys.steps, count)[:-1]
         zs = [np.asarray(gaussian(key, examples, pipeline.latent_shape)) for key in step_keys]
         ours = draw(model.frozen, model.params, batch, (0, 0), steps=count)
-        images[count] = np.asarray(ours), draw_stock(prompts, x, zs)
+        sigmas = pipeline.schedule.sigmas_for(model.method.timesteps(count, pipeline.schedule))
+        images[count] = np.asarray(ours), draw_stock(prompts, x, zs, sigmas)
     return images
 
 

@@ -23,6 +23,7 @@ NAMES = [
     "sd",
     "sd21",
     "sd21_v",
+    "sd35",
     "sd_lora",
     "sd_slam",
     "sdxl",
@@ -112,7 +113,7 @@ def test_a_file_that_gives_a_part_of_a_method_leaves_the_rest_to_the_command_lin
     [
         (
             "",
-            "expected --config RECIPE (digits, digits_paper, emoji, sd, sd21, sd21_v, sd_lora,",
+            "expected --config RECIPE (digits, digits_paper, emoji, sd, sd21, sd21_v, sd35,",
         ),
         ("--config emoji_teacher", "is for slam-jax pretrain, not for slam-jax train"),
         ("--config digits more", "got more"),

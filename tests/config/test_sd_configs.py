@@ -13,7 +13,10 @@ VARIANTS = ("sd_slam.py", "sd_lora.py", "sdxl_lora.py")
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "configs").glob("s*.py")))
+NAMES = {path.name for path in (ROOT / "configs").glob("s*.py")} - {"sd35.py"}  # of flow matching
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
 def test_the_configs_are_the_authors_recipe_on_each_teacher(name):
     """But those of this project's variant, two of which are LoRAs."""
     get_config = runpy.run_path(str(ROOT / "configs" / name))["get_config"]

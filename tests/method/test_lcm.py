@@ -88,7 +88,7 @@ def test_they_draw_as_slam_does(method):
     ours = method(num_ddim_timesteps=20)
     assert ours.timesteps(4, schedule, 0.8).tolist() == slam.timesteps(4, schedule, 0.8).tolist()
     assert method.sample is Slam.sample
-    assert ours.diffusers_scheduler() == slam.diffusers_scheduler()
+    assert ours.diffusers_scheduler(schedule) == slam.diffusers_scheduler(schedule)
     assert ours.usual_steps == 4 and Lcm().tells_gamma is False
 
 

@@ -224,7 +224,7 @@ def test_it_draws_as_the_stock_scheduler(steps, kind, x64):
     from diffusers import TCDScheduler
 
     method, schedule = Pcm(phases=4, num_ddim_timesteps=50), sd_schedule(kind)
-    own = method.diffusers_scheduler()
+    own = method.diffusers_scheduler(sd_schedule())
     assert own.pop("_class_name") == "TCDScheduler"
     scheduler = TCDScheduler(**SD, **own, prediction_type=kind)
     scheduler.alphas_cumprod = torch.from_numpy(np.asarray(schedule.alphas, np.float64) ** 2)

@@ -1,7 +1,6 @@
 """Activations that the backward pass computes again: the same gradients in less memory."""
 
 import dataclasses
-from collections import Counter
 from functools import cache
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import sd_schedule
+from jaxprs import operations
 
 from slam_jax.families.digits import DigitsPipeline
 from slam_jax.families.pipeline import student_network
@@ -51,22 +51,6 @@ def gradients(remat, config=CONFIG):
         return jnp.mean(apply(params, x, jnp.array([412.5]), context, remat=remat) ** 2)
 
     return jax.value_and_grad(loss, argnums=(0, 1, 2))
-
-
-def operations(jaxpr):
-    """How often each primitive is in a jaxpr; matrix products with batch dimensions apart."""
-    counts = Counter()
-    for equation in jaxpr.eqns:
-        name = equation.primitive.name
-        if name == "dot_general" and equation.params["dimension_numbers"][1][0]:
-            name = "batched dot_general"
-        counts[name] += 1
-        for value in equation.params.values():
-            if isinstance(value, jax.extend.core.ClosedJaxpr):
-                value = value.jaxpr
-            if isinstance(value, jax.extend.core.Jaxpr):
-                counts += operations(value)
-    return counts
 
 
 @cache

@@ -13,7 +13,7 @@ from helpers import assert_close, jit, normal
 
 from slam_jax.formats import convert
 from slam_jax.models import functional, layers
-from slam_jax.models.vae import AutoencoderKL, VAEConfig, sample_latents
+from slam_jax.models.vae import AutoencoderKL, SD3VAEConfig, VAEConfig, sample_latents, unscaled
 
 
 def blocks(levels):
@@ -36,9 +36,23 @@ CONFIGS = {
         scaling_factor=0.13025,
         force_upcast=False,
     ),
+    "sd3": SD3VAEConfig(
+        **blocks(2),
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        latent_channels=16,
+        scaling_factor=1.5305,
+        shift_factor=0.0609,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    ),
 }
-IMAGE_SIZES = {"sd15": (24, 16), "sdxl": (11, 6)}  # an odd size loses its last row of latents
-LATENT_SIZES = {"sd15": (6, 4), "sdxl": (5, 3)}
+IMAGE_SIZES = {
+    "sd15": (24, 16),
+    "sdxl": (11, 6),
+    "sd3": (8, 6),
+}  # an odd size loses its last row of latents
+LATENT_SIZES = {"sd15": (6, 4), "sdxl": (5, 3), "sd3": (4, 3)}
 
 
 def example_images(name):
@@ -148,11 +162,16 @@ def test_downsampler_pads_after_the_map_only(size):
     assert_close(jit(layer.__call__)(x), expected, 1e-5)
 
 
-def test_sampled_latents_have_the_scaled_moments():
-    expected, config = reference("sdxl"), CONFIGS["sdxl"]
+@pytest.mark.parametrize(
+    ("name", "shift", "scale"), [("sdxl", 0, 0.13025), ("sd3", 0.0609, 1.5305)]
+)
+def test_sampled_latents_have_the_scaled_moments(name, shift, scale):
+    expected, config = reference(name), CONFIGS[name]
     eps = normal(3, *expected.mean.shape).astype(np.float32)
     actual = sample_latents(expected.mean, expected.logvar, eps, config)
-    assert_close(actual, 0.13025 * (expected.mean + expected.std * eps), 1e-5)
+    z = expected.mean + expected.std * eps
+    assert_close(actual, (z - shift) * scale, 1e-5)
+    assert_close(unscaled(actual, config), z, 1e-5)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -196,11 +215,18 @@ PUBLISHED = {
     "sample_size": 512,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
 }
+SD3 = {
+    "latent_channels": 16,
+    "scaling_factor": 1.5305,
+    "shift_factor": 0.0609,
+    "use_post_quant_conv": False,
+    "use_quant_conv": False,
+}
 
 
 def test_config_round_trip_and_published_keys():
     for config in CONFIGS.values():
-        assert VAEConfig.from_dict(config.to_dict()) == config
+        assert type(config).from_dict(config.to_dict()) == config
     expected = VAEConfig(
         **blocks(4), block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512
     )
@@ -220,11 +246,22 @@ def test_config_round_trip_and_published_keys():
     }
     expected = dataclasses.replace(expected, sample_size=1024, scaling_factor=0.13025)
     assert VAEConfig.from_dict(PUBLISHED | newer) == expected
+    expected = SD3VAEConfig(**dataclasses.asdict(expected), shift_factor=0.0609)
+    changes = dict(scaling_factor=1.5305, latent_channels=16, use_quant_conv=False)
+    expected = dataclasses.replace(expected, **changes, use_post_quant_conv=False)
+    assert SD3VAEConfig.from_dict(PUBLISHED | newer | SD3) == expected
 
 
 def test_parameter_count_of_published_models():
+    import diffusers
+    import torch
+
     abstract = functional.abstract_params(AutoencoderKL, VAEConfig.from_dict(PUBLISHED))
     assert round(functional.count_params(abstract) / 1e6, 2) == 83.65
+    with torch.device("meta"):
+        model = diffusers.AutoencoderKL.from_config(PUBLISHED | SD3)
+    abstract = functional.abstract_params(AutoencoderKL, SD3VAEConfig.from_dict(PUBLISHED | SD3))
+    assert functional.count_params(abstract) == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -250,3 +287,8 @@ def test_unsupported_config_is_refused_by_name(changes, words):
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_what_sd3_leaves_fixed_is_refused_there_too():
+    with pytest.raises(ValueError, match="latents_mean = .*, supported: None"):
+        SD3VAEConfig.from_dict(PUBLISHED | SD3 | {"latents_mean": [0.0] * 16})

@@ -11,6 +11,7 @@ import pytest
 import tiny_stable_diffusion
 import torch
 from check_run import run
+from helpers import sd_schedule
 from lora_layouts import ALPHA, RANK
 
 from slam_jax.commands import check
@@ -145,7 +146,7 @@ def test_what_fits_two_bases_is_said_so(tmp_path, capsys):
 @pytest.mark.parametrize("method", [Slam(conditioning="snr"), Pcm()])
 def test_a_students_method_and_scheduler(style, capsys, sd15_alone, method):
     folder = style.parent
-    scheduler = {**tiny_stable_diffusion.BETAS, **method.diffusers_scheduler()}
+    scheduler = {**tiny_stable_diffusion.BETAS, **method.diffusers_scheduler(sd_schedule())}
     (folder / "scheduler").mkdir()
     (folder / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
     (folder / "slam.json").write_text(json.dumps({"method": dataclasses.asdict(method)}))

@@ -45,9 +45,12 @@ def read_json(path):
     ],
 )
 def test_diffusers_scheduler_is_the_samplers(teacher, num_ddim_timesteps):
-    own = Slam(num_ddim_timesteps=num_ddim_timesteps).diffusers_scheduler()
+    method, ours = (
+        Slam(num_ddim_timesteps=num_ddim_timesteps),
+        VariancePreserving.from_config(teacher),
+    )
+    own = method.diffusers_scheduler(ours)
     scheduler = LCMScheduler.from_config(student_scheduler(teacher, own))
-    ours = VariancePreserving.from_config(teacher)
     count = ours.num_train_timesteps
     for steps in range(1, min(50, num_ddim_timesteps) + 1):
         scheduler.set_timesteps(steps)

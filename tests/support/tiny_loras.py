@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from slam_jax.config.options import Config, StudentOptions, Teacher
-from slam_jax.families.pipeline import DENOISER, student_params
+from slam_jax.families.pipeline import student_params
 from slam_jax.families.stable_diffusion import StableDiffusion
 from slam_jax.method.slam import Slam
 from slam_jax.recipes.student import saved_student
@@ -18,19 +18,19 @@ CONFIG = Config(
 )
 
 
-def make(folder, seed=0):
+def make(folder, seed=0, kind=StableDiffusion, config=CONFIG):
     """(student, its teacher), with adapters that change a lot; alpha is not the rank."""
-    family = StableDiffusion.open(Teacher(path=str(folder)), folder)
-    rng, options = np.random.default_rng(seed), CONFIG.student
-    teacher = family.weights(CONFIG.precision)[DENOISER]
-    zeros = student_params(family.pipeline, CONFIG.method, teacher, options)
+    family = kind.open(Teacher(path=str(folder)), folder)
+    rng, options = np.random.default_rng(seed), config.student
+    teacher = family.denoiser()
+    zeros = student_params(family.pipeline, config.method, teacher, options)
 
     def drawn(leaf):
         fan_in = np.prod(leaf.shape[:-1])
         return (0.4 * rng.standard_normal(leaf.shape) / fan_in**0.5).astype(np.float32)
 
-    info = {name: dataclasses.asdict(getattr(CONFIG, name)) for name in ("method", "student")}
-    return saved_student(family, CONFIG, jax.tree.map(drawn, zeros), info), family
+    info = {name: dataclasses.asdict(getattr(config, name)) for name in ("method", "student")}
+    return saved_student(family, config, jax.tree.map(drawn, zeros), info), family
 
 
 @contextmanager

@@ -8,15 +8,22 @@ import numpy as np
 from slam_jax.config.options import Teacher
 from slam_jax.families.pipeline import student_config, student_params
 from slam_jax.families.stable_diffusion import StableDiffusion
-from slam_jax.families.stable_diffusion_folder import read_unet
 from slam_jax.formats.flax_folder import SavedModel
 from slam_jax.method.slam import Slam
 
 
-def make(folder, conditioning="both", variant="", seed=0, num_ddim_timesteps=50, method=None):
+def make(
+    folder,
+    conditioning="both",
+    variant="",
+    seed=0,
+    num_ddim_timesteps=50,
+    method=None,
+    kind=StableDiffusion,
+):
     """(student, its teacher): float32 numpy weights, those for gamma not zero either. Of SLAM with
-    these options, or of another method."""
-    family = StableDiffusion.open(Teacher(path=str(folder), variant=variant), folder)
+    these options, or of another method; of another family than Stable Diffusion's."""
+    family = kind.open(Teacher(path=str(folder), variant=variant), folder)
     pipeline = family.pipeline
     method = method or Slam(conditioning=conditioning, num_ddim_timesteps=num_ddim_timesteps)
     rng = np.random.default_rng(seed)
@@ -24,7 +31,7 @@ def make(folder, conditioning="both", variant="", seed=0, num_ddim_timesteps=50,
     def moved(leaf):
         return np.asarray(leaf) + 0.02 * rng.standard_normal(leaf.shape).astype(np.float32)
 
-    teacher = read_unet(family.folder, pipeline, "float32")
+    teacher = family.denoiser()
     params = jax.tree.map(moved, student_params(pipeline, method, teacher))
     network = student_config(pipeline, method).to_dict()
     info = {"method": dataclasses.asdict(method)}
