@@ -82,6 +82,7 @@ def test_what_is_shown_was_measured():
         ("results", "methods_digits"),
         ("results", "methods_digits_w0"),
         ("results", "methods_emoji"),
+        ("results", "methods_emoji_lora"),
     ):
         assert "```{include} ../benchmarks/results/" + f"{name}.md\n" in pages[page]
     report = json.loads((results / "methods_digits.json").read_text())
@@ -167,6 +168,33 @@ def test_the_emoji_of_three_methods_are_as_the_page_says():
     to_teacher = "fd_efficientnet_to_teacher"
     farther = [mean("SLAM", n, to_teacher) / mean("LCM", n, to_teacher) - 1 for n in (1, 2, 4, 8)]
     assert [round(100 * least) for least in (min(farther), max(farther))] == [1, 10]
+
+
+def test_the_emoji_of_loras_are_as_the_page_says():
+    report = json.loads((ROOT / "benchmarks/results/methods_emoji_lora.json").read_text())
+    words = " ".join((DOCS / "results.md").read_text().split())
+
+    def means(metric):
+        """In 1, 2, 4 and 8 steps, over both seeds, of the whole student and the LoRAs."""
+        found = {}
+        for row in report["rows"]:
+            if "captions" in row:
+                found.setdefault((row["student"], row["steps"]), []).append(row["captions"][metric])
+        assert {len(values) for values in found.values()} == {2}
+        names = ("SLAM", "LoRA, rank 8", "LoRA, rank 64")
+        return [[np.mean(found[name, n]) for n in (1, 2, 4, 8)] for name in names]
+
+    data, teacher = means("fd_efficientnet"), means("fd_efficientnet_to_teacher")
+    said = (
+        f"is {data[1][2]:.1f} to the data and {teacher[1][2]:.1f} to the teacher, where the whole "
+        f"student has {data[0][2]:.1f} and {teacher[0][2]:.1f}."
+    )
+    assert said in words
+    whole, rank_8, rank_64 = means("fd_colours_to_teacher")
+    assert all(np.array(whole[1:]) < rank_8[1:]) and all(np.array(whole[1:]) < rank_64[1:])
+    assert np.allclose(data[1], data[2], rtol=0.01) and np.allclose(
+        teacher[1], teacher[2], rtol=0.02
+    )
 
 
 def test_the_page_of_the_emoji_shows_the_report_of_their_demo():
