@@ -1,0 +1,48 @@
+"""The memory of LoRA steps: state of a LoRA alone, at the published sizes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from doc_pages import DOCS
+
+from slam_jax.recipes.memory import parts_of
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch):
+    """The scripts import each other as files of one folder."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+
+
+@pytest.mark.slow
+def test_only_the_lora_has_an_optimiser_and_an_average():
+    """67.25 million weights, as the published LCM-LoRA of SD 1.5 has."""
+    import memory_of_lora
+
+    case = memory_of_lora.CASES[0]
+    family = memory_of_lora.family_of(case)
+    lora, whole = (
+        {name: here for name, (_, here) in parts_of(config, family).items()}
+        for config in (memory_of_lora.config_of(r, case) for r in (case.recipe, case.whole))
+    )
+    assert lora["student"] == lora["EMA"] == lora["gradients"]
+    assert lora["student"] / 4 == pytest.approx(67.25e6, rel=1e-4)
+    assert lora["optimiser"] == pytest.approx(2 * lora["student"], rel=1e-6)
+    assert whole["student"] / 4 == pytest.approx(859.52e6, rel=1e-4)
+    assert lora["teacher (float32)"] == whole["student"] == 2 * whole["teacher (bfloat16)"]
+
+
+def test_the_page_says_what_was_counted():
+    report = json.loads((ROOT / "benchmarks/results/memory_sd_lora.json").read_text())
+    words, needs = " ".join((DOCS / "lora.md").read_text().split()), report["bytes"]
+    total, step = needs.pop("sum"), needs.pop("activations, copies")
+    assert total == step + sum(needs.values()) < 24 * 2**30
+    whole = report["bytes_of_whole_student"]["sum without activations"]
+    total, step, stays, whole = (n / 2**30 for n in (total, step, sum(needs.values()), whole))
+    assert f"one device needs {total:.1f} GiB: {stays:.1f} of weights" in words
+    assert f"gradients, and {step:.1f} that come and go" in words
+    assert f"whole student would be {whole:.1f} GiB" in words
+    assert f"{report['flops_per_sample'] / 1e12:.1f} TFLOP for each example" in words
