@@ -18,7 +18,7 @@ SOURCES = ("slam_jax", "configs", "tests", "benchmarks", "launch")
 FILES = ("pyproject.toml", "setup.py", "requirements.txt", "README.md", "LICENSE")
 # jax.export imports it, and jax does not ask for it.
 ASKED_FOR_BY_OTHERS = {"flatbuffers"}
-# torch, diffusers and peft are asked for by name where a user wants to compare with them, or to read
+# torch, diffusers and peft are asked for by name where a user wants to compare with them, or read
 # what torch wrote; etils comes with tensorflow-datasets, jaxlib with jax.
 NO_REQUIREMENTS = {"torch", "diffusers", "peft", "etils", "jaxlib"}
 
