@@ -96,7 +96,7 @@ def classes_in(folder: Path) -> Mapping[str, Any] | None:
         InputError: model_index.json is damaged.
     """
     path = folder / "model_index.json"
-    return PIPELINES.get(read_json(path, HINT).get("_class_name")) if path.exists() else None
+    return PIPELINES.get(str(read_json(path, HINT).get("_class_name"))) if path.exists() else None
 
 
 def left_out(path: Path) -> tuple[str, ...]:

@@ -67,7 +67,10 @@ def load_tokenizer(where: Path, length: int, kind: str = "CLIP") -> Tokenizer:
     # Imported here because it takes more than a second; and quietly, because without torch it
     # would say that it can do nothing but this.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from transformers import CLIPTokenizer, T5TokenizerFast
+    from transformers import (
+        CLIPTokenizer,
+        T5TokenizerFast,  # pyright: ignore[reportAttributeAccessIssue]
+    )
 
     classes = {"CLIP": CLIPTokenizer, "T5": T5TokenizerFast}
     return Tokenizer(classes[kind].from_pretrained(where, local_files_only=True), length)
