@@ -16,6 +16,8 @@ LEAVES = {"full": "model_index.json", "lora": FILE}
 @pytest.mark.parametrize("kind", LEAVES)
 def test_a_run_leaves_a_student_that_draws(teachers, tmp_path, kind):
     flags = ["--config.method.conditioning=snr", f"--config.student.kind={kind}"]
+    flags += ["--config.training.sample_every=0", "--config.evaluation.teacher_steps=(1,)"]
+    flags += ["--config.training.steps=2"]
     tiny_runs.launch(teachers["sd35"], tmp_path / "run", *flags, config="sd35")
     rows = [json.loads(row) for row in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]

@@ -23,6 +23,7 @@ from slam_jax.families.family import LoadOptions
 from slam_jax.families.sd3 import StableDiffusion3
 from slam_jax.formats import convert
 from slam_jax.formats.lora_file import FILE
+from slam_jax.formats.lora_header import read_header
 from slam_jax.method.pcm import Pcm
 from slam_jax.method.slam import Slam
 from slam_jax.models import lora
@@ -141,6 +142,11 @@ def test_a_lora_is_read_again(alone, teachers):
         - family.denoiser()["transformer_blocks"]["0"]["attn"]["to_q"]["kernel"]
     )
     assert moved.max() > 0.05
+
+
+def test_alpha_in_the_header_is_read(alone):
+    path = alone[2] / FILE
+    assert read_header(path).alpha("denoiser", "transformer_blocks.0.attn.to_q", 3) == (4, True)
 
 
 @pytest.mark.slow
