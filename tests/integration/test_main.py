@@ -179,7 +179,10 @@ def test_a_student_that_is_told_gamma_and_a_teacher_that_predicts_v(finished, tm
         ("--config.training.optimizer.schedule=step", "config.training.optimizer.schedule"),
         ("--config.teacher.network.cross_attention_dim=9", "network.cross_attention_dim = 9"),
         ("--config.teacher.network.norm_num_groups=3", "a UNet that can be built"),
-        ("--config.teacher.family=flux", "family = 'flux', expected one of stable_diffusion, digits"),
+        (
+            "--config.teacher.family=flux",
+            "family = 'flux', expected one of stable_diffusion, sd3, digits",
+        ),
         ("--config.teacher.variant=fp16", "config.teacher.variant = 'fp16'"),
         (
             "--config.mesh.data=3",
