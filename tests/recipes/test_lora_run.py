@@ -143,7 +143,7 @@ def test_the_method_as_published_cannot_be_a_lora():
         freeze(values)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_seeds_begin_with_other_adapters(finished, tmp_path):
     """And the phases of PCM, which its export's card says."""
     first = slam_jax.load(finished).params
