@@ -8,7 +8,7 @@ sd15, sd21, sd21_768, sdxl   the published sizes, at 512, 512, 768 and 1024 pixe
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from slam_jax.method.slam import Slam
 from slam_jax.method.variance_preserving import VariancePreserving
 from slam_jax.models import functional
 from slam_jax.models.clip import CLIPTextConfig, CLIPTextModel
+from slam_jax.models.published_networks import CLIP_L, OPEN_CLIP_BIG_G, OPEN_CLIP_H, UNETS
 from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
 from slam_jax.models.vae import AutoencoderKL, VAEConfig
 
@@ -37,24 +38,6 @@ ENCODER, DECODER = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
 VAE = dict(down_block_types=ENCODER, up_block_types=DECODER, layers_per_block=2)
 FULL_VAE = VAEConfig(**VAE, block_out_channels=(128, 256, 512, 512))
 XL_VAE = VAEConfig(**VAE, block_out_channels=(128, 256, 512, 512), scaling_factor=0.13025)
-CLIP_L = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12)
-CLIP_H = CLIPTextConfig(
-    hidden_size=1024,
-    intermediate_size=4096,
-    num_attention_heads=16,
-    num_hidden_layers=23,
-    hidden_act="gelu",
-)
-CLIP_G = CLIPTextConfig(
-    hidden_size=1280,
-    intermediate_size=5120,
-    num_attention_heads=20,
-    num_hidden_layers=32,
-    hidden_act="gelu",
-    projection_dim=1280,
-    projection=True,
-)
-SD21 = dict(attention_head_dim=(5, 10, 20, 20), cross_attention_dim=1024)
 
 
 @dataclass(frozen=True)
@@ -123,43 +106,31 @@ SHAPES = {
         sample_batches=(1, 4),
     ),
     "sd15": Shapes(
-        UNetConfig(sample_size=64, cross_attention_dim=768),
+        replace(UNETS["SD 1.5"], sample_size=64),
         FULL_VAE,
         (CLIP_L,),
         train_batch=32,
         sample_batches=(1, 8),
     ),
     "sd21": Shapes(
-        UNetConfig(sample_size=64, use_linear_projection=True, **SD21),
+        replace(UNETS["SD 2.x"], sample_size=64),
         FULL_VAE,
-        (CLIP_H,),
+        (OPEN_CLIP_H,),
         train_batch=32,
         sample_batches=(1, 8),
     ),
     "sd21_768": Shapes(
-        UNetConfig(sample_size=96, use_linear_projection=True, upcast_attention=True, **SD21),
+        replace(UNETS["SD 2.x"], sample_size=96, upcast_attention=True),
         FULL_VAE,
-        (CLIP_H,),
+        (OPEN_CLIP_H,),
         train_batch=12,
         sample_batches=(1, 4),
         prediction_type="v_prediction",
     ),
     "sdxl": Shapes(
-        UNetConfig(
-            sample_size=128,
-            down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
-            up_block_types=("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
-            block_out_channels=(320, 640, 1280),
-            attention_head_dim=(5, 10, 20),
-            transformer_layers_per_block=(1, 2, 10),
-            cross_attention_dim=2048,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-        ),
+        replace(UNETS["SDXL"], sample_size=128),
         XL_VAE,
-        (CLIP_L, CLIP_G),
+        (CLIP_L, OPEN_CLIP_BIG_G),
         train_batch=4,
         sample_batches=(1, 4),
     ),

@@ -60,7 +60,8 @@ def export_student(arguments: argparse.Namespace) -> Path:
     if arguments.extract_lora is not None:
         if not family.in_diffusers:
             raise InputError(f"--extract-lora: {family.name} has no LoRA files")
-        student = with_lora(student, family, arguments.extract_lora)
+        targets = read_run(arguments.workdir).student.targets
+        student = with_lora(student, family, arguments.extract_lora, targets)
         print(f"the LoRA has {student.info['lora_keeps']:.1%} of the student's change")
     if arguments.lora_keys != KEYS[0]:
         if student.lora is None or not family.in_diffusers:

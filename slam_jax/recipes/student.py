@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,13 +143,14 @@ def find_teacher(workdir: Path, config: Config, teacher_path: str = "") -> Famil
     return family
 
 
-def with_lora(student: SavedModel, family: Family, rank: int) -> SavedModel:
+def with_lora(student: SavedModel, family: Family, rank: int, targets: Sequence[str]) -> SavedModel:
     """A student that was trained whole, with the LoRA that is nearest to it.
 
     Args:
       student: of a run.
       family: its teacher.
       rank: of the LoRA.
+      targets: ends of the paths of the layers that it changes.
 
     Raises:
       InputError: it has a LoRA already, or an input that its teacher lacks; or the rank is too
@@ -163,7 +165,7 @@ def with_lora(student: SavedModel, family: Family, rank: int) -> SavedModel:
         )
     teacher = family.denoiser()
     try:
-        adapters, kept = lora.extracted(teacher, student.params, rank)
+        adapters, kept = lora.extracted(teacher, student.params, rank, targets)
     except OptionError as error:
         raise InputError(f"--extract-lora: {error}") from error
     info = {**student.info, "lora_keeps": kept}

@@ -131,6 +131,15 @@ def test_a_variant_may_be_a_lora(tmp_path):
     assert (config.student.kind, config.student.rank, config.training.steps) == ("lora", 8, 249)
 
 
+def test_students_of_two_teachers_are_not_compared(tmp_path):
+    import methods
+
+    flags = ["--passes", "57600", "--runs", str(tmp_path), "--methods", "LCM"]
+    with pytest.raises(SystemExit, match="^error: --variant: expected one teacher and its data"):
+        methods.main(["digits", *flags, "--variant", "flow", "teacher.prediction_type=flow"])
+    assert not list(tmp_path.iterdir())
+
+
 def results(distances, seconds=(10.0, 20.0)):
     """Of students with these distances in one step: name -> [seed][checkpoint]."""
     import methods_tables

@@ -10,6 +10,7 @@ import peft
 import pytest
 import tiny_stable_diffusion
 import torch
+from broken_loras import SIDE, arrays, halves, header, ones, other, patterns, renamed, zero
 from check_run import run
 from helpers import sd_schedule
 from lora_layouts import ALPHA, RANK
@@ -70,7 +71,6 @@ KINDS = {  # of LCM-LoRA's, among the layers above
     "SD 1.5": "5 layers of the UNet, 5 (to_q, to_k, proj_in, ff.net.0.proj, conv1) of LCM-LoRA's",
     "SDXL": "3 layers of the UNet, 3 (to_q, to_v, conv1) of LCM-LoRA's 14 kinds",
 }
-SIDE = "lora_unet_mid_block_resnets_0_conv1"
 
 
 def states_of(base):
@@ -158,52 +158,6 @@ def test_a_students_method_and_scheduler(style, capsys, sd15_alone, method):
     )
     statuses, facts, code = run(capsys, folder)
     assert code and statuses["lora scheduler"] == "FAIL" and "beta_end" in facts["lora scheduler"]
-
-
-def arrays(**changes):
-    """Writes some of a file's arrays anew; None takes one away."""
-
-    def edit(path):
-        named = {f"{SIDE}.{name.replace('__', '.')}": value for name, value in changes.items()}
-        content = load_arrays(path) | named
-        save_arrays(path, {key: array for key, array in content.items() if array is not None})
-
-    return edit
-
-
-def other(key, shape=(3, 4)):
-    return lambda path: save_arrays(path, load_arrays(path) | {key: np.ones(shape, np.float32)})
-
-
-def renamed(path):
-    """As if it were for another network."""
-    content = load_arrays(path)
-    save_arrays(path, {k.replace("_blocks", "_double_blocks"): a for k, a in content.items()})
-
-
-def zero(path):
-    save_arrays(path, {k: a * 0 if "lora_up" in k else a for k, a in load_arrays(path).items()})
-
-
-def header(text):
-    from safetensors.numpy import save_file
-
-    return lambda path: save_file(load_arrays(path), path, {"lora_adapter_metadata": text})
-
-
-def halves(path):
-    content = load_arrays(path)
-    save_arrays(path, {key: array for key, array in content.items() if "lora_up" not in key})
-
-
-def patterns(path):
-    content = load_arrays(path)
-    save_arrays(path, {key: array for key, array in content.items() if "alpha" not in key})
-    header('{"unet.alpha_pattern": [1]}')(path)
-
-
-def ones(*shape):
-    return np.ones(shape, np.float32)
 
 
 NAN = np.full((RANK, 1280, 3, 3), np.nan, np.float32)

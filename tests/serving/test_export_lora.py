@@ -146,9 +146,12 @@ def test_the_stock_pipeline_of_the_teacher_draws_our_pictures(teachers, tmp_path
 def test_the_lora_of_a_student_that_was_trained_whole(teachers, tmp_path):
     """All its weights were changed: what a LoRA of rank 4 has of that is said."""
     student, family = tiny_students.make(teachers["sd15"], "snr")
-    made = with_lora(student, family, 4)
+    made = with_lora(student, family, 4, lora.TARGETS)
     kept = made.info["lora_keeps"]
     assert 0.02 < kept < 0.9 and made.params is student.params
+    few = with_lora(student, family, 4, ["to_q"])  # as the run's config.student.targets
+    assert {path.rsplit(".", 2)[0][-5:] for path in flatten(few.lora)} == {".to_q"}
+    assert few.info["lora_keeps"] < kept
     family.export(made, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"a LoRA that has {kept:.1%} of what was trained, of rank 4" in card
@@ -171,7 +174,7 @@ def test_the_lora_of_a_student_that_was_trained_whole(teachers, tmp_path):
         (student, 0, "rank = 0, expected 1 or more"),
     ):
         with pytest.raises(InputError, match=f"^--extract-lora: .*{message}"):
-            with_lora(other, family, rank)
+            with_lora(other, family, rank, lora.TARGETS)
 
 
 def as_left(run, teacher):

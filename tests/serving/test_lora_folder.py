@@ -129,6 +129,13 @@ def test_a_teacher_as_it_is_on_the_hub(made, changeable, tmp_path):
     out, teacher = tmp_path / "out", Teacher(path=str(changeable), variant="fp16")
     StableDiffusion.open(teacher, changeable).export(made[0], out)
     assert slam_jax.load(out).is_student
+    for path in changeable.rglob("*.fp16.safetensors"):
+        path.rename(path.with_name(path.name.replace(".fp16.", ".other.")))
+    with pytest.raises(InputError, match="fp16"):
+        slam_jax.load(out)
+    assert slam_jax.load(out, variant="other").is_student
+    for path in changeable.rglob("*.other.safetensors"):
+        path.rename(path.with_name(path.name.replace(".other.", ".fp16.")))
     found = []
     prepare = partial(stock_pipeline.add_lora, folder=out)
     stock_pipeline.stock_sampler(changeable, lambda p: found.append(prepare(p) or p), "fp16")
