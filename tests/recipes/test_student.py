@@ -58,7 +58,7 @@ def test_a_model_folder_is_loaded_in_a_dtype_and_anything_else_is_refused(run, t
         load(str(tmp_path / "unfinished"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(
-        InputError, match=r"empty: no model of a family there is \(stable_diffusion, d"
+        InputError, match=r"empty: no model of a family there is \(stable_diffusion, sd3, d"
     ):
         load(str(tmp_path / "empty"))
 
