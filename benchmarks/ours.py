@@ -16,6 +16,7 @@ from slam_jax.method.method import gaussian
 from slam_jax.method.slam import Slam, draw
 from slam_jax.models import functional
 from slam_jax.models.execution import Execution
+from slam_jax.parallel import runtime
 from slam_jax.parallel.keys import ENCODE, keys_of
 from slam_jax.parallel.sharding import make_mesh, shard, shard_batch
 from slam_jax.recipes.distil import distillation_loss
@@ -93,8 +94,9 @@ def step_draws(model: Model, count: int, step: int, method: Slam) -> dict[str, n
     """What `train_step` draws in a step: sub-paths, gammas, noise, and noise of the VAE."""
     shape, examples = model.pipeline.latent_shape, jnp.arange(count)
     key = jax.random.fold_in(keys_of(SEED).student, step)
-    drawn = draw(key, examples, shape, method)._asdict()
-    drawn["encode"] = gaussian(jax.random.fold_in(key, ENCODE), examples, shape)
+    starts, gamma = draw(key, examples, shape, method)
+    encode = gaussian(jax.random.fold_in(key, ENCODE), examples, shape)
+    drawn = {"index": starts.index, "gamma": gamma, "eps": starts.eps, "encode": encode}
     return {name: np.asarray(array) for name, array in drawn.items()}
 
 
@@ -157,7 +159,8 @@ def flops_per_sample(model: Model, batch: dict[str, np.ndarray]) -> float:
     one = {name: array[:1] for name, array in batch.items()}
     arguments = model.student, model.ema, model.frozen, one, jax.random.key(0)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
-    return jax.jit(gradient).lower(*shapes).cost_analysis()["flops"]
+    with jax.default_device(runtime.cpu()):
+        return jax.jit(gradient).lower(*shapes).cost_analysis()["flops"]
 
 
 def _pipeline(model: Model, setup: Setup) -> Any:

@@ -70,7 +70,7 @@ def _checked(
     Raises:
       ParityError: two subjects do not compute the same.
     """
-    if precision(run.dtype) == "float32":
+    if precision(run.dtype) == "float32" or not run.in_float32:
         return {}
     names = dict.fromkeys(name.removesuffix("_compiled") for name in run.peers)
     few = {"batch": PARITY_ROWS, "dtype": "float32", "peers": tuple(names), "calls": 1}

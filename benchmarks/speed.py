@@ -58,6 +58,7 @@ class Run:
       repeats: timed calls.
       calls: training steps in a timed call.
       warm_seconds: before timing.
+      in_float32: whether half precision is checked in float32 first.
       turns: whether subjects take turns.
     """
 
@@ -71,6 +72,7 @@ class Run:
     repeats: int
     calls: int
     warm_seconds: float
+    in_float32: bool
     turns: bool
 
 
@@ -137,6 +139,12 @@ def parse(argv: list[str] | None, names: tuple[str, ...]) -> argparse.Namespace:
     parser.add_argument("--sample-batches", **several, help="pictures at a time, with commas")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--repeats", type=result.positive, default=10)
+    parser.add_argument("--warm-seconds", type=float, help="before timing")
+    parser.add_argument(
+        "--no-float32",
+        action="store_true",
+        help="half precision is compared as it is, and not in float32 too: a compilation less",
+    )
     parser.add_argument("--quick", action="store_true", help="little of everything, to try it")
     parser.add_argument("--out", type=Path, default=result.FOLDER, help="folder")
     options = parser.parse_args(argv)
@@ -154,6 +162,9 @@ def run_of(options: argparse.Namespace) -> Run:
     import timing
 
     shapes, device = SHAPES[options.shapes], result.device()["platform"]
+    warm_seconds = options.warm_seconds
+    if warm_seconds is None:
+        warm_seconds = timing.seconds_to_warm(device)
     on_cpu, quick = device == "cpu", options.quick
     peers = options.peers or [p for p in PEERS if not (on_cpu or quick) or "compiled" not in p]
     if options.compile:
@@ -173,7 +184,8 @@ def run_of(options: argparse.Namespace) -> Run:
         compile_mode=options.compile_mode or "default",
         repeats=2 if quick else options.repeats,
         calls=1 if on_cpu or quick else 10,
-        warm_seconds=0 if quick else timing.seconds_to_warm(device),
+        warm_seconds=0 if quick else warm_seconds,
+        in_float32=not options.no_float32,
         turns=on_cpu,
     )
 

@@ -69,6 +69,22 @@ def devices() -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
         ) from error
 
 
+def cpu() -> jax.Device:  # pyright: ignore[reportInvalidTypeForm]
+    """The host as a device, for which XLA counts operations; plugins for accelerators do not.
+
+    Raises:
+      BackendError: JAX_PLATFORMS leaves it out.
+    """
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        asked = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+        raise BackendError(
+            f"JAX_PLATFORMS={asked} leaves out the CPU, on which operations are counted; "
+            f"set JAX_PLATFORMS={asked},cpu"
+        ) from error
+
+
 def versions() -> dict[str, str]:
     """Of what decides the numbers of a run."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

@@ -141,12 +141,16 @@ def lower(config: Config, family: Family, mesh: Mesh) -> jax.stages.Lowered:
 
 def flops_per_sample(config: Config, family: Family) -> float:
     """Additions and multiplications of a step with one sample, as XLA counts them; it does not
-    see what a fused or chunked attention does."""
+    see what a fused or chunked attention does.
+
+    Raises:
+      BackendError: as `runtime.cpu`.
+    """
     plain = copy(family)
     plain.pipeline = replace(family.pipeline, execution=Execution("xla"))
     training = replace(config.training, batch_size=1, accumulation=1)
     config = replace(config, training=training, mesh=options.Mesh(1, 1))
-    lowered: Any = lower(config, plain, make_mesh(1, 1, jax.local_devices()[:1]))
+    lowered: Any = lower(config, plain, make_mesh(1, 1, [runtime.cpu()]))
     return lowered.cost_analysis()["flops"]
 
 

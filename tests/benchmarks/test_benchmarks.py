@@ -145,7 +145,9 @@ def test_the_tuned_teacher_is_not_under_autocast(one_level, monkeypatch):
 
         getattr(nets, name).register_forward_pre_hook(note)
     batch = ours.batch_for(shapes.make_batch(model, 2), with_pictures=False)
-    loss = peer_steps.tuned_step(model, nets, batch, parts.Slam())()
+    advance = peer_steps.tuned_step(model, nets, batch, parts.Slam())
+    draws = ours.step_draws(model, 2, 0, parts.Slam())
+    loss = advance(peer_steps.given_draws(draws, nets.device))
     assert np.isfinite(float(loss)) and seen == {"unet": False, "student": True, "ema": True}
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jaxlib
@@ -167,3 +168,10 @@ def test_a_platform_that_is_not_there_is_one_line(tmp_path, platform, why):
         assert line.endswith("; install JAX for them, or unset JAX_PLATFORMS to take what there is")
         assert "\n" not in line
     assert not list(tmp_path.iterdir())
+
+
+def test_operations_are_counted_on_the_cpu_which_must_not_be_left_out(monkeypatch):
+    assert runtime.cpu().platform == "cpu"
+    monkeypatch.setattr(jax, "local_devices", mock.Mock(side_effect=RuntimeError("no cpu")))
+    with pytest.raises(BackendError, match="leaves out the CPU, on which operations are counted"):
+        runtime.cpu()

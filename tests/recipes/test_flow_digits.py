@@ -2,21 +2,14 @@
 
 import numpy as np
 import pytest
+from digits_runs import SHORT, TEACHER
 
 import slam_jax
 from slam_jax.base.errors import InputError
 from slam_jax.method.flow_matching import FlowMatching
 from slam_jax.recipes.student import load
 
-SMALL = {
-    "teacher": {
-        "prediction_type": "flow",
-        "network": {"block_out_channels": (8,)},
-        "training": {"steps": 4, "batch_size": 16, "optimizer": {"warmup_steps": 2}},
-    },
-    "training": {"steps": 4, "batch_size": 16, "sample_every": 0, "log_every": 1},
-    "evaluation": {"samples": 50, "teacher_steps": (3,), "student_steps": (2,)},
-}
+SMALL = {**SHORT, "teacher": {**TEACHER, "prediction_type": "flow"}}
 
 
 @pytest.mark.slow

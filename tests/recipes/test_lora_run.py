@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_runs
+from digits_runs import SHORT
 from helpers import interrupt_in_step
 from PIL import Image
 from small_digits import LORA, Run
@@ -27,12 +28,8 @@ from slam_jax.serving import stock_pipeline
 from slam_jax.training.loop import Interrupted
 
 SMALL = {
-    "teacher": {
-        "network": {"block_out_channels": (8,)},
-        "training": {"steps": 4, "batch_size": 16, "optimizer": {"warmup_steps": 2}},
-    },
-    "training": {"steps": 4, "batch_size": 16, "log_every": 1, "checkpoint_every": 2},
-    "evaluation": {"samples": 20, "teacher_steps": (3,), "student_steps": (2,)},
+    **SHORT,
+    "training": {**SHORT["training"], "checkpoint_every": 2},
     "student": {"kind": "lora", "rank": 2, "alpha": 3.0},
 }
 

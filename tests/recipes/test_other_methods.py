@@ -4,24 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from digits_runs import SHORT
 
 import slam_jax
 from slam_jax.method.pcm import Pcm
-
-SMALL = {
-    "teacher": {
-        "network": {"block_out_channels": (8,)},
-        "training": {"steps": 4, "batch_size": 16, "optimizer": {"warmup_steps": 2}},
-    },
-    "training": {"steps": 4, "batch_size": 16, "sample_every": 0, "log_every": 1},
-    "evaluation": {"samples": 50, "teacher_steps": (3,), "student_steps": (2,)},
-}
 
 
 @pytest.mark.nightly
 def test_phased_consistency_from_the_recipe_of_slam(tmp_path):
     """It takes w from the recipe, and has no gamma."""
-    student = slam_jax.distill("digits", tmp_path, **SMALL, method={"name": "pcm", "phases": 2})
+    student = slam_jax.distill("digits", tmp_path, **SHORT, method={"name": "pcm", "phases": 2})
     assert student.method == Pcm(w=2.0, phases=2)
     rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(row["loss"]) for row in rows)

@@ -23,10 +23,15 @@ SMALL = [
 ]
 
 
-# The teacher among these, as `slam_jax.distill` takes it.
+# The teacher among these, as `slam_jax.distill` takes it; and a distillation without a ladder.
 TEACHER = {
     "network": {"block_out_channels": (8,)},
     "training": {"steps": 6, "batch_size": 16, "optimizer": {"warmup_steps": 2}},
+}
+SHORT = {
+    "teacher": TEACHER,
+    "training": {"steps": 4, "batch_size": 16, "sample_every": 0, "log_every": 1},
+    "evaluation": {"samples": 50, "teacher_steps": (3,), "student_steps": (2,)},
 }
 
 
