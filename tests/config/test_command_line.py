@@ -19,6 +19,8 @@ NAMES = [
     "digits",
     "digits_paper",
     "emoji",
+    "emoji_flow",
+    "emoji_flow_teacher",
     "emoji_teacher",
     "sd",
     "sd21",
@@ -29,7 +31,7 @@ NAMES = [
     "sdxl",
     "sdxl_lora",
 ]
-TEACHERS = ["emoji_teacher"]  # of slam-jax pretrain
+TEACHERS = ["emoji_flow_teacher", "emoji_teacher"]  # of slam-jax pretrain
 
 
 @pytest.fixture(autouse=True)
