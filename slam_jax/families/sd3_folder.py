@@ -33,7 +33,7 @@ FEW_STEPS = "FlowMatchLCMScheduler"  # a scheduler that no teacher comes with
 CLIPS = ("text_encoder", "text_encoder_2")
 T5 = "text_encoder_3"
 WITHOUT_T5 = (
-    "no T5 (text_encoder_3): prompts are read by CLIP alone, whose 77 tokens are all that is seen "
+    "no T5 (text_encoder_3): prompts are read by CLIP alone, whose {} tokens are all that is seen "
     "of them; long prompts and lettering suffer"
 )
 

@@ -92,14 +92,20 @@ class Untrained(ABC):
                 f"expected config.tokens.length = {tokens.length} or more"
             )
         key, (module, kind) = cls.model.denoiser_folder, cls.denoiser_classes
-        values = {
+        follows = {
             "sample_size": size // vae.downscale,
             "in_channels": vae.latent_channels,
             "out_channels": vae.latent_channels,
             **cls.of_denoiser(vae, text, config),
-            **getattr(config, key),
         }
-        return cls(vae, text, _parsed(key, kind, module, values))
+        given = getattr(config, key)
+        for name in follows.keys() & given.keys():
+            if given[name] != follows[name]:
+                raise InputError(
+                    f"config.{key}.{name} = {given[name]}, expected {follows[name]}, which follows "
+                    "from other options; leave it out"
+                )
+        return cls(vae, text, _parsed(key, kind, module, {**given, **follows}))
 
     def with_vocabulary(self, tokens: int) -> Self:
         """The same with a vocabulary of so many tokens, the last of which ends a text."""

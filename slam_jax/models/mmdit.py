@@ -50,6 +50,8 @@ class SD3Config(PublishedConfig):
     def __post_init__(self):
         others = ("caption_projection_dim", "dual_attention_layers", "qk_norm")
         require_counts(self, *(f.name for f in dataclasses.fields(self) if f.name not in others))
+        ok = self.width % 4 == 0
+        require(self, "attention_head_dim", ok, "those of which the width is a multiple of 4")
         ok = self.caption_projection_dim == self.width
         of_heads = "num_attention_heads times attention_head_dim"
         require(self, "caption_projection_dim", ok, f"{self.width}, {of_heads}")
