@@ -30,8 +30,10 @@ from slam_jax.formats import lora_file
 from slam_jax.formats.diffusers_folder import Folder, fingerprints, read_model_index, resolve
 from slam_jax.formats.diffusers_write import (
     copy_surroundings,
+    copy_tokenizers,
     model_index,
     student_scheduler,
+    write_model,
     write_network,
 )
 from slam_jax.formats.flax_folder import SavedModel, save_model
@@ -160,6 +162,24 @@ class PublishedModel(Family):
 
     def denoiser(self) -> Params:
         return self.read_denoiser(self.folder, self.pipeline, "float32")
+
+    def write(self, weights: Frozen, to: Path, dtype: str) -> None:
+        """Writes the whole model with other weights.
+
+        Args:
+          weights: of every network, the denoiser's as DENOISER.
+          to: the folder to write into.
+          dtype: of the weights in the files.
+
+        Raises:
+          InputError: the model's own folder cannot be read any more.
+        """
+        around = self.pipeline.around.items()
+        parts = {name: (network, weights[name]) for name, (_, network) in around}
+        parts[self.denoiser_folder] = self.pipeline.network, weights[DENOISER]
+        index = read_model_index(self.folder)
+        write_model(to, index["_class_name"], parts, self.pipeline.scheduler, dtype)
+        copy_tokenizers(self.folder, index, to)
 
     def identity(self) -> dict[str, Any]:
         return {

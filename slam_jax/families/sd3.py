@@ -59,4 +59,5 @@ class StableDiffusion3(PublishedModel):
 
     @classmethod
     def note_of(cls, folder: Folder, pipeline: StableDiffusion3Pipeline) -> str:
-        return "" if pipeline.has_t5 else files.WITHOUT_T5
+        length = pipeline.tokenizers[0].length
+        return "" if pipeline.has_t5 else files.WITHOUT_T5.format(length)

@@ -20,7 +20,7 @@ from slam_jax.formats.diffusers_folder import (
     read_t5_tokenizer,
     read_tokenizer,
 )
-from slam_jax.formats.model_index import CLASSES_3, class_of
+from slam_jax.formats.model_index import CLASSES_3, class_of, tokenizer_of
 from slam_jax.method.flow_matching import FlowMatching
 from slam_jax.method.schedule import Schedule
 from slam_jax.models.clip import CLIPTextConfig, CLIPTextModel
@@ -33,7 +33,7 @@ FEW_STEPS = "FlowMatchLCMScheduler"  # a scheduler that no teacher comes with
 CLIPS = ("text_encoder", "text_encoder_2")
 T5 = "text_encoder_3"
 WITHOUT_T5 = (
-    "no T5 (text_encoder_3): prompts are read by CLIP alone, whose 77 tokens are all that is seen "
+    "no T5 (text_encoder_3): prompts are read by CLIP alone, whose {} tokens are all that is seen "
     "of them; long prompts and lettering suffer"
 )
 
@@ -64,13 +64,13 @@ def read_pipeline(
     network = parsed(folder, "transformer", SD3Config.from_dict, SD3Transformer2DModel)
     vae = parsed(folder, "vae", SD3VAEConfig.from_dict, AutoencoderKL)
     clips = [parsed(folder, name, CLIPTextConfig.from_dict, CLIPTextModel) for name in CLIPS]
-    tokenizers = [read_tokenizer(folder, _tokenizer_of(name)) for name in CLIPS]
+    tokenizers = [read_tokenizer(folder, tokenizer_of(name)) for name in CLIPS]
     encoders: list[CLIPTextConfig | T5Config] = [*clips]
     t5 = None
     if class_of(index.get(T5)) is not None:
         t5 = parsed(folder, T5, T5Config.from_dict, T5EncoderModel)
         encoders.append(t5)
-        tokenizers.append(read_t5_tokenizer(folder, _tokenizer_of(T5), T5_LENGTH))
+        tokenizers.append(read_t5_tokenizer(folder, tokenizer_of(T5), T5_LENGTH))
     _check_fit(folder, network, vae, clips, t5)
     for name, tokenizer, encoder in zip((*CLIPS, T5), tokenizers, encoders, strict=False):
         check_tokenizer(folder.path / name, tokenizer, encoder)
@@ -86,10 +86,6 @@ def read_pipeline(
         text_encoders=tuple(encoders),
         tokenizers=tuple(tokenizers),
     )
-
-
-def _tokenizer_of(encoder: str) -> str:
-    return encoder.replace("text_encoder", "tokenizer")
 
 
 def _schedule(config: dict[str, Any]) -> Schedule:

@@ -52,7 +52,12 @@ class StableDiffusion3Pipeline(LatentPipeline):
 
         def denoise(params, x, t, context, gamma):
             del gamma  # t says all
-            return transformer(params, x, t.astype(jnp.float32), **context, remat=remat)
+            states, repeats = context["encoder_hidden_states"], 1
+            if not self.has_t5:  # what is there in its place is all the same
+                states, repeats = states[:, : 1 - T5_LENGTH], T5_LENGTH
+            told = {**context, "encoder_hidden_states": states}
+            t = t.astype(jnp.float32)
+            return transformer(params, x, t, **told, remat=remat, repeats=repeats)
 
         return denoise
 

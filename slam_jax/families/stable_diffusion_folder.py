@@ -17,7 +17,7 @@ from slam_jax.formats.diffusers_folder import (
     read_params,
     read_tokenizer,
 )
-from slam_jax.formats.model_index import CLASSES, CLASSES_XL, PIPELINES
+from slam_jax.formats.model_index import CLASSES, CLASSES_XL, PIPELINES, tokenizer_of
 from slam_jax.formats.tokenizer import Tokenizer
 from slam_jax.method.method import Method
 from slam_jax.method.pcm import Pcm
@@ -107,9 +107,7 @@ def read_pipeline(
         parsed(folder, name, CLIPTextConfig.from_dict, CLIPTextModel) for name in names
     )
     _check_fit(folder, unet, vae, text_encoders)
-    tokenizers = tuple(
-        read_tokenizer(folder, name.replace("text_encoder", "tokenizer")) for name in names
-    )
+    tokenizers = tuple(read_tokenizer(folder, tokenizer_of(name)) for name in names)
     for name, tokenizer, encoder in zip(names, tokenizers, text_encoders, strict=True):
         check_tokenizer(folder.path / name, tokenizer, encoder)
     usual = (unet.sample_size or 64) * vae.downscale

@@ -24,11 +24,13 @@ from slam_jax.formats.model_index import (
     STEMS,
     TOKENIZERS,
     class_of,
+    tokenizer_of,
 )
 from slam_jax.method.flow_matching import FlowMatching
 from slam_jax.models.functional import Params, cast
 
 DENOISERS = ("unet", "transformer")
+OF_DIFFUSERS = (*DENOISERS, "vae")  # whose classes are its own
 TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -101,32 +103,39 @@ def write_network(to: Path, component: str, network: Any, params: Params) -> Non
     weights.save_arrays(to / f"{STEMS[component]}.safetensors", convert.to_torch(params))
 
 
-def write_stable_diffusion(
+def write_model(
     to: Path,
+    pipeline: str,
     parts: Mapping[str, tuple[Any, Params]],
     scheduler: dict[str, Any],
     dtype: str = "float32",
 ) -> None:
-    """Writes a model with one text encoder, all but its tokenizer.
+    """Writes a model that no other one was the teacher of, all but its tokenizers.
 
     Args:
       to: the folder.
-      parts: "unet", "vae" and "text_encoder" -> configuration and weights.
+      pipeline: the class that draws with it, one of PIPELINES.
+      parts: such as "unet", "vae" and "text_encoder" -> configuration and weights; those of the
+        pipeline that are optional may be left out.
       scheduler: contents of its scheduler_config.json.
       dtype: of the weights in the files.
     """
-    classes = {name: ["diffusers", CLASSES[name][0]] for name in ("unet", "vae")}
-    classes |= {name: ["transformers", CLASSES[name][0]] for name in ("text_encoder", "tokenizer")}
-    none = {name: [None, None] for name in sorted(NOT_USED)}
-    index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.22.0", **classes}
-    index |= {"scheduler": ["diffusers", scheduler["_class_name"]], **none}
-    write_json(to / "model_index.json", {**index, "requires_safety_checker": False})
+    texts = [name for name in parts if name.startswith("text_encoder")]
+    there = {*parts, *map(tokenizer_of, texts)}
+    classes = {
+        name: ["diffusers" if name in OF_DIFFUSERS else "transformers", kinds[0]]
+        for name, kinds in PIPELINES[pipeline].items()
+        if name in there
+    }
+    index = model_index({"_class_name": pipeline, **classes}, scheduler["_class_name"])
+    write_json(to / "model_index.json", index)
     write_json(to / "scheduler" / "scheduler_config.json", scheduler)
     for name, (network, params) in parts.items():
         write_network(to / name, name, network, cast(params, dtype))
-    config = to / "text_encoder" / "config.json"
-    # transformers would load it in the files' dtype, and diffusers the UNet in float32.
-    write_json(config, {**read_json(config, "write it again"), "torch_dtype": "float32"})
+    for name in texts:
+        config = to / name / "config.json"
+        # transformers would load it in the files' dtype, and diffusers the denoiser in float32.
+        write_json(config, {**read_json(config, "write it again"), "torch_dtype": "float32"})
 
 
 def copy_surroundings(teacher: Folder, index: dict[str, Any], to: Path) -> None:
@@ -139,6 +148,15 @@ def copy_surroundings(teacher: Folder, index: dict[str, Any], to: Path) -> None:
     for component in STEMS:
         if component not in DENOISERS and class_of(index.get(component)) is not None:
             _copy_network(teacher, component, to / component)
+    copy_tokenizers(teacher, index, to)
+
+
+def copy_tokenizers(teacher: Folder, index: dict[str, Any], to: Path) -> None:
+    """Copies the files of the tokenizers that `index` has.
+
+    Raises:
+      OSError: a file cannot be copied.
+    """
     for component in TOKENIZERS:
         if class_of(index.get(component)) is not None:
             (to / component).mkdir()

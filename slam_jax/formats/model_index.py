@@ -109,6 +109,11 @@ def left_out(path: Path) -> tuple[str, ...]:
     )
 
 
+def tokenizer_of(text_encoder: str) -> str:
+    """The folder of the tokenizer that belongs to a text encoder."""
+    return text_encoder.replace("text_encoder", "tokenizer")
+
+
 def class_of(entry: Any) -> str | None:
     """The class in an entry [library, class] of model_index.json; None for any other entry."""
     if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str):

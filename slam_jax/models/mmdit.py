@@ -10,6 +10,7 @@ Shape letters: B batch, H height, W width, C channels, N patches, L text tokens,
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,8 @@ class SD3Config(PublishedConfig):
     def __post_init__(self):
         others = ("caption_projection_dim", "dual_attention_layers", "qk_norm")
         require_counts(self, *(f.name for f in dataclasses.fields(self) if f.name not in others))
+        ok = self.width % 4 == 0
+        require(self, "attention_head_dim", ok, "those of which the width is a multiple of 4")
         ok = self.caption_projection_dim == self.width
         of_heads = "num_attention_heads times attention_head_dim"
         require(self, "caption_projection_dim", ok, f"{self.width}, {of_heads}")
@@ -153,6 +156,7 @@ class SD3Transformer2DModel(nnx.Module):
         encoder_hidden_states: Float[Array, "B L D_text"],
         pooled_projections: Float[Array, "B D_pooled"],
         remat: str = "none",
+        repeats: int = 1,
     ) -> Float[Array, "B H W C_out"]:
         """Predicts from noisy latents; computes in the parameters' dtype, returns float32.
 
@@ -163,6 +167,8 @@ class SD3Transformer2DModel(nnx.Module):
             encoder_hidden_states: text tokens [B, L, joint_attention_dim].
             pooled_projections: features of the texts [B, pooled_projection_dim].
             remat: what the backward pass computes again, a name in `models.remat`.
+            repeats: how often the last text token stands there. Tokens that begin the same stay
+                the same, as they have no places: one is computed for all.
 
         Returns:
             Prediction [B, H, W, out_channels], float32, with even H and W.
@@ -176,7 +182,7 @@ class SD3Transformer2DModel(nnx.Module):
         temb = self.time_text_embed(timesteps, pooled_projections.astype(dtype))
         context = self.context_embedder(encoder_hidden_states.astype(dtype))
         for block in self.transformer_blocks:
-            x, context = wrap(block)(x, context, temb)
+            x, context = wrap(partial(block, repeats=repeats))(x, context, temb)
         x, (scale, shift) = self.norm_out(x, temb)
         patches = self.proj_out(modulated(x, shift, scale)).astype(jnp.float32)
         rows, columns = (side // PATCH for side in sample.shape[1:3])

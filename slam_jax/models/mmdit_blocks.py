@@ -63,7 +63,8 @@ def _of_heads(x, heads, linear, norms):
 class JointAttention(SelfAttention):
     """Attention of patches [B, N, D] and text tokens [B, L, D] to all of both.
 
-    Where `is_last` the text tokens do not ask: nothing is made of their answers.
+    Where `is_last` the text tokens do not ask: nothing is made of their answers. The last text
+    token stands there `repeats` times.
     """
 
     def __init__(self, config, is_last, *, rngs):
@@ -75,11 +76,12 @@ class JointAttention(SelfAttention):
         self.to_add_out = None if is_last else nnx.Linear(width, width, rngs=rngs)
         self.norm_added_q, self.norm_added_k = (_head_norm(config, rngs) for _ in range(2))
 
-    def __call__(self, x, context):
+    def __call__(self, x, context, repeats=1):
         """Returns what patches and text tokens get; None for these where `is_last`."""
         linear = self.add_q_proj, self.add_k_proj, self.add_v_proj
         norms = self.norm_added_q, self.norm_added_k
-        of_x, added = self._projected(x), _of_heads(context, self.heads, linear, norms)
+        of_x, (q, k, v) = self._projected(x), _of_heads(context, self.heads, linear, norms)
+        added = q, _repeated(k, repeats), _repeated(v, repeats)
         q, k, v = (jnp.concatenate(pair, axis=1) for pair in zip(of_x, added, strict=True))
         patches, width = x.shape[1:]
         q = of_x[0] if self.to_add_out is None else q
@@ -87,6 +89,12 @@ class JointAttention(SelfAttention):
         out = out.reshape(*out.shape[:2], width)
         new = self.to_out[0](out[:, :patches])
         return new, None if self.to_add_out is None else self.to_add_out(out[:, patches:])
+
+
+def _repeated(tokens, times):
+    """The last one of [B, L, ...] so often."""
+    last = jnp.repeat(tokens[:, -1:], times - 1, axis=1)
+    return jnp.concatenate([tokens, last], axis=1)
 
 
 class JointTransformerBlock(nnx.Module):
@@ -106,13 +114,14 @@ class JointTransformerBlock(nnx.Module):
         self.ff = layers.FeedForward(width, layers.GELU, rngs=rngs)
         self.ff_context = None if is_last else layers.FeedForward(width, layers.GELU, rngs=rngs)
 
-    def __call__(self, x, context, temb):
+    def __call__(self, x, context, temb, repeats=1):
         """Returns new patches and text tokens; None for these in the last block."""
         h, of_x = self.norm1(x, temb)
         h_context, of_context = self.norm1_context(context, temb)
         # Two alone are published in the other order.
         shift, scale = of_context[1::-1] if self.ff_context is None else of_context[:2]
-        new, new_context = self.attn(modulated(h, *of_x[:2]), modulated(h_context, shift, scale))
+        h_context = modulated(h_context, shift, scale)
+        new, new_context = self.attn(modulated(h, *of_x[:2]), h_context, repeats)
         x = x + of_x[2] * new
         if self.attn2 is not None:
             shift, scale, gate = of_x[6:]

@@ -11,6 +11,7 @@ Shape letters: B batch, H height, W width, C channels; h, w height and width of 
 """
 
 import dataclasses
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,11 @@ class VAEConfig(PublishedConfig):
         """Pixels of an image per latent, along one side."""
         return 2 ** (len(self.block_out_channels) - 1)
 
+    def fitted(self, mean: float, deviation: float) -> Self:
+        """The same for latents z of this mean and standard deviation over a data set."""
+        del mean  # these latents are scaled only
+        return dataclasses.replace(self, scaling_factor=1 / deviation)
+
 
 @dataclasses.dataclass(frozen=True)
 class SD3VAEConfig(VAEConfig):
@@ -82,6 +88,9 @@ class SD3VAEConfig(VAEConfig):
     shift_factor: float | None = None  # the mean of z, over a data set
     use_quant_conv: bool = True  # the 1x1 convolution behind the encoder
     use_post_quant_conv: bool = True  # and before the decoder
+
+    def fitted(self, mean: float, deviation: float) -> Self:
+        return dataclasses.replace(super().fitted(mean, deviation), shift_factor=mean)
 
 
 def _resnet(config, in_channels, out_channels, rngs):

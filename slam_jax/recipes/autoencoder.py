@@ -47,8 +47,8 @@ def _scaled(images):
     return images.astype(jnp.float32) / 127.5 - 1
 
 
-def scaling_factor(vae: VAEConfig, params: Params, source: Source) -> float:
-    """One over the standard deviation of the latents z ~ N(mean, var), over all examples.
+def mean_and_deviation(vae: VAEConfig, params: Params, source: Source) -> tuple[float, float]:
+    """Mean and standard deviation of the latents z ~ N(mean, var), over all examples.
 
     Args:
       vae: the autoencoder.
@@ -65,7 +65,7 @@ def scaling_factor(vae: VAEConfig, params: Params, source: Source) -> float:
     first, second = np.mean(
         [jax.device_get(sums(i)) for i in _pictures(source)], axis=0, dtype=float
     )
-    return float(1 / np.sqrt(second - first**2))
+    return float(first), float(np.sqrt(second - first**2))
 
 
 def psnr(vae: VAEConfig, params: Params, source: Source) -> float:

@@ -29,7 +29,8 @@ def emoji(tmp_path_factory):
     judge = tiny_networks.clip_folder(folder / "judge", image_size=24)
     judged = {split: {"retrieval": 0.5} for split in ("train", "held_out")}
     (folder / "judge" / "judge.json").write_text(json.dumps(judged))
-    given = argparse.Namespace(data=f"emoji:{folder}", latents="latents", judge=folder / "judge")
+    given = {"data": f"emoji:{folder}", "latents": "latents", "judge": folder / "judge"}
+    given = argparse.Namespace(**given, efficientnet=None)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.syspath_prepend(ROOT / "benchmarks")
         one = jax.devices()[:1]  # of many, each would see as many pictures

@@ -19,6 +19,8 @@ NAMES = [
     "digits",
     "digits_paper",
     "emoji",
+    "emoji_flow",
+    "emoji_flow_teacher",
     "emoji_teacher",
     "sd",
     "sd21",
@@ -29,7 +31,7 @@ NAMES = [
     "sdxl",
     "sdxl_lora",
 ]
-TEACHERS = ["emoji_teacher"]  # of slam-jax pretrain
+TEACHERS = ["emoji_flow_teacher", "emoji_teacher"]  # of slam-jax pretrain
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +115,7 @@ def test_a_file_that_gives_a_part_of_a_method_leaves_the_rest_to_the_command_lin
     [
         (
             "",
-            "expected --config RECIPE (digits, digits_paper, emoji, sd, sd21, sd21_v, sd35,",
+            "expected --config RECIPE (digits, digits_paper, emoji, emoji_flow, sd, sd21,",
         ),
         ("--config emoji_teacher", "is for slam-jax pretrain, not for slam-jax train"),
         ("--config digits more", "got more"),

@@ -1,5 +1,7 @@
 """The autoencoder's loss and what is measured of it, against torch's diffusers and scikit-image."""
 
+from dataclasses import replace
+
 import diffusers
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from slam_jax.method.method import gaussian
 from slam_jax.models import functional
 from slam_jax.models.vae import AutoencoderKL, VAEConfig
 from slam_jax.parallel.keys import ENCODE
-from slam_jax.recipes.autoencoder import BATCH, psnr, reconstruction_loss, scaling_factor
+from slam_jax.recipes.autoencoder import BATCH, mean_and_deviation, psnr, reconstruction_loss
 
 CONFIG = VAEConfig(
     down_block_types=("DownEncoderBlock2D",) * 2,
@@ -84,16 +86,17 @@ def test_loss_and_gradient_are_those_of_torch(params, reference):
         np.testing.assert_allclose(ours[name], theirs, atol=1e-4 * size + 1e-7, err_msg=name)
 
 
-def test_scaling_factor_and_psnr(params, reference):
+def test_mean_and_deviation_of_latents_and_psnr(params, reference):
     pictures = Pictures(2 * BATCH)
     with torch.no_grad():
         posterior = reference.encode(in_torch(pictures.images)).latent_dist
         decoded = reference.decode(posterior.mean).sample.permute(0, 2, 3, 1).numpy()
     # The variance of N(mean, var) over all pictures is that of the means and the mean variance.
     variance = posterior.mean.double().var(correction=0) + posterior.var.double().mean()
-    assert scaling_factor(CONFIG, params, pictures) == pytest.approx(
-        float(variance) ** -0.5, rel=1e-5
-    )
+    mean, deviation = mean_and_deviation(CONFIG, params, pictures)
+    assert deviation == pytest.approx(float(variance) ** 0.5, rel=1e-5)
+    assert mean == pytest.approx(float(posterior.mean.double().mean()), rel=1e-4)
+    assert CONFIG.fitted(mean, deviation) == replace(CONFIG, scaling_factor=1 / deviation)
     pixels = np.round(127.5 * (decoded.clip(-1, 1) + 1))
     each = [
         peak_signal_noise_ratio(image.astype(float), drawn, data_range=255)

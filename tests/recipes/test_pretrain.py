@@ -1,7 +1,8 @@
-"""A small Stable Diffusion trained from nothing: whole, drawn by the stock pipeline, killed and
-gone on with, and refused where something does not fit."""
+"""A small Stable Diffusion 1 and 3 trained from nothing: whole, drawn by the stock pipeline, killed
+and gone on with, and refused where something does not fit."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -16,68 +17,102 @@ from slam_jax.commands import pretrain as command
 from slam_jax.config.command_line import read_recipe
 from slam_jax.config.pretraining import Pretraining, default_pretraining
 from slam_jax.config.validate import freeze
+from slam_jax.data.prepared import Prepared
 from slam_jax.formats import safetensors
-from slam_jax.models.vae import VAEConfig
 from slam_jax.recipes.pretrain import pretrain
 
 COUNT, SIZE = 20, 16
 
 
+# Arrays that nothing depends on: places are given, and in the last block text tokens do not ask.
+WITHOUT_GRADIENT = re.compile(
+    r"pos_embed\.pos_embed|transformer_blocks\.1\.attn\.(add_q_|norm_added_q)"
+)
+
+
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory):
-    """The arguments of a run."""
+def data(tmp_path_factory):
+    """The arguments of a run that say what it is trained on."""
     folder = tmp_path_factory.mktemp("pictures")
     tar_files.write(folder, {"0.tar": tar_files.tar(tar_files.good(COUNT))})
-    size = f"--config.data.resolution={SIZE}"
-    return ["--config", "emoji_teacher:tiny", f"--config.data.source={folder}", size]
+    return [f"--config.data.source={folder}", f"--config.data.resolution={SIZE}"]
 
 
 @pytest.fixture(scope="module")
-def trained(recipe, tmp_path_factory):
+def recipe(data):
+    """The arguments of a run."""
+    return ["--config", "emoji_teacher:tiny", *data]
+
+
+@pytest.fixture(scope="module", params=["emoji_teacher", "emoji_flow_teacher"])
+def whole_run(request, data, tmp_path_factory):
+    """The arguments of a run, and its folder."""
+    recipe = ["--config", f"{request.param}:tiny", *data]
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
     command.main([*recipe, "--workdir", str(workdir)])
-    return workdir
+    return recipe, workdir
 
 
 def weights_of(teacher):
     return {
-        name: dict(safetensors.open_arrays(file).items())
-        for name in ("unet", "vae", "text_encoder")
-        for file in (teacher / name).glob("*.safetensors")
+        file.parent.name: dict(safetensors.open_arrays(file).items())
+        for file in teacher.glob("*/*.safetensors")
     }
 
 
 @pytest.mark.slow
-def test_the_stock_pipeline_draws_what_we_draw(trained):
-    drawn, theirs = drawn_by_both(trained / "teacher", ["a picture", "another one"], 3)
+def test_the_stock_pipeline_draws_what_we_draw(whole_run):
+    teacher = whole_run[1] / "teacher"
+    drawn, theirs = drawn_by_both(teacher, ["a picture", "another one"], 3)
     assert drawn.shape == (2, SIZE, SIZE, 3) and np.abs(drawn - theirs).max() < 2 / 255
     assert theirs.std() > 0.01
 
 
 @pytest.mark.slow
-def test_both_networks_were_trained_and_the_autoencoder_was_before(trained):
+def test_all_networks_were_trained_and_the_autoencoder_was_before(whole_run):
+    trained = whole_run[1]
     before, after = (weights_of(trained / name) for name in ("untrained", "teacher"))
     changed = {
         part: [
-            np.any(array.astype(np.float16) != after[part][key]) for key, array in arrays.items()
+            np.any(array.astype(np.float16) != after[part][key])
+            for key, array in arrays.items()
+            if not WITHOUT_GRADIENT.match(key)
         ]
         for part, arrays in before.items()
     }
-    assert not any(changed["vae"])
+    assert not any(changed.pop("vae"))
+    texts = {name for name in changed if name.startswith("text_encoder")}
+    assert changed.keys() - texts in ({"unet"}, {"transformer"})
+    assert len(texts) == (2 if "transformer" in changed else 1)
     # Padding and positions behind the end of a text may have no part in a loss.
-    assert np.mean(changed["unet"]) > 0.95 and np.mean(changed["text_encoder"]) > 0.95
+    assert min(map(np.mean, changed.values())) > 0.95
+    if "transformer" in changed:  # two that are no copies of one another
+        key = "text_model.encoder.layers.0.mlp.fc1.weight"
+        assert not np.allclose(before["text_encoder"][key], before["text_encoder_2"][key])
     facts = json.loads((trained / "teacher" / "facts.json").read_text())
     assert facts["pictures"] == COUNT and 0 < facts["psnr"] < 60
-    scale = json.loads((trained / "teacher" / "vae" / "config.json").read_text())["scaling_factor"]
-    assert scale != VAEConfig().scaling_factor
+
+
+@pytest.mark.slow
+def test_the_latents_that_a_denoiser_sees_have_mean_0_and_deviation_1(whole_run):
+    """Stable Diffusion 1 does not shift them."""
+    latents = Prepared(whole_run[1] / "latents")
+    moments = latents.read(np.arange(COUNT), np.arange(COUNT))[0]["moments"].astype(np.float64)
+    mean, logvar = np.split(moments, 2, axis=-1)
+    config = json.loads((whole_run[1] / "teacher" / "vae" / "config.json").read_text())
+    scale, shift = config["scaling_factor"], config.get("shift_factor") or 0
+    variance = np.exp(logvar).mean() + mean.var()
+    assert scale * variance**0.5 == pytest.approx(1, rel=2e-3)
+    assert ("shift_factor" in config) == ("transformer" in weights_of(whole_run[1] / "teacher"))
+    if shift:
+        assert scale * (mean.mean() - shift) == pytest.approx(0, abs=2e-3)
 
 
 @pytest.mark.nightly
-def test_a_run_that_is_stopped_twice_goes_on_to_the_same_teacher(
-    trained, recipe, tmp_path, monkeypatch
-):
+def test_a_run_that_is_stopped_twice_goes_on_to_the_same_teacher(whole_run, tmp_path, monkeypatch):
+    recipe, trained = whole_run
     arguments = [*recipe, "--workdir", str(tmp_path / "run")]
-    # In the autoencoder's third step; then in its last one and two of the UNet's.
+    # In the autoencoder's third step; then in its last one and two of the denoiser's.
     for more in ([], ["--resume"]):
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
             interrupt_in_step(patch, 3)
@@ -89,11 +124,12 @@ def test_a_run_that_is_stopped_twice_goes_on_to_the_same_teacher(
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_left_alone(trained, recipe, tmp_path, capsys):
+def test_a_finished_run_is_left_alone(whole_run, tmp_path, capsys):
+    recipe, trained = whole_run
     workdir = shutil.copytree(trained, tmp_path / "run")
-    before = (workdir / "teacher" / "unet" / "config.json").stat().st_mtime_ns
+    before = (workdir / "teacher" / "model_index.json").stat().st_mtime_ns
     command.main([*recipe, "--workdir", str(workdir), "--resume"])
-    assert (workdir / "teacher" / "unet" / "config.json").stat().st_mtime_ns == before
+    assert (workdir / "teacher" / "model_index.json").stat().st_mtime_ns == before
     assert str(workdir / "teacher") in capsys.readouterr().out
 
 
@@ -109,6 +145,15 @@ def test_a_finished_run_is_left_alone(trained, recipe, tmp_path, capsys):
         ("--config.training.sample_every=5", ["config.training.sample_every = 5"]),
         ("--config.training.batch_size=12", ["config.training.batch_size = 12", "8 devices"]),
         ("--config.unet.norm_num_groups=3", ["config.unet"]),
+        ("--config.family=flux", ["config.family = 'flux'", "stable_diffusion, sd3"]),
+        (
+            "--config.family=sd3",
+            ["config.unet = ", "expected nothing: the family sd3 has a transformer"],
+        ),
+        (
+            "--config.prediction_type=flow",
+            ["config.prediction_type = 'flow', expected epsilon or v_prediction or sample"],
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(
@@ -121,6 +166,29 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     assert all(text in line for text in expected), line
 
 
+@pytest.mark.parametrize("values", [{"joint_attention_dim": 40}, {"in_channels": 3}])
+def test_what_follows_from_other_networks_is_not_told_otherwise(tmp_path, values):
+    config = read_recipe("emoji_flow_teacher:tiny")
+    with config.unlocked():
+        config.transformer.update(values)
+    config.data.source = "photographs"
+    ((key, value),) = values.items()
+    with pytest.raises(InputError, match=rf"^config.transformer.{key} = {value}, expected \d+, wh"):
+        pretrain(freeze(config, Pretraining), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_pictures_that_are_no_whole_patches_are_refused(tmp_path):
+    config = read_recipe("emoji_flow_teacher:tiny")
+    config.data.update(source="photographs", resolution=24)
+    levels = ("down_block_types", "up_block_types", "block_out_channels")
+    config.autoencoder.network.update({key: 2 * config.autoencoder.network[key] for key in levels})
+    expected = "^config.data.resolution = 24, expected a multiple of 16, .* one patch of latents$"
+    with pytest.raises(InputError, match=expected):
+        pretrain(freeze(config, Pretraining), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_text_encoder_that_is_too_short_for_the_prompts_is_refused(tmp_path):
     config = read_recipe("emoji_teacher:tiny")
     with config.unlocked():
@@ -130,6 +198,32 @@ def test_a_text_encoder_that_is_too_short_for_the_prompts_is_refused(tmp_path):
     with pytest.raises(InputError, match=expected):
         pretrain(freeze(config, Pretraining), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            "--config.transformer.attention_head_dim=7",
+            ["config.transformer: attention_head_dim = 7", "a multiple of 4"],
+        ),
+        (
+            "--config.prediction_type=epsilon",
+            ["config.prediction_type = 'epsilon', expected flow for the family sd3"],
+        ),
+        (
+            "--config.family=stable_diffusion",
+            ["config.transformer = ", "the family stable_diffusion has a unet"],
+        ),
+    ],
+)
+def test_what_does_not_fit_a_transformer_is_refused(data, tmp_path, change, expected):
+    recipe = ["--config", "emoji_flow_teacher:tiny", *data]
+    with pytest.raises(SystemExit) as stop:
+        command.main([*recipe, change, "--workdir", str(tmp_path / "run")])
+    line = stop.value.code
+    assert line.startswith("error: ") and "\n" not in line and not (tmp_path / "run").exists()
+    assert all(text in line for text in expected), line
 
 
 def test_the_recipe_of_the_emoji_is_one():
