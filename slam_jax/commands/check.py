@@ -32,8 +32,8 @@ from slam_jax.formats.lora_hub import SUFFIX
 from slam_jax.parallel import runtime
 from slam_jax.serving.lora_on_base import check_loras
 from slam_jax.serving.published import check
+from slam_jax.serving.published_denoiser import FAIL, Result
 from slam_jax.serving.published_lora import check_lora, published_bases
-from slam_jax.serving.published_unet import FAIL, Result
 
 
 def exported(name: str) -> Path:
@@ -104,7 +104,7 @@ def work(arguments: argparse.Namespace) -> None:
     failed = 0
     for result in results_of(arguments):
         failed += result.status == FAIL
-        print(f"{result.status:8} {result.name:14} {result.facts}", flush=True)
+        print(f"{result.status:8} {result.name:18} {result.facts}", flush=True)
     if failed:
         sys.exit(f"{failed} of the checks failed")
 

@@ -28,7 +28,13 @@ from slam_jax.config import options
 from slam_jax.config.command_line import Command, parse
 from slam_jax.config.options import Config
 from slam_jax.parallel import runtime
-from slam_jax.recipes.memory import PREPARED, check_batch, flops_per_sample, need_of
+from slam_jax.recipes.memory import (
+    PREPARED,
+    PREPARED_TEXTS,
+    check_batch,
+    flops_per_sample,
+    need_of,
+)
 from slam_jax.recipes.open_teacher import open_teacher
 from slam_jax.recipes.plan import GIB, find_fitting, flags_between, size, table
 
@@ -61,19 +67,30 @@ def parse_memory(text: str) -> float:
     return memory * GIB
 
 
-def read_command(argv: list[str]) -> Command:
+def read_command(argv: list[str], text_embeddings: bool = False) -> Command:
     """A command line of slam-jax train; the data may be left open.
 
+    Args:
+      argv: its arguments.
+      text_embeddings: whether data that are left open have the prompts' embeddings.
+
     Raises:
-      InputError: as `parse`.
+      InputError: as `parse`, or the data are named and `text_embeddings` asked for.
     """
     try:
-        return parse(argv)
+        command = parse(argv)
     except InputError as error:
         cause = error.__cause__
         if not (isinstance(cause, OptionError) and (cause.key, cause.value) == ("source", "")):
             raise
-        return parse([*argv, f"--config.data.source={PREPARED}"])
+        source = PREPARED_TEXTS if text_embeddings else PREPARED
+        return parse([*argv, f"--config.data.source={source}"])
+    if text_embeddings:
+        raise InputError(
+            f"--text-embeddings: is for data that are not there yet; config.data.source = "
+            f"{command.config.data.source!r} says what there is"
+        )
+    return command
 
 
 def with_mesh(config: Config, mesh: options.Mesh | None) -> Config:
@@ -102,7 +119,7 @@ def work(arguments: argparse.Namespace, rest: list[str]) -> bool:
     """
     mesh = parse_mesh(arguments.mesh) if arguments.mesh else None
     memory = parse_memory(arguments.memory) if arguments.memory else None
-    command = read_command(rest)
+    command = read_command(rest, arguments.text_embeddings)
     config = command.config
     if mesh is not None:
         make_up_devices(mesh.data * mesh.fsdp)
@@ -145,6 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--mesh", default="", help="devices, as data=8,fsdp=1; empty: the config's, on those here")
     add("--memory", default="", help="of a device, in GiB; empty: what this machine's have")
+    add("--text-embeddings", action="store_true", help="plan for data prepared with this option")
     add("--no-compile", action="store_true", help="count activations instead: quick, and less sure")
     runtime.configure()
     with refusals():

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax
 
-from slam_jax.base.errors import InputError
+from slam_jax.base.errors import InputError, prefixed
 from slam_jax.commands import prepare_emoji
 from slam_jax.commands.command import (
     add_version_options,
@@ -31,8 +31,7 @@ from slam_jax.data.prepared_write import check_folder
 from slam_jax.data.sources import add_source_options, data_of
 from slam_jax.families.latent_pipeline import LatentPipeline
 from slam_jax.families.published_model import PublishedModel
-from slam_jax.families.registry import FAMILIES
-from slam_jax.families.stable_diffusion import StableDiffusion
+from slam_jax.families.registry import reader_of
 from slam_jax.formats.diffusers_folder import Folder, resolve
 from slam_jax.parallel import runtime
 from slam_jax.recipes.prepare import Preparation, prepare
@@ -73,19 +72,15 @@ def read_model(arguments: argparse.Namespace) -> tuple[Folder, LatentPipeline]:
     """The model, for pictures of the size that is asked for.
 
     Raises:
-      InputError: there is none, or it does not take the size.
+      InputError: there is none, or it has no pictures of the size.
     """
     model = resolve(arguments.model, arguments.revision, arguments.variant)
-    kinds = [kind for kind in FAMILIES.values() if issubclass(kind, PublishedModel)]
-    kind = next((kind for kind in reversed(kinds) if kind.reads(model.path)), StableDiffusion)
-    size = arguments.resolution
-    factor = kind.read_pipeline(model, None, None).vae.downscale
-    if size < factor or size % factor:
-        raise InputError(
-            f"--resolution {size}: expected a positive multiple of {factor}, the pixels for which "
-            f"the VAE of {model.name} has one latent"
-        )
-    return model, kind.read_pipeline(model, size, size)
+    family, size = reader_of(model.path), arguments.resolution
+    if family is None or not issubclass(family, PublishedModel):
+        raise InputError(f"--model {model.name}: expected a folder of diffusers, or one on the hub")
+    family.read_pipeline(model, None, None)  # what is wrong with it whatever the size
+    with prefixed(f"--resolution {size}: "):
+        return model, family.read_pipeline(model, size, size)
 
 
 def work(arguments: argparse.Namespace) -> None:

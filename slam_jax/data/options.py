@@ -90,6 +90,11 @@ class Data(Options):
         at_least=0,
         read_by=OF_TEACHER,
     )
+    teacher_text_embeddings: bool = option(
+        False,
+        "keep what the text encoders make of the prompts: training then holds none of them",
+        read_by=OF_TEACHER,
+    )
     teacher_batch: int = option(
         8, "how many each device draws at a time", at_least=1, free=True, read_by=OF_TEACHER
     )

@@ -10,11 +10,12 @@ to be distilled on (recipes.own_pictures).
 Fields, where V is 2 with mirrored twins and else 1, and K is the number of captions kept:
 
     moments                [V, h, w, 2 C]  mean and log variance that the VAE gives
-    time_ids               [V, 6]
-    tokens                 [K, E, L]       repeated from the first one on where there are fewer
+    time_ids               [V, 6]          not of SD 3
+    tokens                 [K, E, L]       repeated from the first one on where there are fewer;
+                                           of SD 3 [K, L], those for all text encoders in a row
     caption_count          []              how many captions there are before they repeat
     encoder_hidden_states  [K, L, D]       where embeddings were asked for
-    text_embeds            [K, P]          likewise, of SDXL
+    text_embeds            [K, P]          likewise, of SDXL and SD 3
 """
 
 import hashlib
@@ -38,6 +39,7 @@ PLAN_FILE, INFO_FILE, EMPTY_FILE = "plan.json", "info.json", "empty.bin"
 FORMAT = 1
 OF_A_VIEW = ("moments", "time_ids")
 OF_A_CAPTION = ("tokens", "encoder_hidden_states", "text_embeds")
+EMBEDDED = "encoder_hidden_states"  # is there where text embeddings are stored
 ENDS = 4096  # bytes at both ends of a shard that its digest is made of
 OPEN_SHARDS = 256
 OPENERS = 16  # threads that look at the shards
@@ -131,17 +133,22 @@ def check_fits(
             f"{folder}: its pictures have {info['resolution']} pixels, but resolution = "
             f"{resolution} is asked for; set it to {info['resolution']}, or prepare the data anew"
         )
-    model = info["model"]
+    model, same = info["model"], "train with that model, or prepare the data with this one"
+    kinds = ("tokenizer", "text_encoder") if EMBEDDED in info["fields"] else ("tokenizer",)
     for part, fingerprint in model["fingerprints"].items():
         if fingerprints.get(part) != fingerprint:
             raise InputError(
                 f"{folder}: made with the {part} of {model['path']}, which is not the {part} of "
-                f"{teacher}; train with that model, or prepare the data with this one"
+                f"{teacher}; {same}"
             )
+    for part in fingerprints:
+        if part.startswith(kinds) and part not in model["fingerprints"]:
+            made = f"made with {model['path']}, which has no {part}"
+            raise InputError(f"{folder}: {made}, as {teacher} has; {same}")
 
 
 class Prepared:
-    """A source of batches {"moments": [B, h, w, 2 C], "tokens": int32 [B, E, L], "time_ids":
+    """A source of batches {"moments": [B, h, w, 2 C], "tokens": int32 [B, ...], "time_ids":
     float32 [B, 6]}, with "encoder_hidden_states" and "text_embeds" where they are stored.
 
     Args:
@@ -172,6 +179,11 @@ class Prepared:
         what = json.dumps([info["fields"], info["shards"], info["empty"]]).encode()
         self.identity = hashlib.sha256(what).hexdigest()
 
+    @property
+    def has_embeddings(self) -> bool:
+        """Whether what the text encoders make of the captions is stored."""
+        return EMBEDDED in self.info["fields"]
+
     def __len__(self) -> int:
         return int(self._ends[-1])
 
@@ -195,7 +207,8 @@ class Prepared:
             name: self._empty[name] if is_empty else row[name][which]
             for name in self._empty.dtype.names or ()
         }
-        return {name: row[name][twin] for name in OF_A_VIEW} | texts
+        views = (name for name in OF_A_VIEW if name in self.info["fields"])
+        return {name: row[name][twin] for name in views} | texts
 
     def _row(self, index: int) -> np.void:
         shard = int(np.searchsorted(self._ends, index, side="right"))

@@ -1,7 +1,7 @@
 """The step ladder: pictures of the same prompts and noise by teacher and student, during training
 and for the report."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,12 +32,14 @@ class Artists:
       pipeline: of both.
       frozen: all frozen weights, the teacher's among them.
       teacher, student: samplers.
+      prompts: texts -> a batch for these; None: as the pipeline makes it.
     """
 
     pipeline: Pipeline
     frozen: Frozen
     teacher: Sampler
     student: Sampler
+    prompts: Callable[[Sequence[str]], dict[str, np.ndarray]] | None = None
 
 
 class Ladder:
@@ -178,7 +180,7 @@ class Ladder:
         params = artists.frozen[DENOISER] if model == "teacher" else student
         for start in range(0, len(prompts), self.batch):
             texts = np.resize(prompts[start : start + self.batch], self.batch)
-            batch = artists.pipeline.prompts([str(text) for text in texts])
+            batch = (artists.prompts or artists.pipeline.prompts)([str(text) for text in texts])
             place = self._seed, first + start
             draw = getattr(artists, model)
             drawn.append(np.asarray(draw(artists.frozen, params, batch, place, steps=steps)))

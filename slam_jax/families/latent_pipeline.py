@@ -3,7 +3,7 @@
 Batches:
   "images"    uint8 [B, H, W, 3], for training and image-to-image
   "tokens"    int32 [B, ...], the prompt's token ids for all text encoders
-  "time_ids"  float32 [B, 6], read by SDXL only
+  "time_ids"  float32 [B, 6], read by SDXL only; none of SD 3
 
 and what slam-jax prepare has computed before, in any floating dtype:
 
@@ -37,6 +37,8 @@ from slam_jax.models.vae import LOG_VARIANCES, AutoencoderKL, VAEConfig, sample_
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 TEXT_MODULES = {CLIPTextConfig: CLIPTextModel, T5Config: T5EncoderModel}
 EMBEDDINGS = ("encoder_hidden_states", "text_embeds")
+# Among frozen weights, where there are no text encoders: what they made of an empty prompt.
+EMPTY = "empty_prompt"
 TIME_IDS = 6
 # Embeddings of texts by their names in a batch.
 Embedded = dict[str, Float[Array, "B ..."]]
@@ -76,6 +78,8 @@ class LatentPipeline(Pipeline):
 
     def embed_empty(self, frozen: Frozen) -> Embedded:
         """The embeddings of one empty prompt."""
+        if EMPTY in frozen:
+            return frozen[EMPTY]
         return self.embed(frozen, jnp.asarray(self.tokenize([""])))
 
     @property
@@ -113,13 +117,22 @@ class LatentPipeline(Pipeline):
         """(params, tokens) -> features, of the text encoder of that name."""
         return functional.apply_fn(*self.around[name], execution=self.execution)
 
-    def shapes_around(self, precision: Precision) -> Frozen:
+    def shapes_around(self, precision: Precision, embedded: bool = False) -> Frozen:
         def shapes(name, network):
             dtype = jnp.dtype(precision.vae if name == "vae" else precision.text_encoder)
             params = functional.abstract_params(*network)
             return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype), params)
 
-        return {name: shapes(name, network) for name, network in self.around.items()}
+        found = {name: shapes(name, network) for name, network in self.around.items()}
+        if not embedded:
+            return found
+        return {"vae": found["vae"], EMPTY: self.embedded_shapes(1)}
+
+    def embedded_shapes(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of the embeddings of so many texts."""
+        length = self.tokenize([""]).shape[1:]
+        tokens = jax.ShapeDtypeStruct((count, *length), jnp.int32)
+        return jax.eval_shape(self.embed, self.shapes_around(Precision()), tokens)
 
     def prepared_fields(
         self, views: int, captions: int, embeddings: bool, dtype: str
@@ -133,16 +146,16 @@ class LatentPipeline(Pipeline):
           dtype: of moments and embeddings.
         """
         *size, channels = self.latent_shape
-        length = self.tokenize([""]).shape[1:]
-        fields = {
-            "moments": (dtype, (views, *size, 2 * channels)),
-            "time_ids": ("float32", (views, TIME_IDS)),
-            "tokens": ("int32", (captions, *length)),
-            "caption_count": ("int32", ()),
+        prompt = self.prompts([""])
+        fields: dict[str, tuple[str, tuple[int, ...]]] = {
+            "moments": (dtype, (views, *size, 2 * channels))
         }
+        if "time_ids" in prompt:
+            fields["time_ids"] = ("float32", (views, TIME_IDS))
+        fields["tokens"] = ("int32", (captions, *prompt["tokens"].shape[1:]))
+        fields["caption_count"] = ("int32", ())
         if embeddings:
-            tokens = jax.ShapeDtypeStruct((1, *length), jnp.int32)
-            shapes = jax.eval_shape(self.embed, self.shapes_around(Precision()), tokens)
+            shapes = self.embedded_shapes(1)
             for name in EMBEDDINGS:
                 if name in shapes:
                     fields[name] = (dtype, (captions, *shapes[name].shape[1:]))

@@ -17,6 +17,7 @@ from slam_jax.method.schedule import Schedule
 from slam_jax.method.solver import Context, Denoiser
 from slam_jax.models import lora
 from slam_jax.models.execution import Execution
+from slam_jax.models.functional import cast, flatten, unflatten
 
 Params = dict[str, Any]
 # The weights of every frozen network by the name of its part; that of the teacher is DENOISER.
@@ -71,6 +72,9 @@ class Pipeline(ABC):
           remat: what the backward pass computes again, a name in `models.remat`.
         """
 
+    # Dotted paths of the arrays among a denoiser's that are no weights, and are never trained.
+    constants: ClassVar[tuple[str, ...]] = ()
+
     @abstractmethod
     def gamma_network(self) -> Any:
         """The configuration of the same denoiser with one more input, for gamma."""
@@ -115,8 +119,14 @@ class Pipeline(ABC):
         """Writes into a folder what turns texts into token ids; the names of its parts."""
         return []
 
-    def shapes_around(self, precision: Precision) -> Frozen:
-        """Weights around the denoiser, as ShapeDtypeStructs."""
+    def shapes_around(self, precision: Precision, embedded: bool = False) -> Frozen:
+        """Weights around the denoiser, as ShapeDtypeStructs.
+
+        Args:
+          precision: of the networks.
+          embedded: whether batches have the prompts' embeddings, which need no text encoder.
+        """
+        del precision, embedded
         return {}
 
 
@@ -152,7 +162,7 @@ def student_params(
     seed: int = 0,
 ) -> Params:
     """What is trained of a student, at step 0, where it computes what its teacher does: all its
-    weights, which are the very same arrays, or a LoRA that is drawn with a seed.
+    weights, which are the very same arrays, without constants; or a LoRA that is drawn with a seed.
 
     Raises:
       InputError: the LoRA does not fit the network; names the option.
@@ -160,13 +170,26 @@ def student_params(
     if options.kind == "lora":
         with options_of("config.student"):
             return lora.init(teacher, options.rank, options.targets, seed)
-    return pipeline.gamma_params(teacher) if method.tells_gamma else teacher
+    whole = pipeline.gamma_params(teacher) if method.tells_gamma else teacher
+    arrays = flatten(whole)
+    return unflatten({path: a for path, a in arrays.items() if path not in pipeline.constants})
 
 
-def student_weights(options: StudentOptions, teacher: Params, trained: Params) -> Params:
+def cast_weights(pipeline: Pipeline, params: Params, dtype: str) -> Params:
+    """A denoiser's arrays in another dtype; constants stay as they are."""
+    arrays = flatten(params)
+    return unflatten(
+        {path: a if path in pipeline.constants else cast(a, dtype) for path, a in arrays.items()}
+    )
+
+
+def student_weights(
+    pipeline: Pipeline, options: StudentOptions, teacher: Params, trained: Params
+) -> Params:
     """All weights of a student; traceable.
 
     Args:
+      pipeline: of both.
       options: what of it is trained.
       teacher: the weights of its teacher; those that a LoRA changes in float32, as a change that is
         smaller than the spacing of bfloat16 would be lost.
@@ -174,4 +197,5 @@ def student_weights(options: StudentOptions, teacher: Params, trained: Params) -
     """
     if options.kind == "lora":
         return lora.merged(teacher, trained, options.scale)
-    return trained
+    constants = {path: flatten(teacher)[path] for path in pipeline.constants}
+    return unflatten({**flatten(trained), **constants})

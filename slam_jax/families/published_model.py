@@ -202,7 +202,8 @@ class PublishedModel(Family):
         with prefixed("config.data.source = "):
             kind = None if data is None else kind_of(data.source)
         if kind in (None, "prepared", "teacher"):
-            fields = self.pipeline.prepared_fields(1, 1, False, "float16")
+            embeddings = data is not None and data.teacher_text_embeddings
+            fields = self.pipeline.prepared_fields(1, 1, embeddings, "float16")
             if data is not None and kind == "prepared":
                 fields = read_info(Path(data.source).expanduser())["fields"]
             return {

@@ -3,6 +3,8 @@
 Another one is added from outside: `FAMILIES["mine"] = Mine`, for example in a config file.
 """
 
+from pathlib import Path
+
 from slam_jax.families.digits import Digits
 from slam_jax.families.family import Family
 from slam_jax.families.sd3 import StableDiffusion3
@@ -21,3 +23,9 @@ FAMILIES: dict[str, type[Family]] = {
 UNTRAINED: dict[str, type[Untrained]] = {
     kind.model.name: kind for kind in (UntrainedStableDiffusion, UntrainedStableDiffusion3)
 }
+
+
+def reader_of(folder: Path) -> type[Family] | None:
+    """The family that reads the model in a folder; None: no family does."""
+    # Those that were added first come last: from outside a name may be taken over.
+    return next((family for family in reversed(FAMILIES.values()) if family.reads(folder)), None)

@@ -32,6 +32,7 @@ FAMILY = "sd3"
 FEW_STEPS = "FlowMatchLCMScheduler"  # a scheduler that no teacher comes with
 CLIPS = ("text_encoder", "text_encoder_2")
 T5 = "text_encoder_3"
+LARGE = 38  # layers of 3.5 large
 WITHOUT_T5 = (
     "no T5 (text_encoder_3): prompts are read by CLIP alone, whose {} tokens are all that is seen "
     "of them; long prompts and lettering suffer"
@@ -61,7 +62,7 @@ def read_pipeline(
         pictures of that size.
     """
     index = read_index(folder)
-    network = parsed(folder, "transformer", SD3Config.from_dict, SD3Transformer2DModel)
+    network = parsed(folder, "transformer", read_network, SD3Transformer2DModel)
     vae = parsed(folder, "vae", SD3VAEConfig.from_dict, AutoencoderKL)
     clips = [parsed(folder, name, CLIPTextConfig.from_dict, CLIPTextModel) for name in CLIPS]
     tokenizers = [read_tokenizer(folder, tokenizer_of(name)) for name in CLIPS]
@@ -86,6 +87,27 @@ def read_pipeline(
         text_encoders=tuple(encoders),
         tokenizers=tuple(tokenizers),
     )
+
+
+def read_network(config: dict[str, Any]) -> SD3Config:
+    """The configuration of a transformer, from the contents of its config.json.
+
+    Raises:
+      ValueError: it is not supported; says what of it.
+    """
+    if config.get("guidance_embeds"):
+        raise ValueError(
+            "guidance_embeds = True: it was distilled to be told its guidance; a teacher here has "
+            "to be drawn with and without it"
+        )
+    network = SD3Config.from_dict(config)
+    if network.num_layers == LARGE and not network.dual_attention_layers:
+        raise ValueError(
+            f"num_layers = {LARGE}, and none with a second attention: Stable Diffusion 3.5 large, "
+            "of 8.1 billion weights; those of 3 medium and 3.5 medium, of 24 layers and up to 2.5 "
+            "billion weights, are supported"
+        )
+    return network
 
 
 def _schedule(config: dict[str, Any]) -> Schedule:

@@ -19,7 +19,7 @@ from slam_jax.families.pipeline import Batch, Frozen, Params
 from slam_jax.formats.tokenizer import tokenize_in_a_row
 from slam_jax.method.solver import Context
 from slam_jax.models import functional
-from slam_jax.models.mmdit import SD3Config, SD3Transformer2DModel
+from slam_jax.models.mmdit import PLACES, SD3Config, SD3Transformer2DModel
 
 T5_LENGTH = 256  # tokens; what the pipelines of diffusers take where nothing else is said
 NO_GAMMA = (
@@ -35,6 +35,7 @@ class StableDiffusion3Pipeline(LatentPipeline):
     network: SD3Config
 
     tokens_of = staticmethod(tokenize_in_a_row)
+    constants = (PLACES,)
 
     @property
     def has_t5(self) -> bool:

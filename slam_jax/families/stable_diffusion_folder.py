@@ -19,12 +19,12 @@ from slam_jax.formats.diffusers_folder import (
 )
 from slam_jax.formats.model_index import CLASSES, CLASSES_XL, PIPELINES, tokenizer_of
 from slam_jax.formats.tokenizer import Tokenizer
+from slam_jax.method.flow_matching import FlowMatching
 from slam_jax.method.method import Method
 from slam_jax.method.pcm import Pcm
 from slam_jax.method.registry import schedule_from_config
 from slam_jax.method.schedule import Schedule
 from slam_jax.method.slam import Slam
-from slam_jax.method.variance_preserving import VariancePreserving
 from slam_jax.models import functional
 from slam_jax.models.clip import CLIPTextConfig, CLIPTextModel
 from slam_jax.models.t5 import T5Config
@@ -197,14 +197,14 @@ def parsed(
 
 
 def _schedule(config: dict[str, Any]) -> Schedule:
-    if config.get("beta_schedule") is None and config.get("trained_betas") is None:
+    kind = config.get("_class_name")
+    if FlowMatching.reads(config):
         raise ValueError(
-            f"{config.get('_class_name')} with no beta_schedule; a DDPM noise schedule is expected"
+            f"{kind}: of flow matching, which no UNet here is; a DDPM noise schedule is expected"
         )
-    schedule = schedule_from_config(config)
-    if not isinstance(schedule, VariancePreserving):
-        raise ValueError(f"{config.get('_class_name')}: of flow matching, which no UNet here is")
-    return schedule
+    if config.get("beta_schedule") is None and config.get("trained_betas") is None:
+        raise ValueError(f"{kind} with no beta_schedule; a DDPM noise schedule is expected")
+    return schedule_from_config(config)
 
 
 def check_tokenizer(where: Path, tokenizer: Tokenizer, encoder: CLIPTextConfig | T5Config) -> None:

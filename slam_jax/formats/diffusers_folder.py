@@ -35,7 +35,9 @@ from slam_jax.formats.model_index import (
     OPTIONAL,
     STEMS,
     TOKENIZERS,
+    WITHOUT_T5,
     class_of,
+    hint_of,
     read_index,
 )
 from slam_jax.formats.tokenizer import Tokenizer, load_tokenizer
@@ -126,7 +128,7 @@ def read_config(folder: Folder, component: str) -> dict[str, Any]:
         InputError: no such file, or it is not JSON.
     """
     name = "scheduler_config.json" if component == "scheduler" else "config.json"
-    return read_json(folder.path / component / name, HINT)
+    return read_json(folder.path / component / name, hint_of(component))
 
 
 def read_params(
@@ -175,12 +177,10 @@ def _find_weights(folder: Folder, component: str) -> Path:
     try:
         return weight_files.find(folder.path / component, STEMS[component], folder.variant)
     except InputError as error:
-        if not folder.revision:
-            raise
         # In the cache is what was fetched, and not all that the hub has.
-        raise InputError(
-            f"{error} ({folder.name} was fetched for variant {folder.variant!r})"
-        ) from error
+        fetched = f" ({folder.name} was fetched for variant {folder.variant!r})"
+        what = f"; {WITHOUT_T5}" if component in OPTIONAL else ""
+        raise InputError(f"{error}{fetched if folder.revision else ''}{what}") from error
 
 
 def fingerprints(folder: Folder) -> dict[str, str]:
@@ -239,7 +239,7 @@ def read_t5_tokenizer(folder: Folder, component: str, length: int) -> Tokenizer:
     """
     where = folder.path / component
     for name in ("tokenizer_config.json", "tokenizer.json"):
-        read_json(where / name, HINT)
+        read_json(where / name, WITHOUT_T5)
     return _loaded(where, length, "T5")
 
 

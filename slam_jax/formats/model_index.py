@@ -33,6 +33,10 @@ CLASSES_3 = {
     "tokenizer_3": ("T5TokenizerFast", "T5Tokenizer"),
 }
 OPTIONAL = ("text_encoder_3", "tokenizer_3")  # both or neither
+WITHOUT_T5 = (
+    "get it again, or leave T5 out: with text_encoder_3 and tokenizer_3 set to [null, null] in "
+    "model_index.json prompts are read by CLIP alone, 77 tokens of them"
+)
 COMPONENTS = tuple({**CLASSES_XL, **CLASSES_3})
 TOKENIZERS = tuple(name for name in COMPONENTS if name.startswith("tokenizer"))
 # They judge or encode pictures, and take no part in distillation or sampling.
@@ -53,9 +57,13 @@ PIPELINES = {
     "StableDiffusion3Img2ImgPipeline": CLASSES_3,
 }
 # What others differ in that are distilled too.
+FLUX = (
+    "its transformer is of another kind, and FLUX.1-dev is told its guidance, which a teacher here "
+    "has to be drawn with and without"
+)
 OTHERS = {
-    "FluxPipeline": "its transformer is of another kind, and FLUX.1-dev is told its guidance, "
-    "which a teacher here has to be drawn with and without",
+    "FluxPipeline": FLUX,
+    "FluxTransformer2DModel": FLUX,
     "PixArtAlphaPipeline": "its transformer is of another kind",
     "PixArtSigmaPipeline": "its transformer is of another kind",
     "SanaPipeline": "its transformer, autoencoder and text encoder are of another kind",
@@ -80,7 +88,9 @@ def read_index(path: Path) -> dict[str, Any]:
     for component, supported in classes.items():
         name = class_of(index.get(component))
         if name not in supported:
-            raise InputError(f"{path}: {component} is {name}, supported: {' and '.join(supported)}")
+            why = f" ({OTHERS[name]})" if name in OTHERS else ""
+            named = f"{component} is {name}{why}"
+            raise InputError(f"{path}: {named}, supported: {' and '.join(supported)}")
     known = classes.keys() | NOT_USED | {"scheduler"}
     for component, value in index.items():
         if component not in known and (name := class_of(value)):
@@ -112,6 +122,11 @@ def left_out(path: Path) -> tuple[str, ...]:
 def tokenizer_of(text_encoder: str) -> str:
     """The folder of the tokenizer that belongs to a text encoder."""
     return text_encoder.replace("text_encoder", "tokenizer")
+
+
+def hint_of(component: str) -> str:
+    """What to do where a file of a component is missing."""
+    return WITHOUT_T5 if component in OPTIONAL else HINT
 
 
 def class_of(entry: Any) -> str | None:

@@ -25,6 +25,7 @@ from slam_jax.models.remat import remat_named
 
 PATCH = 2  # latents along a side of a patch
 TIME_FEATURES = 256  # sines and cosines of a time
+PLACES = "pos_embed.pos_embed"  # path of the features of places, which are no weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,7 @@ class PatchEmbed(nnx.Module):
     """Latents [B, H, W, C] to patches [B, N, D], row by row, with the features of their places.
 
     Published files have these features, which is why they are among the arrays here; they are no
-    weights, and their gradient is zero. A smaller picture has the places in the middle.
+    weights, and are not trained. A smaller picture has the places in the middle.
     """
 
     def __init__(self, config, *, rngs):
@@ -112,7 +113,8 @@ class PatchEmbed(nnx.Module):
         places = jax.lax.stop_gradient(self.pos_embed[...])
         places = places.reshape(1, self.max_size, self.max_size, features)
         top, left = ((self.max_size - side) // 2 for side in (height, width))
-        patches = patches + places[:, top : top + height, left : left + width]
+        places = places[:, top : top + height, left : left + width]
+        patches = patches + places.astype(patches.dtype)
         return patches.reshape(batch, height * width, features)
 
 
@@ -147,7 +149,7 @@ class SD3Transformer2DModel(nnx.Module):
     @staticmethod
     def constants(config: SD3Config) -> dict[str, np.ndarray]:
         """The arrays that `functional.init` does not draw, by their dotted paths."""
-        return {"pos_embed.pos_embed": position_features(config)}
+        return {PLACES: position_features(config)}
 
     def __call__(
         self,

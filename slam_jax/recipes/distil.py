@@ -57,7 +57,7 @@ def distillation_loss(
       remat: what the student's gradient computes again, a name in `models.remat`.
       options: what of the student is trained.
       precision: of a LoRA, which comes with float32 weights of the teacher; otherwise weights come
-        in the dtypes that they compute in.
+        in the dtypes that they compute in, and constants as they are.
     """
     network, teacher = student_config(pipeline, method), teacher_network(pipeline)
     student, target = (student_network(pipeline, network, r) for r in (remat, "none"))
@@ -66,10 +66,15 @@ def distillation_loss(
         latents = pipeline.latents(frozen, batch, jax.random.fold_in(key, ENCODE), index)
         contexts = pipeline.contexts(frozen, batch, method.w)
         weights = frozen[DENOISER]
+        whole = partial(student_weights, pipeline, options, weights)
         if options.kind == "full":
-            networks = Networks(student, target, teacher(weights), pipeline.schedule)
+            networks = Networks(
+                lambda params: student(whole(params)),
+                lambda params: target(whole(params)),
+                teacher(weights),
+                pipeline.schedule,
+            )
         else:
-            whole = partial(student_weights, options, weights)
             networks = Networks(
                 lambda params: student(cast(whole(params), precision.student)),
                 lambda params: target(cast(whole(params), precision.target)),

@@ -115,11 +115,12 @@ class Encoder:
         kept = [view.captions[:most] for view in views]
         texts = [texts[i % len(texts)] for texts in kept for i in range(most)]
         tokens = self._pipeline.tokenize(texts)
-        return {
+        fields = {
             "time_ids": np.stack([view.time_ids for view in views]),
             "tokens": tokens.reshape(len(views), most, *tokens.shape[1:]),
             "caption_count": np.array([len(texts) for texts in kept], np.int32),
         }
+        return {name: field for name, field in fields.items() if name in (self._row.names or ())}
 
     def _put(self, rows: np.ndarray) -> jax.Array:
         """Rows of examples, with as many copies of the first one as there are too few of them: one

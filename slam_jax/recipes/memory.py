@@ -19,8 +19,11 @@ from jax.sharding import AbstractMesh, Mesh
 from slam_jax.base.errors import InputError, options_of
 from slam_jax.config import options
 from slam_jax.config.options import Config
+from slam_jax.data.options import Data
+from slam_jax.data.prepared import EMBEDDED
+from slam_jax.data.sources import TEACHER
 from slam_jax.families.family import Family
-from slam_jax.families.pipeline import DENOISER, Frozen, Params, Pipeline
+from slam_jax.families.pipeline import DENOISER, Frozen, Params, cast_weights
 from slam_jax.models.execution import Execution
 from slam_jax.models.functional import cast
 from slam_jax.parallel import runtime
@@ -42,7 +45,9 @@ from slam_jax.recipes.distil import (
 )
 from slam_jax.training.step import TrainState, check_batch_size
 
-PREPARED = "latents that slam-jax prepare makes"  # for a config that leaves the data to the user
+# For a config that leaves the data to the user.
+PREPARED = "latents that slam-jax prepare makes"
+PREPARED_TEXTS = f"{PREPARED} with --text-embeddings"
 # Nothing will run. XLA's usual order of operations on a CPU is for speed, and it drops the barriers
 # that keep the gradient from computing things again before it needs them; accelerators keep these.
 ON_CPU = {
@@ -73,10 +78,14 @@ class Need:
         return self.temporary + sum(here for _, here in self.parts.values())
 
 
-def networks_of(config: Config, pipeline: Pipeline) -> tuple[Params, Frozen]:
+def networks_of(config: Config, family: Family) -> tuple[Params, Frozen]:
     """Shapes of all trained weights and of the frozen networks'."""
-    teacher = _cast(pipeline.abstract_params(pipeline.network), teacher_dtype(config))
-    around = pipeline.shapes_around(config.precision)
+    pipeline, embedded = family.pipeline, EMBEDDED in batch_of(config, family, 1)
+    teacher = jax.eval_shape(
+        partial(cast_weights, pipeline, dtype=teacher_dtype(config)),
+        pipeline.abstract_params(pipeline.network),
+    )
+    around = pipeline.shapes_around(config.precision, embedded)
     return trained_shapes(pipeline, config), {DENOISER: teacher, **around}
 
 
@@ -90,7 +99,12 @@ def batch_of(config: Config, family: Family, size: int) -> dict[str, jax.ShapeDt
     Raises:
       InputError: there is no such source.
     """
-    return family.batch_shapes(None if config.data.source == PREPARED else config.data, size)
+    data: Data | None = config.data
+    if data.source == PREPARED:
+        data = None
+    elif data.source == PREPARED_TEXTS:  # as a teacher's own pictures are kept
+        data = Data(source=TEACHER, teacher_text_embeddings=True)
+    return family.batch_shapes(data, size)
 
 
 def bytes_of(tree: Any, mesh: AnyMesh) -> tuple[int, int]:
@@ -110,7 +124,7 @@ def _size(array: Any) -> int:
 
 def parts_of(config: Config, family: Family) -> dict[str, tuple[int, int]]:
     """What stays on the devices, and the gradients: name -> bytes of it all, and on each."""
-    params, frozen = networks_of(config, family.pipeline)
+    params, frozen = networks_of(config, family)
     mesh = _mesh_of(config)
     one_device = make_mesh(1, 1, jax.local_devices()[:1])
     _, init = student_step(replace(config, mesh=options.Mesh(1, 1)), family.pipeline, one_device)
@@ -131,7 +145,7 @@ def parts_of(config: Config, family: Family) -> dict[str, tuple[int, int]]:
 def lower(config: Config, family: Family, mesh: Mesh) -> jax.stages.Lowered:
     """The training step, of shapes alone."""
     step, init = student_step(config, family.pipeline, mesh)
-    params, frozen = networks_of(config, family.pipeline)
+    params, frozen = networks_of(config, family)
 
     state = jax.eval_shape(init, params)
     state, frozen = (placed(tree, shardings_of(tree, mesh)) for tree in (state, frozen))
@@ -188,7 +202,7 @@ def compiled_bytes(config: Config, family: Family) -> tuple[int, str]:
 def counted_bytes(config: Config, family: Family) -> int:
     """Bytes on a device of what the gradient keeps of the forward pass, and of weights that are
     gathered or cast for a step."""
-    params, frozen = networks_of(config, family.pipeline)
+    params, frozen = networks_of(config, family)
     dtypes, rows = trained_dtypes(config), rows_of(config)
     loss = loss_of_run(config, family.pipeline)
 

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -28,12 +29,12 @@ from slam_jax.data.sources import TEACHER, check_used, kind_of
 from slam_jax.drawing.samplers import on_mesh, teacher_latents
 from slam_jax.evaluation.prompts import KINDS, PromptList, read_at_most
 from slam_jax.families.family import Family
-from slam_jax.families.latent_pipeline import LatentPipeline
-from slam_jax.families.pipeline import DENOISER
-from slam_jax.models.functional import cast
+from slam_jax.families.latent_pipeline import TEXT_ENCODERS, LatentPipeline
+from slam_jax.families.pipeline import DENOISER, Frozen, cast_weights
 from slam_jax.parallel.keys import keys_of
 from slam_jax.parallel.processes import exchange, is_main, wait
 from slam_jax.parallel.sharding import shard
+from slam_jax.recipes.embedded import embedder
 
 FOLDER = "teacher_pictures"  # in the workdir
 SHARD_SIZE = 256  # pictures; what a kill loses is one shard, whatever the devices
@@ -74,24 +75,46 @@ class OwnPictures:
         size = self.store.shard_size
         pictures = [n * size + row for n in missing for row in range(self.store.count(n))]
         if missing:
-            rows = self._draw(pictures, mesh)
+            frozen = self._frozen(mesh)
+            empty = self._empty_prompt(frozen, mesh)
+            if is_main() and not self.store.has_empty:
+                self.store.write_empty(empty)
+            rows = self._draw(pictures, frozen, mesh)
             for number in missing:
                 made = np.array(list(islice(rows, self.store.count(number))))
                 with self.store.shard(number) if is_main() else nullcontext() as writer:
                     if writer is not None:
                         writer.write({name: made[name] for name in self.store.dtype.names or ()})
         if is_main() and (missing or not (self.store.folder / INFO_FILE).exists()):
-            empty = np.empty((), empty_dtype(self.store.dtype))
-            empty["tokens"] = self.pipeline.tokenize([""])[0]
-            self.store.write_empty(empty)
             self.store.finish(Rejects(), 0)
         wait("the teacher's pictures")
         return self.family.source(as_prepared(self.config.data, self.store.folder))
 
-    def _draw(self, pictures: Sequence[int], mesh: Mesh) -> Iterator[np.void]:
+    def _frozen(self, mesh: Mesh) -> Frozen:
+        """All weights, on the mesh."""
+        precision = self.config.precision
+        weights = self.family.weights(precision)
+        weights[DENOISER] = cast_weights(self.pipeline, weights[DENOISER], precision.teacher)
+        return shard(weights, mesh)
+
+    def _empty_prompt(self, frozen: Frozen, mesh: Mesh) -> np.ndarray:
+        """Its fields, as data.prepared keeps them."""
+        row, tokens = np.empty((), empty_dtype(self.store.dtype)), self.pipeline.tokenize([""])
+        row["tokens"] = tokens[0]
+        if self._embeds:
+            of_texts = {name: x for name, x in frozen.items() if name in TEXT_ENCODERS}
+            for name, array in embedder(self.pipeline, of_texts, mesh)(tokens).items():
+                row[name] = array[0]
+        return row
+
+    @property
+    def _embeds(self) -> bool:
+        return self.config.data.teacher_text_embeddings
+
+    def _draw(self, pictures: Sequence[int], frozen: Frozen, mesh: Mesh) -> Iterator[np.void]:
         """The records of pictures, one after the other."""
         # As many at a time on each device, however many there are: one program computes them all.
-        size, draw = self.config.data.teacher_batch * mesh.size, self._sampler(mesh)
+        size, draw = self.config.data.teacher_batch * mesh.size, self._sampler(frozen, mesh)
         total = self.config.data.teacher_count
         with tqdm(
             desc="the teacher's pictures",
@@ -104,37 +127,41 @@ class OwnPictures:
                 some = pictures[first : first + size]
                 filled = [some[row % len(some)] for row in range(size)]
                 batch = self.pipeline.prompts([self.texts[n % len(self.texts)] for n in filled])
-                moments = draw({**batch, "index": np.array(filled, np.int32)})
-                for n, one in zip(some, moments, strict=False):
-                    if not np.isfinite(one).all():
+                made = draw({**batch, "index": np.array(filled, np.int32)})
+                for n, *parts in zip(some, *made.values(), strict=False):
+                    if not all(np.isfinite(part).all() for part in parts):
                         raise InputError(
                             f"the teacher's picture {n} is not finite, or too large for {DTYPE}: "
                             "its weights are damaged, or config.precision.teacher is too coarse"
                         )
-                fields = {**batch, "moments": moments, "caption_count": np.ones(size, np.int32)}
+                fields = {**batch, **made, "caption_count": np.ones(size, np.int32)}
                 rows = np.empty(len(some), self.store.dtype)
                 for name in self.store.dtype.names or ():
                     rows[name] = np.reshape(fields[name][: len(some)], rows[name].shape)
                 bar.update(len(some))
                 yield from rows
 
-    def _sampler(self, mesh: Mesh) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
-        """Prompts and the numbers of their pictures -> moments, drawn by all devices of a mesh."""
+    def _sampler(
+        self, frozen: Frozen, mesh: Mesh
+    ) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+        """Prompts and the numbers of their pictures -> moments, and embeddings where they are kept,
+        by all devices of a mesh."""
         pipeline, precision, data = self.pipeline, self.config.precision, self.config.data
+        params = frozen[DENOISER]
+        frozen = {name: part for name, part in frozen.items() if name != DENOISER}
         latents = teacher_latents(pipeline, data.teacher_w, precision.teacher)
 
         def draw(frozen, params, batch, start):
             seed, _ = start
             key, steps = keys_of(seed).own, data.teacher_steps
-            x0 = latents(frozen, params, batch, key, batch["index"], steps)
-            return pipeline.moments_of(x0).astype(DTYPE)
+            embedded = pipeline.embed(frozen, batch["tokens"]) if self._embeds else {}
+            x0 = latents(frozen, params, {**batch, **embedded}, key, batch["index"], steps)
+            made = {"moments": pipeline.moments_of(x0), **embedded}
+            return {name: array.astype(DTYPE) for name, array in made.items()}
 
-        frozen = self.family.weights(precision)
-        params = shard(cast(frozen.pop(DENOISER), precision.teacher), mesh)
-        frozen = shard(frozen, mesh)
         spread = on_mesh(draw, mesh, precision.teacher)
         start = self.config.seed, 0
-        return lambda batch: np.asarray(spread(frozen, params, batch, start))
+        return lambda batch: jax.tree.map(np.asarray, spread(frozen, params, batch, start))
 
 
 def own_pictures(config: Config, workdir: Path, family: Family) -> OwnPictures | None:
@@ -170,7 +197,8 @@ def plan_of(
     """All that decides what is drawn, as slam-jax prepare records it."""
     data, precision, identity = config.data, config.precision, family.identity()
     prints = identity["fingerprints"]
-    read = {name: prints[name] for name in prints if name.startswith(("vae", "tokenizer"))}
+    parts = ("vae", "tokenizer", *(("text_encoder",) if data.teacher_text_embeddings else ()))
+    read = {name: prints[name] for name in prints if name.startswith(parts)}
     return {
         "format": FORMAT,
         "source": data.source,
@@ -190,7 +218,7 @@ def plan_of(
         "captions": 1,
         "dtype": DTYPE,
         "shard_size": SHARD_SIZE,
-        "fields": pipeline.prepared_fields(1, 1, False, DTYPE),
+        "fields": pipeline.prepared_fields(1, 1, data.teacher_text_embeddings, DTYPE),
     }
 
 

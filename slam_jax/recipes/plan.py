@@ -8,7 +8,14 @@ from slam_jax.config import options
 from slam_jax.config.options import Config
 from slam_jax.families.family import Family
 from slam_jax.models.remat import REMAT
-from slam_jax.recipes.memory import PREPARED, Need, held_bytes, need_of, rows_of
+from slam_jax.recipes.memory import (
+    PREPARED,
+    PREPARED_TEXTS,
+    Need,
+    held_bytes,
+    need_of,
+    rows_of,
+)
 
 GIB = 2**30
 
@@ -76,7 +83,8 @@ def table(config: Config, need: Need) -> str:
         f"{training.accumulation} parts; remat {training.remat}"
     )
     lines = (f"{name:28}{total:>14}{here:>14}" for name, total, here in rows)
-    data = "data: assumed to be " + PREPARED if config.data.source == PREPARED else ""
+    assumed = config.data.source in (PREPARED, PREPARED_TEXTS)
+    data = f"data: assumed to be {config.data.source}" if assumed else ""
     note = f"activations, copies: {need.source}"
     return "\n".join(line for line in (head, data, "", *lines, "", note) if line or line == "")
 

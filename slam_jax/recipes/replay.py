@@ -15,7 +15,7 @@ import numpy as np
 
 from slam_jax.base.errors import InputError
 from slam_jax.config.options import Config
-from slam_jax.families.pipeline import DENOISER, Frozen, Params, Pipeline
+from slam_jax.families.pipeline import DENOISER, Frozen, Params, Pipeline, cast_weights
 from slam_jax.formats.safetensors import load_arrays
 from slam_jax.models.functional import cast, flatten
 from slam_jax.parallel.keys import keys_of
@@ -127,7 +127,7 @@ def read_networks(
         read_part(workdir / "checkpoints", checkpoint, part, like) for part in ("params", "ema")
     )
     frozen = family.weights(config.precision)
-    frozen[DENOISER] = cast(frozen[DENOISER], teacher_dtype(config))
+    frozen[DENOISER] = cast_weights(family.pipeline, frozen[DENOISER], teacher_dtype(config))
     return family.pipeline, params, ema, frozen
 
 

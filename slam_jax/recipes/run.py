@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from slam_jax.base.errors import InputError, options_of, prefixed
 from slam_jax.base.json_file import read_json, write_json
-from slam_jax.config.options import Config
+from slam_jax.config.options import Config, Evaluation
 from slam_jax.data.batches import Source, check_position
 from slam_jax.drawing.ladder import Artists, Ladder
 from slam_jax.drawing.metrics.registry import check_metrics
@@ -24,9 +24,15 @@ from slam_jax.drawing.samplers import on_mesh, student_sampler, teacher_sampler
 from slam_jax.drawing.seen import extractor_of
 from slam_jax.evaluation.prompts import read_prompts
 from slam_jax.families.family import Family
-from slam_jax.families.pipeline import DENOISER, Params, student_config, student_weights
+from slam_jax.families.pipeline import (
+    DENOISER,
+    Params,
+    Pipeline,
+    cast_weights,
+    student_config,
+    student_weights,
+)
 from slam_jax.features.extract import Extractor
-from slam_jax.models.functional import cast
 from slam_jax.parallel import runtime
 from slam_jax.parallel.processes import as_first, compare, is_main
 from slam_jax.parallel.sharding import make_mesh, shard, shardings_of
@@ -38,6 +44,7 @@ from slam_jax.recipes.distil import (
     trained_params,
     trained_shapes,
 )
+from slam_jax.recipes.embedded import without_text_encoders
 from slam_jax.recipes.open_teacher import (
     TEACHER_FILE,
     check_same_teacher,
@@ -193,12 +200,16 @@ def _run(run: Run, source: Source) -> tuple[list[dict[str, Any]], dict[str, Any]
         write_json(run.workdir / TEACHER_FILE, identity)
     weights = family.weights(config.precision)
     params = trained_params(pipeline, config, weights[DENOISER])
-    weights[DENOISER] = cast(weights[DENOISER], teacher_dtype(config))
+    weights[DENOISER] = cast_weights(pipeline, weights[DENOISER], teacher_dtype(config))
+    evaluation = _evaluation(config)
+    texts = evaluation.prompts or pipeline.example_prompts
+    prompts = without_text_encoders(pipeline, source, weights, texts, mesh)
     frozen = shard(weights, mesh)
     del weights
     network = student_config(pipeline, method)
-    ladder = _ladder(run, _artists(run, frozen, network))
-    of_student = _student_weights(config, frozen[DENOISER], mesh)
+    artists = dataclasses.replace(_artists(run, frozen, network), prompts=prompts)
+    ladder = Ladder(artists, evaluation, config.seed, run.extractor, run.workdir / "features")
+    of_student = _student_weights(config, pipeline, frozen[DENOISER], mesh)
 
     def draw_samples(trained: Params, step: int) -> dict[str, float]:
         started = time.perf_counter()
@@ -232,21 +243,23 @@ def _run(run: Run, source: Source) -> tuple[list[dict[str, Any]], dict[str, Any]
     }
 
 
-def _student_weights(config: Config, teacher: Params, mesh: Mesh) -> Callable[[Params], Params]:
+def _student_weights(
+    config: Config, pipeline: Pipeline, teacher: Params, mesh: Mesh
+) -> Callable[[Params], Params]:
     """What is trained of a student -> all of its weights; both on the mesh."""
-    if config.student.kind == "full":
-        return lambda trained: trained
-    merge = partial(student_weights, config.student)
+    merge = partial(student_weights, pipeline, config.student)
+    if config.student.kind == "full":  # which nothing is computed for
+        return partial(merge, teacher)
     return partial(jax.jit(merge, out_shardings=shardings_of(teacher, mesh)), teacher)
 
 
-def _ladder(run: Run, artists: Artists) -> Ladder:
-    """The step ladder of a run, with the networks that its metrics read."""
-    options = run.config.evaluation
+def _evaluation(config: Config) -> Evaluation:
+    """How a run is looked at, with the prompts of a file."""
+    options = config.evaluation
     if options.prompts_file:
         prompts = read_prompts(options.prompts_file).texts
         options = dataclasses.replace(options, prompts=prompts)
-    return Ladder(artists, options, run.config.seed, run.extractor, run.workdir / "features")
+    return options
 
 
 def _measure_teacher(run: Run, ladder: Ladder) -> None:

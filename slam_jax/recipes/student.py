@@ -12,8 +12,8 @@ from slam_jax.base.options import OptionError
 from slam_jax.config.options import Config, Precision
 from slam_jax.config.validate import freeze
 from slam_jax.families.family import Family, LoadOptions, Model, other_part
-from slam_jax.families.pipeline import DENOISER, Params, student_config
-from slam_jax.families.registry import FAMILIES
+from slam_jax.families.pipeline import DENOISER, Params, student_config, student_weights
+from slam_jax.families.registry import FAMILIES, reader_of
 from slam_jax.formats.diffusers_folder import resolve
 from slam_jax.formats.flax_folder import SavedModel
 from slam_jax.models import lora
@@ -76,7 +76,9 @@ def saved_student(
     pipeline, network = family.pipeline, student_config(family.pipeline, config.method)
     saved = SavedModel(family.name, network.to_dict(), trained, pipeline.scheduler, info)
     if config.student.kind == "full":
-        return saved
+        teacher = family.denoiser() if pipeline.constants else {}
+        params = student_weights(pipeline, config.student, teacher, trained)
+        return dataclasses.replace(saved, params=params)
     adapters = lora.scaled(trained, config.student.scale)
     saved = dataclasses.replace(saved, params={}, lora=adapters)
     return saved if family.in_diffusers else whole(saved, family)
@@ -224,10 +226,9 @@ def load(path: str, options: LoadOptions | None = None) -> Model:
     if not local.exists():  # on the hub; what it has beside weights says of which family it is
         snapshot = resolve(path, options.revision, options.variant, weights=False)
         found, options = snapshot.path, dataclasses.replace(options, revision=snapshot.revision)
-    for family in reversed(FAMILIES.values()):  # those that were added first
-        if family.reads(found):
-            model = family.load(name, options)
-            return dataclasses.replace(model, params=cast(model.params, options.dtype))
+    if (family := reader_of(found)) is not None:
+        model = family.load(name, options)
+        return dataclasses.replace(model, params=cast(model.params, options.dtype))
     if (local / "checkpoints").is_dir():
         raise InputError(
             f"{path}: this run has not finished; go on with it, or use slam-jax export"

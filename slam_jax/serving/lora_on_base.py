@@ -7,22 +7,22 @@ from slam_jax.base.errors import InputError
 from slam_jax.drawing.draw import TEACHER_GUIDANCE
 from slam_jax.families.family import LoadOptions, Model
 from slam_jax.families.pipeline import DENOISER
-from slam_jax.families.stable_diffusion_folder import is_student, method_of_student
 from slam_jax.families.stable_diffusion_lora import locate, with_loras
 from slam_jax.formats.diffusers_folder import Folder, read_model_index
 from slam_jax.formats.lora_names import Names
 from slam_jax.models.published_networks import kernel_shapes
-from slam_jax.serving.published import draw_samples, read_around_unet
-from slam_jax.serving.published_lora import Base, check_lora
-from slam_jax.serving.published_unet import (
+from slam_jax.serving.published import draw_samples, family_in, read_around
+from slam_jax.serving.published_denoiser import (
     FAIL,
     OK,
     SKIPPED,
     Result,
     compare_with_torch,
-    inspect_unet,
+    inspect_denoiser,
     reason,
 )
+from slam_jax.serving.published_kinds import UNET
+from slam_jax.serving.published_lora import Base, check_lora
 
 
 def check_loras(folder: Folder, options: LoadOptions, out: Path | None = None) -> Iterator[Result]:
@@ -35,8 +35,13 @@ def check_loras(folder: Folder, options: LoadOptions, out: Path | None = None) -
       out: PNG to draw the samples into; None: they are not kept.
 
     Raises:
-      InputError: a LoRA cannot be found.
+      InputError: a LoRA cannot be found, or the model has no UNet.
     """
+    if (family := family_in(folder)) is not None and family.denoiser_folder != UNET.name:
+        raise InputError(
+            f"--lora {options.loras[0]}: LoRAs are checked on models with a UNet; {folder.name} is "
+            f"of {family.name}; slam-jax sample draws with both"
+        )
     located = [locate(spelled) for spelled in options.loras]
     results, model = read_base(folder)
     yield from results
@@ -68,13 +73,12 @@ def read_base(folder: Folder) -> tuple[list[Result], Model | None]:
     path, results = folder.path.resolve(), []
     try:
         results.append(Result(OK, "folder", str(read_model_index(folder)["_class_name"])))
-        found, _, params = inspect_unet(path / "unet", folder.variant, {})
+        found, _, params = inspect_denoiser(UNET, path / UNET.name, folder.variant, {})
         # Whether the UNet is told gamma is of students; this may be a teacher.
         results += [result for result in found if not result.name.startswith("gamma")]
         if params is None or any(result.status == FAIL for result in results):
             return results, None
-        pipeline, frozen = read_around_unet(folder)
-        method = method_of_student(folder, pipeline) if is_student(folder, pipeline) else None
+        pipeline, frozen, method = read_around(folder)
     # Whatever numbers that make no sense in a config.json lead to is a finding.
     except Exception as error:
         return [*results, Result(FAIL, "base", reason(error))], None
@@ -86,8 +90,8 @@ def _check_merged(
     folder: Folder, model: Model, loras: Sequence[tuple[Path, float]], out: Path | None
 ) -> Iterator[Result]:
     """Prediction and samples of a model with its LoRAs in it."""
-    where, network = folder.path.resolve() / "unet", model.pipeline.network
-    yield compare_with_torch(where, folder.variant, network, model.params, loras)
+    where, network = folder.path.resolve() / UNET.name, model.pipeline.network
+    yield compare_with_torch(UNET, where, folder.variant, network, model.params, loras)
     method = model.method
     facts = f"a teacher, guidance {TEACHER_GUIDANCE}"
     yield Result(OK, "drawn by", facts if method is None else method.title or method.name)

@@ -9,7 +9,7 @@ from slam_jax.formats.lora_header import Header, finite_number
 from slam_jax.formats.lora_keys import ALPHA, Placed
 from slam_jax.formats.safetensors import LazyArrays
 from slam_jax.models.lora import DOWN, TARGETS, UP
-from slam_jax.serving.published_unet import FAIL, OK, Result
+from slam_jax.serving.published_denoiser import FAIL, OK, Result
 
 NAMED = 3  # keys or layers that a line names
 

@@ -11,61 +11,46 @@ from slam_jax.base.json_file import read_json
 from slam_jax.drawing import pictures
 from slam_jax.drawing.draw import TEACHER_GUIDANCE
 from slam_jax.drawing.samplers import student_sampler, teacher_sampler
+from slam_jax.families.latent_pipeline import LatentPipeline
 from slam_jax.families.pipeline import Frozen, Params, Pipeline
-from slam_jax.families.stable_diffusion_folder import (
-    FEW_STEPS,
-    RECORD_FILE,
-    is_student,
-    method_of_student,
-    read_pipeline,
-    read_surroundings,
-)
-from slam_jax.families.stable_diffusion_pipeline import StableDiffusionPipeline
-from slam_jax.formats.diffusers_folder import Folder, read_config, read_model_index
+from slam_jax.families.published_model import PublishedModel
+from slam_jax.families.registry import reader_of
+from slam_jax.families.stable_diffusion_folder import RECORD_FILE, read_surroundings
+from slam_jax.formats.diffusers_folder import Folder, read_model_index
 from slam_jax.method.method import Method
-from slam_jax.method.slam import Slam
-from slam_jax.method.variance_preserving import (
-    PREDICTION_TYPES,
-    TIMESTEP_SCALING,
-    VariancePreserving,
-    distillation_grid,
-)
 from slam_jax.models import functional
 from slam_jax.serving import stock_pipeline
-from slam_jax.serving.published_unet import (
+from slam_jax.serving.published_denoiser import (
     FAIL,
     OK,
     SKIPPED,
+    Kind,
     Result,
     compare_with_torch,
-    inspect_unet,
+    inspect_denoiser,
     reason,
     recorded_method,
 )
+from slam_jax.serving.published_kinds import KINDS, UNET
+from slam_jax.serving.published_scheduler import check_scheduler, check_sigmas
 
 STEPS = (1, 2, 4)
 SMALLEST_SPREAD = 0.01  # standard deviation of a picture that is not one colour
-BETAS = {
-    "num_train_timesteps": 1000,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "trained_betas": None,
-}
-LCM = {"timestep_scaling": TIMESTEP_SCALING, "clip_sample": False, "thresholding": False}
 
 
 def check(folder: Folder, out: Path | None = None) -> Iterator[Result]:
     """All checks of a folder, each as soon as it is done.
 
     Args:
-      folder: a diffusers folder, or one with a UNet's config.json and weights.
+      folder: a diffusers folder, or one with a denoiser's config.json and weights.
       out: PNG to draw the samples into; None: they are not kept.
     """
     path = folder.path.resolve()
     if not (path / "model_index.json").exists():
-        yield Result(OK, "folder", "a UNet alone, as it has no model_index.json")
-        yield from _check_unet(path, folder.variant, _read_record(path.parent))[0]
+        kind = _kind_of(path)
+        what = "UNet" if kind is UNET else kind.name
+        yield Result(OK, "folder", f"a {what} alone, as it has no model_index.json")
+        yield from _check_denoiser(kind, path, folder.variant, _read_json(path.parent))[0]
         yield Result(SKIPPED, "samples", "no VAE and no text encoder")
         return
     try:
@@ -73,13 +58,15 @@ def check(folder: Folder, out: Path | None = None) -> Iterator[Result]:
     except InputError as error:
         yield Result(FAIL, "folder", str(error))
         return
-    record = _read_record(path)
-    results, params = _check_unet(path / "unet", folder.variant, record)
+    record, family = _read_json(path), family_in(folder)
+    kind = UNET if family is None else KINDS[family.denoiser_folder]
+    results, params = _check_denoiser(kind, path / kind.name, folder.variant, record)
     yield from results
     scheduler = check_scheduler(folder, recorded_method(record))
     yield scheduler
+    yield from check_sigmas(folder, record)
     try:
-        pipeline, frozen = read_around_unet(folder)
+        pipeline, frozen, method = read_around(folder)
         yield Result(OK, "other weights", f"{' and '.join(frozen)}, all finite")
     # Whatever numbers that make no sense in a config.json lead to is a finding.
     except Exception as error:
@@ -89,88 +76,58 @@ def check(folder: Folder, out: Path | None = None) -> Iterator[Result]:
         yield Result(SKIPPED, "samples", "a check above failed")
         return
     try:
-        method = method_of_student(folder, pipeline) if is_student(folder, pipeline) else Slam()
         yield from draw_samples(pipeline, frozen, params, method, out)
     except Exception as error:
         yield Result(FAIL, "samples", reason(error))
 
 
-def _check_unet(
-    where: Path, variant: str, record: Mapping[str, Any]
+def _kind_of(path: Path) -> Kind:
+    """The kind of a denoiser that is alone in a folder; a UNet, where it does not say."""
+    name = _read_json(path, "config.json").get("_class_name")
+    return next((kind for kind in KINDS.values() if kind.stock == name), UNET)
+
+
+def family_in(folder: Folder) -> type[PublishedModel] | None:
+    """The family of a model; None: no family of published models reads it."""
+    family = reader_of(folder.path)
+    return family if family is not None and issubclass(family, PublishedModel) else None
+
+
+def _check_denoiser(
+    kind: Kind, where: Path, variant: str, record: Mapping[str, Any]
 ) -> tuple[list[Result], Params | None]:
     """Results, and the parameters if nothing failed."""
-    results, config, params = inspect_unet(where, variant, record)
+    results, config, params = inspect_denoiser(kind, where, variant, record)
     if config is None or params is None or any(r.status == FAIL for r in results):
         return [*results, Result(SKIPPED, "prediction", "a check above failed")], None
-    result = compare_with_torch(where, variant, config, params)
+    result = compare_with_torch(kind, where, variant, config, params)
     return [*results, result], params if result.status != FAIL else None
 
 
-def _read_record(path: Path) -> Mapping[str, Any]:
-    """How a student of ours was made; empty for others."""
+def _read_json(path: Path, name: str = RECORD_FILE) -> Mapping[str, Any]:
+    """A file of a folder, how a student of ours was made; empty where it cannot be read."""
     try:
-        return read_json(path / RECORD_FILE, "")
+        return read_json(path / name, "")
     except InputError:
         return {}
 
 
-def check_scheduler(folder: Folder, method: Method | None) -> Result:
-    """A scheduler for few steps with settings that fit the distillation, or the teacher's with its
-    betas.
-
-    Args:
-      folder: the diffusers folder.
-      method: how the student was distilled here, hence which scheduler it has; None: not known.
-    """
-    try:
-        config = {**LCM, **read_config(folder, "scheduler")}  # it may leave out what is usual
-        count = config.get("num_train_timesteps", 1000)
-        kind, prediction = config.get("_class_name"), config.get("prediction_type", "epsilon")
-        wanted, wrong, facts = BETAS, [], f"{kind}, {prediction}"
-        if prediction not in PREDICTION_TYPES:
-            wrong.append(f"prediction_type = {prediction!r}")
-        if kind in FEW_STEPS:
-            steps = config.get("original_inference_steps", 50)
-            wanted, facts = (
-                {**BETAS, **LCM},
-                f"{facts}, original_inference_steps {steps} of {count}",
-            )
-            try:
-                distillation_grid(count, steps)
-            except (ValueError, TypeError):
-                wrong.append(f"original_inference_steps = {steps!r}, expected a divisor of {count}")
-        elif method is None:
-            facts += ", the teacher's: give the pipeline an LCMScheduler before drawing"
-        own = (
-            method.diffusers_scheduler(VariancePreserving.from_config({}))["_class_name"]
-            if method
-            else kind
-        )
-        if kind != own:
-            wrong.append(f"_class_name = {kind!r}, expected {own!r}")
-    except InputError as error:
-        return Result(FAIL, "scheduler", f"{error}")
-    wrong += [
-        f"{key} = {config.get(key)!r}, expected {value!r}"
-        for key, value in wanted.items()
-        if config.get(key) != value
-    ]
-    return Result(FAIL if wrong else OK, "scheduler", "; ".join(wrong) or facts)
-
-
-def read_around_unet(folder: Folder) -> tuple[StableDiffusionPipeline, Frozen]:
-    """The VAE and the text encoders, with their weights.
+def read_around(folder: Folder) -> tuple[LatentPipeline, Frozen, Method | None]:
+    """The VAE and the text encoders with their weights, and how the model draws, if in few steps.
 
     Raises:
-      InputError: they cannot be read, do not fit the UNet, or are not finite.
+      InputError: they cannot be read, do not fit the denoiser, or are not finite.
     """
-    pipeline = read_pipeline(folder)
+    family = family_in(folder)
+    assert family is not None  # its model_index.json was read
+    pipeline = family.read_pipeline(folder, None, None)
     frozen = read_surroundings(folder, pipeline, "float32", "float32")
     for name, params in frozen.items():
         for key, array in functional.flatten(params).items():
             if not np.isfinite(array).all():
                 raise InputError(f"{folder.path / name}: NaN or infinity in {key}")
-    return pipeline, frozen
+    is_student = family.is_student(folder, pipeline)
+    return pipeline, frozen, family.method_of_student(folder, pipeline) if is_student else None
 
 
 def draw_samples(

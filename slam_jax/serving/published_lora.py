@@ -21,8 +21,8 @@ from slam_jax.formats.safetensors import LazyArrays, open_arrays
 from slam_jax.models.lora import DOWN, UP
 from slam_jax.models.published_networks import UNETS, Layers, published_layers
 from slam_jax.serving.lora_values import check_values, some
-from slam_jax.serving.published import check_scheduler
-from slam_jax.serving.published_unet import FAIL, OK, SKIPPED, Result
+from slam_jax.serving.published_denoiser import FAIL, OK, SKIPPED, Result
+from slam_jax.serving.published_scheduler import check_scheduler
 
 
 class Base(NamedTuple):

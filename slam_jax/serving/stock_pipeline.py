@@ -4,7 +4,6 @@ they are imported when a comparison is asked for.
 
 import importlib.util
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -23,7 +22,6 @@ from slam_jax.families.family import LoadOptions, Model
 from slam_jax.families.stable_diffusion_lora import base_of, is_lora
 from slam_jax.formats.diffusers_folder import Folder
 from slam_jax.formats.lora_file import FILE
-from slam_jax.formats.lora_header import CONFIG_FILE
 from slam_jax.formats.model_index import NOT_USED, left_out
 from slam_jax.method.method import gaussian
 from slam_jax.parallel import runtime
@@ -48,7 +46,7 @@ def require(option: str, *more: str) -> None:
 
 
 @contextmanager
-def _quiet():
+def quiet():
     """diffusers and transformers say nothing below an error, and show no progress bars."""
     import diffusers
     import transformers
@@ -84,7 +82,7 @@ def stock_sampler(
     import torch
     from diffusers import DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
 
-    with _quiet():
+    with quiet():
         try:
             # Cast afterwards: the option's name differs between versions of diffusers.
             without = dict.fromkeys([*NOT_USED, *left_out(folder / "model_index.json")])
@@ -113,7 +111,7 @@ def stock_sampler(
         original, given = module.get("randn_tensor"), {} if sigmas is None else {"sigmas": sigmas}
         module["randn_tensor"] = lambda *_, **__: as_torch(next(noise))
         try:
-            with _quiet():
+            with quiet():
                 images = pipeline(
                     list(prompts),
                     height=height,
@@ -209,77 +207,3 @@ def add_lora(pipeline: Any, folder: Path) -> None:
     config = read_json(folder / "scheduler" / "scheduler_config.json", "export it again")
     pipeline.load_lora_weights(folder, weight_name=FILE)
     pipeline.scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
-
-
-def load_unet(folder: Path, variant: str) -> tuple[Any, list[str]]:
-    """diffusers' UNet from a folder with its config.json and weights, in float32; and the keys
-    that its file lacks or has too many."""
-    from diffusers import UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage]
-
-    with _quiet():
-        options = dict(variant=variant or None, use_safetensors=True, output_loading_info=True)
-        loaded: Any = UNet2DConditionModel.from_pretrained(folder, **options)
-    unet, found = loaded
-    return unet.float().eval(), [*found["missing_keys"], *found["unexpected_keys"]]
-
-
-def add_loras(unet: Any, loras: Sequence[tuple[Path, float]]) -> None:
-    """Adds LoRAs to diffusers' UNet by peft, as its pipelines' `load_lora_weights` and
-    `set_adapters` do; what they have for text encoders is left out.
-
-    Args:
-      unet: from `load_unet`.
-      loras: files, and how much of each.
-    """
-    from diffusers import StableDiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
-
-    weights = {f"lora_{index}": factor for index, (_, factor) in enumerate(loras)}
-    with _quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a second LoRA on the same layers
-        for name, (path, _) in zip(weights, loras, strict=True):
-            options: Any = dict(weight_name=path.name, unet_config=unet.config)
-            read: Any = StableDiffusionPipeline.lora_state_dict
-            state, alphas, about = read(path.parent, **options, return_lora_metadata=True)
-            if not any(key.startswith(("unet.", "text_encoder")) for key in state):
-                state, about = _of_peft(path, state)
-            into: Any = dict(adapter_name=name, metadata=about)
-            StableDiffusionPipeline.load_lora_into_unet(state, alphas, unet, **into)
-        if names := [name for name in weights if name in getattr(unet, "peft_config", {})]:
-            unet.set_adapters(names, [weights[name] for name in names])
-
-
-def _of_peft(path: Path, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """A file of peft, which diffusers' pipelines do not read, as one of theirs: its arrays and what
-    they have in a header."""
-    from peft import LoraConfig
-
-    state = {f"unet.{key.removeprefix('base_model.model.')}": x for key, x in state.items()}
-    if not path.with_name(CONFIG_FILE).exists():
-        return state, None
-    config: Any = LoraConfig.from_pretrained(str(path.parent))
-    return state, {f"unet.{key}": value for key, value in config.to_dict().items()}
-
-
-def unet_output(unet: Any, inputs: dict[str, Any]) -> Float[np.ndarray, "B H W C"]:
-    """What diffusers' UNet computes.
-
-    Args:
-      unet: from `load_unet`.
-      inputs: as for our UNet, numpy: sample [B, H, W, C], timesteps [B], encoder_hidden_states,
-        timestep_cond or None, added_cond or None.
-    """
-    import torch
-
-    def as_torch(value: Any) -> Any:
-        return None if value is None else torch.from_numpy(np.array(value))
-
-    added = inputs["added_cond"]
-    with torch.inference_mode():
-        output = unet(
-            as_torch(np.moveaxis(inputs["sample"], -1, 1)),
-            as_torch(inputs["timesteps"]),
-            as_torch(inputs["encoder_hidden_states"]),
-            timestep_cond=as_torch(inputs["timestep_cond"]),
-            added_cond_kwargs=added and {name: as_torch(value) for name, value in added.items()},
-        ).sample
-    return np.moveaxis(output.numpy(), 1, -1)

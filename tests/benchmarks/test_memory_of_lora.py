@@ -22,11 +22,14 @@ def test_only_the_lora_has_an_optimiser_and_an_average():
     """67.25 million weights, as the published LCM-LoRA of SD 1.5 has."""
     import memory_of_lora
 
-    case = memory_of_lora.CASES[0]
+    case = memory_of_lora.CASES["sd_lora"]
     family = memory_of_lora.family_of(case)
     lora, whole = (
         {name: here for name, (_, here) in parts_of(config, family).items()}
-        for config in (memory_of_lora.config_of(r, case) for r in (case.recipe, case.whole))
+        for config in (
+            memory_of_lora.config_of(recipe, case, kind)
+            for recipe, kind in ((case.recipe, "lora"), (case.whole, "full"))
+        )
     )
     assert lora["student"] == lora["EMA"] == lora["gradients"]
     assert lora["student"] / 4 == pytest.approx(67.25e6, rel=1e-4)

@@ -258,7 +258,9 @@ def test_latents_must_fit_the_training(finished):
     check_fits(folder, info, "teacher", parts, 24)
     with pytest.raises(InputError, match="have 24 pixels, but resolution = 512"):
         check_fits(folder, info, "teacher", parts, 512)
-    for part in ("vae", "tokenizer"):
+    with pytest.raises(InputError, match="some/model, which has no tokenizer_2, as teacher has"):
+        check_fits(folder, info, "teacher", parts | {"tokenizer_2": "5"}, 24)
+    for part in ("vae", "tokenizer", "text_encoder"):
         message = f"made with the {part} of some/model, which is not the {part} of teacher"
         for other in (parts | {part: "0"}, {k: v for k, v in parts.items() if k != part}):
             with pytest.raises(InputError, match=message):

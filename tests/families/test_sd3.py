@@ -160,7 +160,12 @@ REFUSED = {
     "other channels": (T, {"in_channels": 4}, "in_channels = 4, expected 16"),
     "pooled": (T, {"pooled_projection_dim": 80}, "pooled_projection_dim = 80, expected 88"),
     "T5's width": (T, {"joint_attention_dim": 80}, "joint_attention_dim = 80, expected 96"),
-    "told guidance": (T, {"guidance_embeds": True}, "guidance_embeds = True, supported: none"),
+    "told guidance": (T, {"guidance_embeds": True}, "guidance_embeds = True: it was distilled to"),
+    "3.5 large": (
+        T,
+        {"num_layers": 38, "dual_attention_layers": []},
+        "num_layers = 38, and none with a second attention: Stable Diffusion 3.5 large, of 8.1",
+    ),
     "blocks": (T, {"dual_attention_layers": [7]}, "dual_attention_layers"),
     "DDPM": (S, {"_class_name": "PNDMScheduler"}, "PNDMScheduler: one of flow matching is exp"),
     "dynamic shift": (S, {"use_dynamic_shifting": True}, "use_dynamic_shifting: True"),
@@ -173,8 +178,11 @@ REFUSED = {
     "FLUX's transformer": (
         "model_index.json",
         {"transformer": ["diffusers", "FluxTransformer2DModel"]},
-        "transformer is FluxTransformer2DModel, supported: SD3Transformer2DModel",
+        "transformer is FluxTransformer2DModel (its transformer is of another kind, and FLUX.1-dev "
+        "is told its guidance, which a teacher here has to be drawn with and without), supported: "
+        "SD3Transformer2DModel",
     ),
+    "DDIM": (S, {"_class_name": "DDIMScheduler"}, "DDIMScheduler: one of flow matching is exp"),
 }
 
 
@@ -185,6 +193,38 @@ def test_refusals_in_one_line(teachers, tmp_path, name):
     change(folder, part, **values)
     said = refusal(load, str(folder))
     assert message in said and str(folder) in said
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "text_encoder_3/config.json",
+        "text_encoder_3/model.safetensors",
+        "text_encoder_3",
+        "tokenizer_3/tokenizer.json",
+        "tokenizer_3",
+    ],
+)
+def test_files_of_t5_that_are_missing(teachers, tmp_path, missing):
+    """It is said what drawing without them means, and how; and so it is."""
+    folder = shutil.copytree(teachers["sd35"], tmp_path / "sd35")
+    path = folder / missing
+    (shutil.rmtree if path.is_dir() else type(path).unlink)(path)
+    said = refusal(load, str(folder))
+    assert str(path.parent if path.suffix else path) in said
+    assert "leave T5 out: with text_encoder_3 and tokenizer_3 set to [null, null]" in said
+    assert "read by CLIP alone, 77 tokens" in said
+    change(folder, "model_index.json", text_encoder_3=[None, None], tokenizer_3=[None, None])
+    assert "CLIP alone" in load(str(folder)).note
+
+
+def test_a_unet_with_a_scheduler_of_flow_matching(changeable):
+    for more in ({"beta_schedule": None}, {}):  # a whole other config, and another class alone
+        change(changeable, S, _class_name="FlowMatchEulerDiscreteScheduler", **more)
+        said = refusal(load, str(changeable))
+        assert "scheduler: its configuration: FlowMatchEulerDiscreteScheduler" in said
+        assert "which no UNet here is" in said
+        change(changeable, S, beta_schedule="scaled_linear")
 
 
 def test_a_broken_tokenizer_of_t5(teachers, tmp_path):

@@ -83,7 +83,7 @@ def test_a_device_holds_its_share_of_sd15():
 def test_bytes_are_those_of_real_arrays():
     config, family = read(DIGITS)
     config = dataclasses.replace(config, mesh=Mesh(2, 4))
-    params, _ = memory.networks_of(config, family.pipeline)
+    params, _ = memory.networks_of(config, family)
     mesh = make_mesh(2, 4)
     tx = make_optimizer(Optimizer(), 10)
     weights = shard(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params), mesh)
@@ -179,7 +179,7 @@ def test_activations_are_counted_for_each_example(command):
 
     two, four, eight = counted(2), counted(4), counted(8)
     assert eight - four == 2 * (four - two)
-    params, _ = memory.networks_of(config, family.pipeline)
+    params, _ = memory.networks_of(config, family)
     copies = 2 * nbytes(params) // 2
     assert copies < two - (four - two) < 1.1 * copies
 

@@ -10,7 +10,7 @@ from check_run import run
 from PIL import Image
 
 from slam_jax.formats import safetensors as weights
-from slam_jax.serving import published, published_unet, stock_pipeline
+from slam_jax.serving import published, published_kinds, stock_networks, stock_pipeline
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -235,19 +235,19 @@ def test_what_is_broken_fails(student, capsys, without_drawing, case):
 
 
 def test_a_prediction_unlike_torchs_fails(originals, capsys, monkeypatch, without_drawing):
-    embed = published_unet.gamma_embedding
+    embed = published_kinds.gamma_embedding
 
     def swapped(gamma, dim):
         """cos and sin the other way around, for torch only: its input is made here."""
         return np.roll(embed(gamma, dim), dim // 2, axis=1)
 
-    output = stock_pipeline.unet_output
+    output = stock_networks.unet_output
 
     def other_input(unet, inputs):
         gamma = np.float32([0.35, 1])
         return output(unet, {**inputs, "timestep_cond": np.array(swapped(gamma, 256))})
 
-    monkeypatch.setattr(stock_pipeline, "unet_output", other_input)
+    monkeypatch.setattr(stock_networks, "unet_output", other_input)
     statuses, facts, code = run(capsys, originals / "both" / "unet")
     assert statuses["prediction"] == "FAIL" and code
 

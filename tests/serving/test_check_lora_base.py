@@ -11,7 +11,7 @@ from lora_layouts import ALPHA, RANK
 from PIL import Image
 
 from slam_jax.formats.safetensors import load_arrays, save_arrays
-from slam_jax.serving import lora_on_base, published, stock_pipeline
+from slam_jax.serving import lora_on_base, published, stock_networks, stock_pipeline
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -112,9 +112,9 @@ def test_a_run_means_its_export(teachers, steps, tmp_path, capsys):
 
 
 def test_a_lora_that_torch_has_not_fails(teachers, styles, capsys, monkeypatch, without_drawing):
-    add = stock_pipeline.add_loras
+    add = stock_networks.add_loras
     halved = lambda unet, loras: add(unet, [(path, weight / 2) for path, weight in loras])  # noqa: E731
-    monkeypatch.setattr(stock_pipeline, "add_loras", halved)
+    monkeypatch.setattr(stock_networks, "add_loras", halved)
     statuses, _, code = run(capsys, teachers["sd15"], "--lora", styles["sd15", "kohya"])
     assert statuses["prediction"] == "FAIL" and code
 

@@ -25,7 +25,7 @@ from slam_jax.method.variance_preserving import (
     distillation_grid,
 )
 from slam_jax.recipes.student import as_model, load
-from slam_jax.serving import stock_pipeline
+from slam_jax.serving import stock_networks, stock_pipeline
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
@@ -156,7 +156,7 @@ def test_what_is_in_the_folder(teachers, tmp_path, family):
 @pytest.mark.parametrize("conditioning", ["both", "snr"])
 def test_torch_finds_its_keys_in_the_unet(teachers, tmp_path, family, conditioning):
     tiny_students.export(tiny_students.make(teachers[family], conditioning), tmp_path / "out")
-    _, found = stock_pipeline.load_unet(tmp_path / "out" / "unet", "")
+    _, found = stock_networks.load_network("UNet2DConditionModel", tmp_path / "out" / "unet", "")
     assert found == []
 
 

@@ -11,7 +11,7 @@ def run(capsys, *arguments):
     except SystemExit as stop:
         code = stop.code
     rows = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
-    parts = {rest[:15].strip(): (status, rest[15:]) for status, rest in rows}
+    parts = {rest[:19].strip(): (status, rest[19:]) for status, rest in rows}
     assert len(parts) == len(rows) or arguments.count("--lora") > 1
     assert {status for status, _ in parts.values()} <= {"ok", "FAIL", "skipped"}
     statuses = {name: status for name, (status, _) in parts.items()}

@@ -51,6 +51,7 @@ def plan(twins=True, embeddings=True, dtype="float16", count=COUNT, **changes):
     if embeddings:
         fields["encoder_hidden_states"] = {"dtype": dtype, "shape": [CAPTIONS, 5, 7]}
         fields["text_embeds"] = {"dtype": dtype, "shape": [CAPTIONS, 6]}
+    prints = {"vae": "1", "tokenizer": "2"} | ({"text_encoder": "3"} if embeddings else {})
     return {
         "format": 1,
         "source": "pictures",
@@ -61,7 +62,7 @@ def plan(twins=True, embeddings=True, dtype="float16", count=COUNT, **changes):
             "path": "some/model",
             "revision": "",
             "variant": "",
-            "fingerprints": {"vae": "1", "tokenizer": "2"},
+            "fingerprints": prints,
         },
         "resolution": 24,
         **{"flip": twins, "crop": "center", "captions": CAPTIONS, "precision": "float32"},

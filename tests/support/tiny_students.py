@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import numpy as np
 
-from slam_jax.config.options import Teacher
-from slam_jax.families.pipeline import student_config, student_params
+from slam_jax.config.options import StudentOptions, Teacher
+from slam_jax.families.pipeline import student_config, student_params, student_weights
 from slam_jax.families.stable_diffusion import StableDiffusion
 from slam_jax.formats.flax_folder import SavedModel
 from slam_jax.method.slam import Slam
@@ -32,7 +32,8 @@ def make(
         return np.asarray(leaf) + 0.02 * rng.standard_normal(leaf.shape).astype(np.float32)
 
     teacher = family.denoiser()
-    params = jax.tree.map(moved, student_params(pipeline, method, teacher))
+    trained = jax.tree.map(moved, student_params(pipeline, method, teacher))
+    params = student_weights(pipeline, StudentOptions(), teacher, trained)
     network = student_config(pipeline, method).to_dict()
     info = {"method": dataclasses.asdict(method)}
     return SavedModel(family.name, network, params, pipeline.scheduler, info), family
