@@ -1,16 +1,14 @@
 """Writes students into folders in the layout of diffusers, with a teacher's frozen parts copied.
 
 Reading is in `diffusers_folder`. Whatever the teacher's files are (a variant, shards), the copies
-are one float32 file each, with the name that diffusers looks for first.
+are one file each, with the name that diffusers looks for first, in the dtypes that they had: the T5
+of Stable Diffusion 3 has 4.7 billion weights.
 """
 
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import jax.numpy as jnp
-import numpy as np
 
 from slam_jax.base.json_file import read_json, write_json
 from slam_jax.formats import convert, weight_files
@@ -166,14 +164,12 @@ def copy_tokenizers(teacher: Folder, index: dict[str, Any], to: Path) -> None:
 
 
 def _copy_network(teacher: Folder, component: str, to: Path) -> None:
-    """Copies config and weights, as float32: the UNet is, and a pipeline wants one dtype."""
+    """Copies config and weights. They are to be loaded in float32, whatever the file has: the
+    denoiser is, and a pipeline wants one dtype. diffusers does; transformers has to be told."""
     config, stem = read_config(teacher, component), STEMS[component]
-    for key in config.keys() & {"dtype", "torch_dtype"}:  # in which transformers would load it
-        config[key] = "float32"
+    if stem == STEMS["text_encoder"]:
+        names = config.keys() & {"dtype", "torch_dtype"} or {"torch_dtype"}
+        config = {**config, **dict.fromkeys(names, "float32")}
     write_json(to / "config.json", config)
     source = weight_files.find(teacher.path / component, stem, teacher.variant)
-    arrays = {
-        key: array.astype(np.float32) if jnp.issubdtype(array.dtype, jnp.floating) else array
-        for key, array in weights.open_arrays(source).items()
-    }
-    weights.save_arrays(to / f"{stem}.safetensors", arrays)
+    weights.save_arrays(to / f"{stem}.safetensors", dict(weights.open_arrays(source)))

@@ -174,7 +174,7 @@ def test_the_flax_folder_loads_back(sd15, exported):
 
 
 def test_a_sharded_half_precision_variant(teachers, tmp_path):
-    """Plain names and float32 in the export, which a pipeline with a float32 UNet needs."""
+    """Plain names in the export, and the files' dtypes; a pipeline of it is float32 throughout."""
     folder, out = shutil.copytree(teachers["sd15"], tmp_path / "teacher"), tmp_path / "out"
     for component in ("unet", "vae"):
         (file,) = (folder / component).glob("*.safetensors")
@@ -188,6 +188,10 @@ def test_a_sharded_half_precision_variant(teachers, tmp_path):
     assert (where / "model.safetensors.index.fp16.json").is_file()
     tiny_students.export(tiny_students.make(folder, variant="fp16"), out)
     assert not [path for path in out.rglob("*") if "fp16" in path.name]
+    for component in ("vae", "text_encoder"):
+        (file,) = (out / component).glob("*.safetensors")
+        kinds = {array.dtype for array in weights.load_arrays(file).values()}
+        assert kinds - {np.dtype(np.int64)} == {np.dtype(np.float16)}
     drawn = StableDiffusionPipeline.from_pretrained(out)
     assert {drawn.unet.dtype, drawn.vae.dtype, drawn.text_encoder.dtype} == {torch.float32}
     for key, tensor in drawn.text_encoder.state_dict().items():
