@@ -14,6 +14,7 @@ import functools
 import math
 from typing import Any, get_args, get_origin, get_type_hints
 
+MOST = 2**31 - 1  # of a whole number that has no smaller limit
 KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
 
 
@@ -98,7 +99,7 @@ def check_range(key: str, value: Any, facts: Any) -> None:
     """Compares a value, or each in a tuple, with what `option` was told.
 
     Raises:
-      OptionError: it is out of range, or a number that is not finite.
+      OptionError: it is out of range, or not finite, or a whole number beyond MOST.
     """
     if "one_of" in facts:
         check(
@@ -107,6 +108,8 @@ def check_range(key: str, value: Any, facts: Any) -> None:
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, float):
             check(math.isfinite(number), key, value, "a finite number")
+        if type(number) is int:
+            check(abs(number) <= MOST, key, value, f"at most {MOST:,}")
         for name, holds in RANGES.items():
             if name in facts:
                 check(holds(number, facts[name]), key, value, in_words(facts))

@@ -50,7 +50,7 @@ class Training(Options):
     """One training run: of a student, or of a teacher that is trained here."""
 
     steps: int = option(1000, "number of training steps", at_least=1)
-    batch_size: int = option(12, "examples in a step, over all devices", at_least=1)
+    batch_size: int = option(12, "examples in a step, over all devices", at_least=1, at_most=2**20)
     accumulation: int = option(
         1,
         "parts of its rows that a device goes through one after the other",
@@ -212,7 +212,9 @@ class Evaluation(Options):
     batch: int = option(
         0, "pictures that are drawn at a time; 0: one of each prompt, at most 20", at_least=0
     )
-    samples: int = option(0, "pictures for each row of the report; 0: one batch", at_least=0)
+    samples: int = option(
+        0, "pictures for each row of the report; 0: one batch", at_least=0, at_most=10**7
+    )
     pictures: int = option(
         0, "pictures that the metrics of networks are of; 0: those of the ladder", at_least=0
     )

@@ -64,7 +64,9 @@ class SubPathMethod(Method):
         at_least=0,
     )
     num_ddim_timesteps: int = option(50, "M, the number of sub-paths", at_least=1)
-    solver_substeps: int = option(1, "p, teacher evaluations along a sub-path", at_least=1)
+    solver_substeps: int = option(
+        1, "p, teacher evaluations along a sub-path", at_least=1, at_most=1000
+    )
     distance: str = option(
         "huber", "distance between the answers of student and target", one_of=DISTANCES
     )

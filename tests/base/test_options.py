@@ -59,6 +59,7 @@ def test_values_in_their_range_are_kept(given):
         *((dict(on=x), "True or False") for x in (0, 1, "True", None)),
         *((dict(sizes=x), "several values") for x in (1, "12", None, [1, 2], {1})),
         (dict(sizes=(1, 0)), "a number at least 1"),
+        (dict(sizes=(1, 10**30)), "at most 2,147,483,647"),
         *((dict(sizes=(1, x)), "a whole number") for x in (1.0, True, "1", None)),
         (dict(shares=(0.5, math.nan)), "a finite number"),
         (dict(shares=(0.5, 1.5)), "a number at least 0 and at most 1"),
