@@ -11,6 +11,8 @@ folder that has `assets`. `--config emoji_flow:tiny` distils, in a minute, the t
 import runpy
 from pathlib import Path
 
+from slam_jax.data.options import Data
+
 TEACHER = "assets/emoji_flow_teacher"
 TINY_TEACHER = "runs/tiny_emoji_flow_teacher/teacher"
 
@@ -25,7 +27,9 @@ def get_config(size="full"):
     if size == "tiny":
         config.name = "tiny_emoji_flow"
         config.teacher.path = TINY_TEACHER
-        config.data.update(source="photographs")
+        config.data.update(vars(Data("photographs", resolution=32)))
         config.training.update(steps=4, batch_size=8, log_every=2, sample_every=0)
-        config.evaluation.update(prompts=(), samples=0, teacher_steps=(2,), student_steps=(1, 4))
+        config.evaluation.update(
+            prompts=("a picture",), samples=0, teacher_steps=(2,), student_steps=(1, 4)
+        )
     return config

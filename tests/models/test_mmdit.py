@@ -20,6 +20,7 @@ from torch_mmdits import (
     SD35_MEDIUM,
     example_inputs,
     reference,
+    seeded,
     torch_params,
 )
 from torch_unets import jit, relative_error
@@ -62,6 +63,22 @@ def test_output_and_gradients_match_diffusers(name):
     assert not param_grads.pop("pos_embed.pos_embed").any()
     assert param_grads.keys() == expected.param_grads.keys()
     assert_same_gradients(param_grads, expected.param_grads)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_equal_tokens_at_the_end_of_a_text_are_computed_once(name):
+    inputs, apply = example_inputs(name), functional.apply_fn(SD3Transformer2DModel, CONFIGS[name])
+    states = inputs["encoder_hidden_states"]
+    with torch.no_grad():
+        expected = seeded(diffusers.SD3Transformer2DModel, CONFIGS[name])(
+            torch.from_numpy(inputs["sample"]).permute(0, 3, 1, 2),
+            torch.from_numpy(np.concatenate([states, states[:, -1:], states[:, -1:]], axis=1)),
+            torch.from_numpy(inputs["pooled_projections"]),
+            torch.from_numpy(inputs["timesteps"]),
+        ).sample.permute(0, 2, 3, 1)
+    actual = jax.jit(lambda params: apply(params, **inputs, repeats=3))(torch_params(name))
+    assert relative_error(actual, expected) <= 1e-5
+    assert relative_error(reference(name).output, expected) > 1e-3
 
 
 @pytest.mark.parametrize("name", CONFIGS)
