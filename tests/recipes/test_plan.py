@@ -117,6 +117,22 @@ def test_the_table_of_a_stable_diffusion_run(command, capsys):
     assert text.endswith("fits into 64.00 GiB\n")
 
 
+def test_data_with_text_embeddings_need_no_text_encoder(command, capsys):
+    config = plan.read_command(command, text_embeddings=True).config
+    config = dataclasses.replace(config, mesh=Mesh(2, 1))
+    _, family = read(command)
+    parts, (_, frozen) = memory.parts_of(config, family), memory.networks_of(config, family)
+    assert not [name for name in parts if name.startswith("text_encoder")]
+    # 77 tokens of 32 features; in float32 of the empty prompt, in float16 of each example.
+    features = 77 * 32
+    assert parts["empty_prompt"] == (4 * features,) * 2
+    assert parts["batch"][0] == 96 * (2 * 8 * 8 * 8 + 4 * 6 + 4 * 77 + 2 * features)
+    assert frozen["empty_prompt"]["encoder_hidden_states"].shape == (1, 77, 32)
+    assert plan.read_command(command).config.data.source == memory.PREPARED
+    text, message = run(capsys, *DIGITS, "--text-embeddings")
+    assert text == "" and message.startswith("error: --text-embeddings: is for data that are not")
+
+
 def test_images_are_encoded_where_they_are_the_data(command):
     config, family = read([*command, "--config.data.source=photographs"])
     shapes = memory.batch_of(config, family, 3)
