@@ -44,7 +44,6 @@ NOT_READ = (
     "invert_sigmas",
     "shift_terminal",
     "stochastic_sampling",
-    "shift_terminal",
 )
 
 
