@@ -1,4 +1,4 @@
-"""The memory of Stable Diffusion 3.5 medium as docs/flow.md has it, and as `slam-jax plan` counts."""
+"""The memory of Stable Diffusion 3.5 medium as docs/flow.md has it, and as a plan counts it."""
 
 import json
 from pathlib import Path
