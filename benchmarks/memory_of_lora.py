@@ -6,6 +6,7 @@ The recipes sd_lora and sdxl_lora at 512 and 1024 pixels, on prepared latents; s
 (sd35_lora) and a whole student (sd35), on prepared latents and text embeddings. Weights, state and
 gradients are counted; what comes and goes in a step is what XLA for CPUs sets aside, compiled as
 `slam-jax plan` compiles: an estimate for accelerators. It takes 6 minutes of a core for sd_lora.
+With --no-compile it is counted: at least so much.
 Writes memory_RECIPE.json into benchmarks/results/ (or --out).
 """
 
@@ -74,12 +75,12 @@ def family_of(case: Case) -> PublishedModel:
     return StableDiffusion(pipeline_of(SHAPES[case.shapes]), Folder(Path(case.shapes), case.shapes))
 
 
-def measure(case: Case) -> dict[str, Any]:
-    """Bytes and FLOPs of one case."""
+def measure(case: Case, compiling: bool) -> dict[str, Any]:
+    """Bytes and FLOPs of one case; what comes and goes in a step is counted, unless compiling."""
     config, whole = config_of(case.recipe, case, case.kind), config_of(case.whole, case, "full")
     family = family_of(case)
-    print(f"{case.recipe}: compiling", file=sys.stderr)
-    need = need_of(config, family, compiling=True)
+    print(f"{case.recipe}: {'compiling' if compiling else 'counting'}", file=sys.stderr)
+    need = need_of(config, family, compiling)
     parts = {name: here for name, (_, here) in need.parts.items()}
     others = {name: here for name, (_, here) in parts_of(whole, family).items()}
     return {
@@ -95,10 +96,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", choices=CASES, required=True)
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the result")
+    parser.add_argument("--no-compile", action="store_true", help="count, as slam-jax plan does")
     options = parser.parse_args(argv)
     made = made_by("memory_of_lora.py", argv, ("jax", "flax"))
     runtime.configure()
-    report = {**made, **measure(CASES[options.recipe])}
+    report = {**made, **measure(CASES[options.recipe], not options.no_compile)}
     write(report, options.out / f"memory_{options.recipe}.json")
 
 
