@@ -11,10 +11,10 @@ a run goes on.
 
 import dataclasses
 import functools
-import math
 from typing import Any, get_args, get_origin, get_type_hints
 
-MOST = 2**31 - 1  # of a whole number that has no smaller limit
+from slam_jax.base.values import expected_of
+
 KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
 
 
@@ -99,17 +99,15 @@ def check_range(key: str, value: Any, facts: Any) -> None:
     """Compares a value, or each in a tuple, with what `option` was told.
 
     Raises:
-      OptionError: it is out of range, or not finite, or a whole number beyond MOST.
+      OptionError: it is out of range, or one that no option can have.
     """
     if "one_of" in facts:
         check(
             value in facts["one_of"], key, value, f"one of {', '.join(map(str, facts['one_of']))}"
         )
     for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, float):
-            check(math.isfinite(number), key, value, "a finite number")
-        if type(number) is int:
-            check(abs(number) <= MOST, key, value, f"at most {MOST:,}")
+        expected = expected_of(number)
+        check(expected is None, key, value, str(expected))
         for name, holds in RANGES.items():
             if name in facts:
                 check(holds(number, facts[name]), key, value, in_words(facts))

@@ -22,6 +22,7 @@ from slam_jax.commands.command import (
     add_version_options,
     check_png,
     parser_of,
+    path,
     run,
 )
 from slam_jax.families.family import LoadOptions
@@ -118,5 +119,5 @@ def main(argv: list[str] | None = None) -> None:
     )
     add_version_options(parser)
     add_lora_options(parser)
-    parser.add_argument("--out", type=Path, help="PNG for pictures in 1, 2 and 4 steps")
+    parser.add_argument("--out", type=path, help="PNG for pictures in 1, 2 and 4 steps")
     run(work, parser, argv)

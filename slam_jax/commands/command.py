@@ -8,15 +8,39 @@ from pathlib import Path
 from typing import Any
 
 from slam_jax.base.errors import BackendError, InputError
+from slam_jax.base.values import MOST, expected_of
 from slam_jax.config.options import SEEDS
 from slam_jax.parallel import runtime
 
 
-def parser_of(name: str, description: str, **more: Any) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser that refuses what no option can be."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does it.
+
+        Raises:
+          SystemExit: a number is not finite or absurd, or a text is no text.
+        """
+        found, rest = super().parse_known_args(args, namespace)
+        for name, value in vars(found).items():
+            if expected := expected_of(value):
+                shown = str(value).encode(errors="backslashreplace").decode()[:80]
+                sys.exit(f"error: --{name.replace('_', '-')} {shown!r}: expected {expected}")
+        return found, rest
+
+
+def parser_of(name: str, description: str, **more: Any) -> Parser:
     """A parser whose help shows every default."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
-    prog = f"slam-jax {name}"
-    return argparse.ArgumentParser(prog, None, description, formatter_class=formatter, **more)
+    return Parser(f"slam-jax {name}", None, description, formatter_class=formatter, **more)
+
+
+def path(text: str) -> Path:
+    """A file's or folder's name; of argparse."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected the name of a file or folder")
+    return Path(text)
 
 
 def add_version_options(parser: argparse.ArgumentParser) -> None:
@@ -64,24 +88,32 @@ def run(work: Callable[[Any], None], parser: argparse.ArgumentParser, argv: Sequ
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """What is refused inside ends the process with one line; Ctrl-C ends it without any."""
+    """What is refused inside, or by the file system, ends the process with one line; Ctrl-C ends it
+    without any."""
     try:
         yield
     except (InputError, BackendError) as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.exit(f"error: {error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def check_counts(arguments: argparse.Namespace, *names: str) -> None:
-    """Refuses options that are less than 1.
+def check_counts(arguments: argparse.Namespace, *names: str, most: int = MOST) -> None:
+    """Refuses options that are less than 1, or more than `most`.
 
     Raises:
       InputError: names the option.
     """
     for name in names:
-        if (value := getattr(arguments, name)) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
+        option = f"--{name.replace('_', '-')} {(value := getattr(arguments, name))}"
+        if value < 1:
+            raise InputError(f"{option}: expected 1 or more")
+        if value > most:
+            raise InputError(f"{option}: expected at most {most:,}")
 
 
 def check_seed(seed: int) -> None:

@@ -21,6 +21,7 @@ from slam_jax.commands.command import (
     check_seed,
     check_size,
     parser_of,
+    path,
 )
 from slam_jax.config.options import DTYPES
 from slam_jax.drawing.metrics.registry import METRICS
@@ -93,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         "--preset",
         help=f"a whole protocol; {'; '.join(f'{p.name}: {p.about}' for p in PRESETS.values())}",
     )
-    add("--data", type=Path, default=Path(), help="folder with the files of a preset")
+    add("--data", type=path, default=Path(), help="folder with the files of a preset")
     add("--prompts", help="text file, captions JSON of COCO, or images with captions")
     add("--prompts-seed", type=int, default=0, help="of the choice of --count prompts")
     add("--count", type=int, help="pictures; None: one of each prompt")
@@ -108,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--teacher-guidance", type=float, help="usual scale; None: what the student learnt")
     add("--batch", type=int, default=4, help="pictures that a device draws at a time")
     add("--save-pictures", action="store_true", help="keep them in tars, with their prompts")
-    add("--out", type=Path, required=True, help="folder of this measurement")
+    add("--out", type=path, required=True, help="folder of this measurement")
     add("--distributed", action="store_true", help="one of several processes, which share --out")
     parser.set_defaults(guidance_of_preset=None, pictures_of_preset=0)
     arguments = parser.parse_args(argv)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from slam_jax.base.errors import InputError
-from slam_jax.commands.command import add_lora_options, parser_of, run
+from slam_jax.commands.command import add_lora_options, parser_of, path, run
 from slam_jax.config.options import DTYPES
 from slam_jax.families.family import LoadOptions
 from slam_jax.formats.lora_file import KEYS
@@ -133,9 +133,9 @@ def main(argv: list[str] | None = None) -> None:
         "Export the student (EMA weights) of a run, finished or interrupted: a folder for the "
         "pipelines of diffusers, or with --artifact a sampler that needs jax alone.",
     )
-    parser.add_argument("--workdir", type=Path, help="of the run")
+    parser.add_argument("--workdir", type=path, help="of the run")
     parser.add_argument(
-        "--out", type=Path, help="folder to make; default: export/ or artifact/ in the workdir"
+        "--out", type=path, help="folder to make; default: export/ or artifact/ in the workdir"
     )
     parser.add_argument(
         "--step",

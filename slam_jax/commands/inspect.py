@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from slam_jax.base.errors import InputError
-from slam_jax.commands.command import check_counts, check_png, check_seed, parser_of, refusals
+from slam_jax.commands.command import check_counts, check_png, check_seed, parser_of, path, refusals
 from slam_jax.data import images
 from slam_jax.data.examples import Examples
 from slam_jax.data.metadata import printable
@@ -205,7 +205,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = parser_of("inspect", "What a source of images with captions holds.")
     add = parser.add_argument
     add("source", help="shards, folder, tfds:NAME, emoji:FOLDER, photographs, or prepared latents")
-    add("--out", type=Path, help="file for the contact sheet")
+    add("--out", type=path, help="file for the contact sheet")
     add("--sample", type=int, help="examples to read")
     add("--seed", type=int, help="decides which")
     parser.set_defaults(**OF_PICTURES)

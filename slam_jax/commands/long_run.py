@@ -47,6 +47,10 @@ def long_run(
             result = work(command, shlex.join(["slam-jax", name, *argv]))
     except (InputError, BackendError) as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.exit(f"error: {error.filename}: {error.strerror}")
     except (Interrupted, KeyboardInterrupt) as stop:
         resume = [] if "--resume" in argv else ["--resume"]
         again = shlex.join([sys.executable, "-m", "slam_jax", name, *argv, *resume])

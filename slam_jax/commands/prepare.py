@@ -12,7 +12,6 @@ of its own and all with the same --out.
 import argparse
 import re
 import sys
-from pathlib import Path
 
 import jax
 
@@ -23,6 +22,7 @@ from slam_jax.commands.command import (
     check_counts,
     check_seed,
     parser_of,
+    path,
     run,
 )
 from slam_jax.config.options import DTYPES
@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--source", required=True, help="shards, folder, tfds:NAME, emoji:FOLDER or photographs")
     add("--model", required=True, help="diffusers folder or hub repository: the teacher")
     add_version_options(parser)
-    add("--out", type=Path, required=True, help="folder to make, or to go on with")
+    add("--out", type=path, required=True, help="folder to make, or to go on with")
     add("--resolution", type=int, default=512, help="of the pictures, in pixels")
     add("--crop", choices=CROPS, default="center", help="where the square is taken from")
     add("--flip", action="store_true", help="store each picture's mirrored twin too")

@@ -6,10 +6,9 @@ What it makes is described in slam_jax/data/emoji.py, and is the source emoji:FO
 """
 
 import argparse
-from pathlib import Path
 
 from slam_jax.base.out_folder import whole_folder
-from slam_jax.commands.command import check_counts, parser_of, refusals
+from slam_jax.commands.command import check_counts, parser_of, path, refusals
 from slam_jax.data.emoji import RECORD_FILE, SPLITS
 from slam_jax.data.emoji_write import EXTRAS, FLUENT, NOTO, OPENMOJI, read_package, write
 
@@ -36,8 +35,8 @@ def main(argv: list[str]) -> None:
     what = "Make captioned pictures of emoji from packages of npm; training reads emoji:FOLDER."
     parser = parser_of("prepare emoji", what)
     add = parser.add_argument
-    add("--packages", type=Path, required=True, help="folder with the .tgz files of npm pack")
-    add("--out", type=Path, required=True, help="folder to make")
+    add("--packages", type=path, required=True, help="folder with the .tgz files of npm pack")
+    add("--out", type=path, required=True, help="folder to make")
     add("--openmoji", action="store_true", help="a third style, whose pictures are CC BY-SA")
     add("--size", type=int, default=64, help="pixels of a side")
     add("--include", nargs="+", choices=EXTRAS, default=[], help="what is left out otherwise")

@@ -5,11 +5,10 @@ slam-jax reference --images coco/val2014 --size 256 --metrics fid,cmmd --out coc
 
 import argparse
 import shutil
-from pathlib import Path
 
 from slam_jax.base.errors import InputError
 from slam_jax.base.files import locked, room_for
-from slam_jax.commands.command import check_counts, check_size, parser_of, run
+from slam_jax.commands.command import check_counts, check_size, parser_of, path, run
 from slam_jax.commands.evaluate import add_network_options
 from slam_jax.drawing.metrics.registry import networks_of
 from slam_jax.evaluation.images import open_images
@@ -62,5 +61,5 @@ def main(argv: list[str] | None = None) -> None:
     add("--size", type=int, default=256, help="centre square of this size, by Lanczos; 0: as it is")
     add_network_options(parser)
     add("--batch", type=int, default=32, help="pictures that a device looks at at a time")
-    add("--out", type=Path, required=True, help="file, .npz")
+    add("--out", type=path, required=True, help="file, .npz")
     run(work, parser, argv)

@@ -7,17 +7,15 @@ so itself at each step ladder and at its end. It needs no devices: a run that is
 not disturbed.
 """
 
-from pathlib import Path
-
 from slam_jax.base.errors import InputError
-from slam_jax.commands.command import parser_of, refusals
+from slam_jax.commands.command import parser_of, path, refusals
 from slam_jax.reporting.page import REPORT_FILE, write_page
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = parser_of("report", "Write the page about a run again, finished or not.")
-    parser.add_argument("--workdir", type=Path, required=True, help="of the run")
+    parser.add_argument("--workdir", type=path, required=True, help="of the run")
     workdir = parser.parse_args(argv).workdir
     with refusals():
         try:

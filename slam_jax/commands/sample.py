@@ -18,6 +18,7 @@ from slam_jax.commands.command import (
     check_counts,
     check_seed,
     parser_of,
+    path,
     run,
 )
 from slam_jax.config.options import DTYPES
@@ -34,6 +35,7 @@ from slam_jax.parallel import runtime
 from slam_jax.recipes.student import load, load_options
 
 SHEET_COLUMNS = 10
+MOST_PICTURES = 10_000  # that are held in memory
 
 
 def read_prompts(arguments: argparse.Namespace, model: Model) -> list[str]:
@@ -98,7 +100,9 @@ def check_options(arguments: argparse.Namespace) -> None:
       InputError: names the option.
     """
     check_seed(arguments.seed)
-    check_counts(arguments, "steps", "count", "batch")
+    check_counts(arguments, "steps", "count", "batch", most=MOST_PICTURES)
+    if arguments.labels is not None and not all(map(str.strip, arguments.labels.split(","))):
+        raise InputError(f"--labels {arguments.labels!r}: expected labels between commas")
     if not 0 < arguments.strength <= 1:
         raise InputError(f"--strength {arguments.strength:g}: expected a number in (0, 1]")
     if arguments.strength < 1 and arguments.image is None:
@@ -162,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
     add_version_options(parser)
     add_lora_options(parser)
     add("--prompt", help="what to draw")
-    add("--prompts", type=Path, help="file with a prompt in each line")
+    add("--prompts", type=path, help="file with a prompt in each line")
     add("--labels", help="short prompts between commas, such as 0,1,2 for digits")
     add("--steps", type=int, default=4, help="network evaluations per picture")
     add("--seed", type=int, default=0, help="of the noise")
@@ -170,9 +174,9 @@ def main(argv: list[str] | None = None) -> None:
     add("--batch", type=int, default=4, help="pictures that are drawn at a time")
     add("--width", type=int, help="in pixels; None: what it was trained on")
     add("--height", type=int, help="in pixels; None: what it was trained on")
-    add("--image", type=Path, help="picture to go on from (students)")
+    add("--image", type=path, help="picture to go on from (students)")
     add("--strength", type=float, default=1.0, help="how much of it is redrawn, in (0, 1]")
     add("--guidance", type=float, help=f"usual scale, of teachers only; None: {TEACHER_GUIDANCE}")
     add("--dtype", choices=DTYPES, default="float32", help="of the networks")
-    add("--out", type=Path, default=Path("samples.png"), help="PNG for a sheet, or a folder")
+    add("--out", type=path, default=Path("samples.png"), help="PNG for a sheet, or a folder")
     run(work, parser, argv)

@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from slam_jax.base.errors import InputError
+from slam_jax.base.values import expected_of
 from slam_jax.config.describe import help_of_kinds, help_text
 from slam_jax.config.options import Config
 from slam_jax.config.pretraining import Pretraining
@@ -162,6 +163,8 @@ def parse(argv: list[str], name: str = "train") -> Command:
             )
         config = freeze(values.config, kind)
     workdir = Path(values.workdir or Path("runs") / config.name)
+    if expected := expected_of(workdir):
+        raise InputError(f"--workdir {str(workdir)[:80]!r}: expected {expected}")
     return Command(config, workdir, values.resume, values.distributed)
 
 

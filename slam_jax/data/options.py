@@ -30,6 +30,7 @@ class Data(Options):
     resolution: int = option(
         512,
         "pixels of a side: the shorter one is resized to it, a square is cropped",
+        at_most=16_384,
         read_by=PROMPTED,
     )
     crop: str = option("random", "where the square is cropped", one_of=CROPS, read_by=PICTURES)

@@ -34,6 +34,7 @@ from slam_jax.models.vae import AutoencoderKL, VAEConfig
 T = TypeVar("T")
 
 RECORD_FILE = "slam.json"  # how a student was made
+LARGEST = 16_384  # pixels of a side of a picture
 FEW_STEPS = ("LCMScheduler", "TCDScheduler")  # schedulers that no teacher comes with
 
 
@@ -158,7 +159,7 @@ def latent_sides(
       size: height and width of the pictures, in pixels.
       downscale: pixels of a latent along a side.
       patch: latents of a patch of the denoiser, along a side.
-      most: patches along a side; None: any number.
+      most: patches along a side; None: as many as LARGEST has.
 
     Raises:
       InputError: there are no such pictures.
@@ -167,8 +168,8 @@ def latent_sides(
     for name, side in zip(("height", "width"), size, strict=True):
         if side < unit or side % unit:
             raise InputError(f"{name} = {side}: expected a positive multiple of {unit} pixels")
-        if most is not None and side > most * unit:
-            raise InputError(f"{name} = {side}: expected at most {most * unit} pixels")
+        if side > (largest := LARGEST if most is None else most * unit):
+            raise InputError(f"{name} = {side}: expected at most {largest} pixels")
     height, width = size
     return height // downscale, width // downscale
 

@@ -1,0 +1,56 @@
+"""Values on a command line that no model can be asked for: one line, before anything is read."""
+
+import pytest
+
+from slam_jax.commands import report, sample, train
+
+
+def refusal(main, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments])
+    return str(stop.value.code)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--guidance", "nan"], "error: --guidance 'nan': expected a finite number"),
+        (["--guidance=-inf"], "error: --guidance '-inf': expected a finite number"),
+        (["--strength", "nan"], "error: --strength 'nan': expected a finite number"),
+        (["--count", "10001"], "error: --count 10001: expected at most 10,000"),
+        (["--batch", "1" + "0" * 12], "expected at most 2,147,483,647"),
+        (["--prompt", "\udc80"], r"error: --prompt '\\udc80': expected text in UTF-8"),
+        (["--prompt", "a\0b"], r"error: --prompt 'a\x00b': expected text without a NUL"),
+        (["--out", "x" * 252 + ".png"], "expected names of at most 255 bytes"),
+        (["--out", "a\0.png"], "expected text without a NUL"),
+        (["--labels", ""], "error: --labels '': expected labels between commas"),
+    ],
+)
+def test_a_sample_that_cannot_be_is_refused(arguments, line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = refusal(sample.main, "--model", "there/is_none", *arguments)
+    assert line in found and "\n" not in found
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_name_is_none(capsys):
+    assert refusal(sample.main, "--model", "m", "--out", "") == "2"
+    assert "--out: expected the name of a file or folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("x" * 300, "names of at most 255 bytes"), ("a\0b", "text without a NUL")],
+)
+def test_a_folder_that_cannot_be_is_refused(name, expected):
+    line = refusal(train.main, "--config", "digits", "--workdir", name)
+    assert line.startswith("error: --workdir ") and line.endswith(f"expected {expected}")
+    line = refusal(report.main, "--workdir", name)
+    assert line.startswith("error: --workdir ") and line.endswith(f"expected {expected}")
+
+
+def test_a_folder_below_a_file_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    workdir = tmp_path / "file" / "run"
+    line = refusal(train.main, "--config", "digits", "--workdir", str(workdir))
+    assert line.startswith(f"error: {tmp_path / 'file'}") and "\n" not in line
