@@ -275,7 +275,7 @@ def test_a_random_crop_is_decided_by_seed_and_index(finished):
 
 
 def test_pictures_that_are_no_whole_patches_are_refused(error_of, teachers, tmp_path):
-    assert "multiple of 16 pixels" in error_of(tmp_path, "--resolution", "24", teacher=teachers["sd3"])
+    assert "multiple of 16" in error_of(tmp_path, "--resolution=24", teacher=teachers["sd3"])
 
 
 def test_the_batch_is_split_over_devices_and_has_one_shape(teachers):
