@@ -33,13 +33,14 @@ ROWS = 128  # and no fewer queries than these, or else the products are slow
 CUDNN_MULTIPLE = 64
 
 
-@partial(jax.jit, static_argnames=("implementation", "is_causal"))
+@partial(jax.jit, static_argnames=("implementation", "is_causal", "repeats"))
 def attention(
     q: Float[Array, "B L H D"],
     k: Float[Array, "B S H D"],
     v: Float[Array, "B S H D"],
     implementation: str = "auto",
     is_causal: bool = False,
+    repeats: int = 1,
 ) -> Float[Array, "B L H D"]:
     """softmax(q k^T / sqrt(D)) v for each head, with the softmax in float32.
 
@@ -49,13 +50,14 @@ def attention(
         q, k, v: queries, keys and values.
         implementation: one of `execution.ATTENTION`.
         is_causal: a query sees the keys up to its own position only.
+        repeats: how often the last key and value stand there.
 
     Returns:
         Outputs in the dtype of q.
     """
     names = _per_platform(implementation, (q, k, v), is_causal)
     compute = {
-        platform: lambda q, k, v, name=name: _COMPUTE[name](q, k, v, is_causal)
+        platform: lambda q, k, v, name=name: _computed(name, (q, k, v), is_causal, repeats)
         for platform, name in names.items()
     }
     if len(compute) == 1:
@@ -103,8 +105,19 @@ def _say(what):
     print(f"note: {what}", file=sys.stderr)
 
 
-def _xla(q, k, v, is_causal):
-    return jax.nn.dot_product_attention(q, k, v, is_causal=is_causal, implementation="xla")
+def _computed(name, arrays, is_causal, repeats):
+    if repeats == 1:
+        return _COMPUTE[name](*arrays, is_causal)
+    q, k, v = arrays
+    if name == "xla":  # n equal keys have n times the weight of one: exp(score + log n)
+        bias = jnp.zeros((1, 1, 1, k.shape[1])).at[..., -1].set(math.log(repeats))
+        return _xla(q, k, v, is_causal, bias)
+    k, v = (jnp.concatenate([x, jnp.repeat(x[:, -1:], repeats - 1, axis=1)], 1) for x in (k, v))
+    return _COMPUTE[name](q, k, v, is_causal)
+
+
+def _xla(q, k, v, is_causal, bias=None):
+    return jax.nn.dot_product_attention(q, k, v, bias, is_causal=is_causal, implementation="xla")
 
 
 def _cudnn(q, k, v, is_causal):

@@ -80,21 +80,14 @@ class JointAttention(SelfAttention):
         """Returns what patches and text tokens get; None for these where `is_last`."""
         linear = self.add_q_proj, self.add_k_proj, self.add_v_proj
         norms = self.norm_added_q, self.norm_added_k
-        of_x, (q, k, v) = self._projected(x), _of_heads(context, self.heads, linear, norms)
-        added = q, _repeated(k, repeats), _repeated(v, repeats)
+        of_x, added = self._projected(x), _of_heads(context, self.heads, linear, norms)
         q, k, v = (jnp.concatenate(pair, axis=1) for pair in zip(of_x, added, strict=True))
         patches, width = x.shape[1:]
         q = of_x[0] if self.to_add_out is None else q
-        out = attention(q, k, v, self.execution.attention)
+        out = attention(q, k, v, self.execution.attention, repeats=repeats)
         out = out.reshape(*out.shape[:2], width)
         new = self.to_out[0](out[:, :patches])
         return new, None if self.to_add_out is None else self.to_add_out(out[:, patches:])
-
-
-def _repeated(tokens, times):
-    """The last one of [B, L, ...] so often."""
-    last = jnp.repeat(tokens[:, -1:], times - 1, axis=1)
-    return jnp.concatenate([tokens, last], axis=1)
 
 
 class JointTransformerBlock(nnx.Module):

@@ -7,14 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import diffusers
 import jax
 import numpy as np
 import pytest
-import torch
 from helpers import files_in
 from prepared_files import Pictures
-from transformers import CLIPTokenizer
 
 from slam_jax.commands import prepare
 from slam_jax.data.image_text import Transform
@@ -278,26 +275,7 @@ def test_a_random_crop_is_decided_by_seed_and_index(finished):
 
 
 def test_pictures_that_are_no_whole_patches_are_refused(error_of, teachers, tmp_path):
-    said = error_of(tmp_path / "no", "--resolution", "24", teacher=teachers["sd3"])
-    assert "height = 24: expected a positive multiple of 16 pixels" in said
-    assert not (tmp_path / "no").exists()
-
-
-def test_latents_and_tokens_of_stable_diffusion_3_are_those_of_torch(run, teachers, tmp_path):
-    teacher = teachers["sd3"]
-    run(tmp_path / "latents", "--dtype", "float16", teacher=teacher)
-    batch, _ = Prepared(tmp_path / "latents").read(np.arange(3), np.arange(3))
-    cut, examples = Transform(16, "center").cut, [Pictures()[i] for i in range(3)]
-    pixels = np.stack([cut(example).image for example in examples]) / np.float32(127.5) - 1
-    vae = diffusers.AutoencoderKL.from_pretrained(teacher / "vae")
-    with torch.no_grad():
-        latents = vae.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2)).latent_dist
-    expected = latents.parameters.permute(0, 2, 3, 1)
-    np.testing.assert_allclose(batch["moments"], expected, rtol=2e-3, atol=2e-3)
-    texts = [example.captions[0] for example in examples]
-    both = [CLIPTokenizer.from_pretrained(teacher / f"tokenizer{n}") for n in ("", "_2")]
-    ids = [read(texts, padding="max_length", truncation=True)["input_ids"] for read in both]
-    np.testing.assert_array_equal(batch["tokens"], np.concatenate(ids, axis=1))
+    assert "multiple of 16" in error_of(tmp_path, "--resolution=24", teacher=teachers["sd3"])
 
 
 def test_the_batch_is_split_over_devices_and_has_one_shape(teachers):

@@ -67,7 +67,8 @@ def test_output_and_gradients_match_diffusers(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_equal_tokens_at_the_end_of_a_text_are_computed_once(name):
-    inputs, apply = example_inputs(name), functional.apply_fn(SD3Transformer2DModel, CONFIGS[name])
+    inputs, execution = example_inputs(name), Execution(attention=WAYS[name][0])
+    apply = functional.apply_fn(SD3Transformer2DModel, CONFIGS[name], execution=execution)
     states = inputs["encoder_hidden_states"]
     with torch.no_grad():
         expected = seeded(diffusers.SD3Transformer2DModel, CONFIGS[name])(
