@@ -2,10 +2,14 @@
 
 from typing import Any
 
+import numpy as np
+
 from slam_jax.config.pretraining import Pretraining
+from slam_jax.families.pipeline import Params
 from slam_jax.families.sd3 import StableDiffusion3
 from slam_jax.families.sd3_folder import CLIPS
 from slam_jax.families.untrained import Untrained
+from slam_jax.models import functional
 from slam_jax.models.clip import CLIPTextConfig
 from slam_jax.models.mmdit import PATCH, SD3Config, SD3Transformer2DModel
 from slam_jax.models.vae import SD3VAEConfig, VAEConfig
@@ -15,6 +19,9 @@ SCHEDULER = {
     "num_train_timesteps": 1000,
     "shift": 1.0,  # larger ones are for larger pictures
 }
+
+# The ends of the paths of weights that start at zero.
+FROM_ZERO = ("norm1.linear.kernel", "norm1_context.linear.kernel", "proj_out.kernel")
 
 
 class UntrainedStableDiffusion3(Untrained):
@@ -37,6 +44,17 @@ class UntrainedStableDiffusion3(Untrained):
             "caption_projection_dim": heads[0] * heads[1],
             "pos_embed_max_size": config.data.resolution // (vae.downscale * PATCH),
         }
+
+    @classmethod
+    def begun(cls, weights: Params) -> Params:
+        """Blocks that change nothing, and an answer of zero (adaLN-Zero: Peebles and Xie 2023,
+        arXiv 2212.09748, section 3.2)."""
+        return functional.unflatten(
+            {
+                path: np.zeros_like(array) if path.endswith(FROM_ZERO) else array
+                for path, array in functional.flatten(weights).items()
+            }
+        )
 
     @classmethod
     def scheduler(cls, config: Pretraining) -> dict[str, Any]:

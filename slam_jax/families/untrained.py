@@ -58,6 +58,11 @@ class Untrained(ABC):
         """What of the denoiser's configuration follows from the others, in its keys."""
 
     @classmethod
+    def begun(cls, weights: Params) -> Params:
+        """The denoiser's first weights, from random ones."""
+        return weights
+
+    @classmethod
     @abstractmethod
     def scheduler(cls, config: Pretraining) -> dict[str, Any]:
         """Contents of its scheduler_config.json."""
@@ -114,7 +119,7 @@ class Untrained(ABC):
 
     def fresh(self, key: Array) -> Parts:
         """The denoiser and the text encoders before training."""
-        weights = functional.init(self.denoiser_classes[0], self.denoiser, key)
+        weights = self.begun(functional.init(self.denoiser_classes[0], self.denoiser, key))
         parts: Parts = {self.model.denoiser_folder: (self.denoiser, weights)}
         for n, name in enumerate(self.text_encoders):
             own = jax.random.fold_in(key, n) if n else key

@@ -18,7 +18,10 @@ from slam_jax.config.command_line import read_recipe
 from slam_jax.config.pretraining import Pretraining, default_pretraining
 from slam_jax.config.validate import freeze
 from slam_jax.data.prepared import Prepared
+from slam_jax.families.registry import UNTRAINED
 from slam_jax.formats import safetensors
+from slam_jax.models import functional
+from slam_jax.models.mmdit import SD3Transformer2DModel
 from slam_jax.recipes.pretrain import pretrain
 
 COUNT, SIZE = 20, 16
@@ -229,3 +232,15 @@ def test_what_does_not_fit_a_transformer_is_refused(data, tmp_path, change, expe
 def test_the_recipe_of_the_emoji_is_one():
     config = freeze(read_recipe("emoji_teacher"), Pretraining)
     assert config.dtype == "float16" and default_pretraining().dtype == "float32"
+
+
+def test_a_transformer_begins_with_an_answer_of_zero():
+    untrained = UNTRAINED["sd3"].of(freeze(read_recipe("emoji_flow_teacher:tiny"), Pretraining))
+    network, weights = untrained.fresh(jax.random.key(0))["transformer"]
+    shapes = (1, 8, 8, 4), (1,), (1, 5, network.joint_attention_dim), (1, 32)
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal(shape, np.float32) for shape in shapes]
+    apply = functional.apply_fn(SD3Transformer2DModel, network)
+    assert not np.any(apply(weights, *inputs))
+    blocks = weights["transformer_blocks"]["0"]
+    assert np.all(np.std(blocks["attn"]["to_q"]["kernel"], axis=0) > 0)
