@@ -40,7 +40,7 @@ def test_the_page_says_what_was_counted():
     assert f"{report['flops_per_sample'] / 1e12:.0f} TFLOP" in words
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # traces the published sizes
 @pytest.mark.parametrize("name", ["sd35", "sd35_lora"])
 def test_what_stays_is_counted_still(name):
     """2.47 billion numbers of the transformer, 226 million of which are no weights; T5's 4.7."""
