@@ -49,3 +49,16 @@ def test_the_page_says_what_was_counted():
     assert f"gradients, and {step:.1f} that come and go" in words
     assert f"whole student would be {whole:.1f} GiB" in words
     assert f"{report['flops_per_sample'] / 1e12:.1f} TFLOP for each example" in words
+
+
+def test_the_page_says_what_was_counted_for_sdxl():
+    report = json.loads((ROOT / "benchmarks/results/memory_sdxl_lora.json").read_text())
+    words, needs = " ".join((DOCS / "lora.md").read_text().split()), report["bytes"]
+    total, step = needs.pop("sum"), needs.pop("activations, copies")
+    assert total == step + sum(needs.values())
+    assert report["source"] == "at least, counted" and total + step < 40e9
+    whole = report["bytes_of_whole_student"]["sum without activations"]
+    total, step, stays, whole = (n / 2**30 for n in (total, step, sum(needs.values()), whole))
+    assert f"it is {total:.1f} GiB at least: {stays:.1f} that stay and {step:.1f} that" in words
+    assert f"a whole student would have {whole:.1f} that stay" in words
+    assert f"{report['flops_per_sample'] / 1e12:.0f} TFLOP for an example" in words
