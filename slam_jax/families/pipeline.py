@@ -171,8 +171,19 @@ def student_params(
         with options_of("config.student"):
             return lora.init(teacher, options.rank, options.targets, seed)
     whole = pipeline.gamma_params(teacher) if method.tells_gamma else teacher
-    arrays = flatten(whole)
+    return without_constants(pipeline, whole)
+
+
+def without_constants(pipeline: Pipeline, params: Params) -> Params:
+    """Those of a denoiser's arrays that are weights."""
+    arrays = flatten(params)
     return unflatten({path: a for path, a in arrays.items() if path not in pipeline.constants})
+
+
+def with_constants(pipeline: Pipeline, weights: Params, there: Params) -> Params:
+    """A denoiser's weights, and its constants from where they are; traceable."""
+    constants = {path: flatten(there)[path] for path in pipeline.constants}
+    return unflatten({**flatten(weights), **constants})
 
 
 def cast_weights(pipeline: Pipeline, params: Params, dtype: str) -> Params:
@@ -197,5 +208,4 @@ def student_weights(
     """
     if options.kind == "lora":
         return lora.merged(teacher, trained, options.scale)
-    constants = {path: flatten(teacher)[path] for path in pipeline.constants}
-    return unflatten({**flatten(trained), **constants})
+    return with_constants(pipeline, trained, teacher)

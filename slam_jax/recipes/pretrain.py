@@ -30,6 +30,7 @@ from slam_jax.data.image_text import ImageText, Transform
 from slam_jax.data.options import Data
 from slam_jax.data.rejects import Rejected
 from slam_jax.data.sources import open_examples
+from slam_jax.families.pipeline import DENOISER, with_constants, without_constants
 from slam_jax.families.registry import UNTRAINED
 from slam_jax.families.untrained import Untrained
 from slam_jax.formats.diffusers_write import write_model
@@ -40,7 +41,7 @@ from slam_jax.models.vae import AutoencoderKL
 from slam_jax.parallel import runtime
 from slam_jax.parallel.keys import keys_of
 from slam_jax.parallel.processes import as_first, is_main, wait
-from slam_jax.parallel.sharding import make_mesh
+from slam_jax.parallel.sharding import make_mesh, shard
 from slam_jax.recipes.autoencoder import BATCH, mean_and_deviation, psnr, reconstruction_loss
 from slam_jax.recipes.plain import PlainTraining
 from slam_jax.recipes.prepare import Preparation, prepare
@@ -158,8 +159,11 @@ def _train(config: Pretraining, workdir: Path, mesh: Mesh) -> None:
         "teacher",
         json.loads(to_json(config)),
     )
-    vae = weights.pop("vae")
-    ema = training.train(weights, {}, mesh)
+    vae, denoiser = weights.pop("vae"), weights[DENOISER]
+    weights[DENOISER] = without_constants(pipeline, denoiser)
+    constants = with_constants(pipeline, {}, denoiser)
+    ema = training.train(weights, shard({DENOISER: constants}, mesh), mesh)
+    ema[DENOISER] = with_constants(pipeline, ema[DENOISER], denoiser)
     if is_main():
         with whole_folder(out, lambda names: FACTS_FILE in names, "teacher") as folder:
             family.write({**ema, "vae": vae}, folder, config.dtype)

@@ -20,7 +20,7 @@ from slam_jax.config.options import Teacher
 from slam_jax.config.validate import first_change, to_json
 from slam_jax.data.batches import Source
 from slam_jax.families.family import Family
-from slam_jax.families.pipeline import DENOISER, Pipeline, teacher_network
+from slam_jax.families.pipeline import DENOISER, Pipeline, teacher_network, with_constants
 from slam_jax.formats.flax_folder import CONFIG_FILE, SavedModel, save_model
 from slam_jax.method.method import sums_by_bin
 from slam_jax.method.schedule import add_noise, per_example
@@ -42,6 +42,9 @@ def denoising_loss(pipeline: Pipeline, dropout: float) -> Loss:
     Args:
       pipeline: the model.
       dropout: share of the examples that are shown with the empty prompt.
+
+    Returns:
+      The loss; a denoiser's constants are among its frozen arrays.
     """
     network, schedule = teacher_network(pipeline), pipeline.schedule
 
@@ -62,7 +65,8 @@ def denoising_loss(pipeline: Pipeline, dropout: float) -> Loss:
         context = jax.tree.map(lambda c, n: jnp.where(per_example(drop, c), n, c), *contexts)
         x = add_noise(x0, eps, *schedule.at(t))
         wanted = schedule.training_target(x0, eps, t)
-        output = network(params[DENOISER])(x, t, context)
+        denoiser = with_constants(pipeline, params[DENOISER], frozen.get(DENOISER, {}))
+        output = network(denoiser)(x, t, context)
         losses = ((output - wanted) ** 2).mean(axis=tuple(range(1, output.ndim)))
         bins = (t * TIME_BINS // schedule.num_train_timesteps).astype(int)
         return losses, sums_by_bin(losses, bins, TIME_BINS, "loss_t")
