@@ -61,7 +61,7 @@ def frechet(a, b):
     return between + (np.sum(a**2) + np.sum(b**2) - 2 * root) / (len(a) - 1)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_emoji_are_measured_as_torch_measures_them(emoji):
     """Features and cosines by the torch models, the rest by its formula."""
     task, judge, folder = emoji

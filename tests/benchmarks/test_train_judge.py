@@ -127,7 +127,7 @@ def arguments(emoji, tmp_path):
     return [*arguments, "--shift", "0", "--learning-rate", "0.01"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_judge_is_what_transformers_reads_and_learns_its_pictures(arguments, tmp_path, capsys):
     import train_judge
 

@@ -40,7 +40,7 @@ def test_it_is_inspected(capsys, tmp_path):
     assert "32" in said and "stripes of" in said
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_it_is_trained_on_and_the_student_draws(teachers, tmp_path):
     few = ["--config.training.steps=2", "--config.training.sample_every=0"]
     source = "--config.data.source=stripes"

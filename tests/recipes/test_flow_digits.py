@@ -12,7 +12,7 @@ from slam_jax.recipes.student import load
 SMALL = {**SHORT, "teacher": {**TEACHER, "prediction_type": "flow"}}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_its_student_is_saved_and_draws_again(tmp_path):
     student = slam_jax.distill("digits", tmp_path, **SMALL)
     images = slam_jax.sample(student, ["3", "7"], steps=2, seed=1)

@@ -79,7 +79,7 @@ def teacher_of(run):
     return {**SMALL, "teacher": {**SMALL["teacher"], "path": str(run / "teacher")}}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_recipe_sd_lora_leaves_a_lora(teachers, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     flags = ["--config.method.conditioning=snr", "--config.training.steps=2"]
