@@ -2,7 +2,9 @@
 
 import dataclasses
 import re
+import runpy
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,13 +96,39 @@ def read_recipe(name: str) -> ConfigDict:
     """The config of a recipe, such as "digits" or "sd:tiny", or of a file.
 
     Raises:
-      InputError: there is none, or it cannot be run.
+      InputError: there is none, or the file cannot be run; names the line.
     """
-    values, command = flags.FlagValues(), ["slam-jax", f"--config={config_file(name)}"]
-    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=command)
-    with _refusals():
-        values(command)
-        return values.config
+    path, colon, argument = config_file(name).partition(":")
+    try:
+        get_config = runpy.run_path(path).get("get_config")
+        config = get_config and get_config(*((argument,) if colon else ()))
+    except Exception as error:  # whatever a file of the user's raises
+        said = _said(error)
+        shown = said if Path(path).name in said else f"{_place(path, error)}: {said}"
+        raise InputError(shown) from error
+    if not isinstance(config, ConfigDict):
+        found = "there is none" if get_config is None else f"it returns {config!r:.60}"
+        raise InputError(f"{path}: expected get_config() that returns a ConfigDict; {found}")
+    return config
+
+
+def _place(path: str, error: Exception) -> str:
+    """A config file, and the line of it at which an error came up."""
+    frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+    line = error.lineno if isinstance(error, SyntaxError) else frames[-1] if frames else None
+    return f"{path}, line {line}" if line else path
+
+
+def _said(error: Exception) -> str:
+    """What an error says, in one line."""
+    if isinstance(error, SyntaxError):
+        return error.msg
+    if isinstance(error, AttributeError | KeyError):
+        # ml_collections: the unknown key in quotes, then a line with the nearest valid one; at
+        # times as the text of a text.
+        text = re.sub(r"\\n|\\'|'", " ", str(error.args[0] if error.args else error))
+        return f"the config has no option {' '.join(text.split())}"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager
@@ -108,17 +136,8 @@ def _refusals() -> Iterator[None]:
     """Turns what ml_collections and absl raise into one line."""
     try:
         yield
-    except (AttributeError, KeyError) as error:
-        # ml_collections: the unknown key in quotes, then a line with the nearest valid one; at
-        # times as the text of a text.
-        text = re.sub(r"\\n|\\'|'", " ", str(error.args[0]))
-        raise InputError(f"the config has no option {' '.join(text.split())}") from error
-    except (flags.Error, OSError) as error:
-        text = str(error)  # of an error inside the config file, the whole traceback
-        text = text.strip().splitlines()[-1] if "Traceback" in text else text
-        text = " ".join(text.split())
-        text = re.sub(r"^\w+Error: |.*Failed loading config file config_config ", "", text)
-        raise InputError(text) from error
+    except (AttributeError, KeyError, flags.Error, OSError) as error:
+        raise InputError(_said(error)) from error
 
 
 def parse(argv: list[str], name: str = "train") -> Command:

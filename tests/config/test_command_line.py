@@ -142,18 +142,42 @@ def test_a_file_that_gives_a_part_of_a_method_leaves_the_rest_to_the_command_lin
         ("--config digits --config.method.name", "Missing value for flag --config.method.name"),
         ("--config.method.w=1", "expected --config RECIPE (digits, "),
         ("--config digits --workdirs=x", "workdirs"),
-        ("--config raises.py", "the key of the universe"),
-        ("--config empty.py", "get_config"),
     ],
 )
 def test_what_cannot_be_read_is_refused_in_one_line(arguments, message):
-    Path("raises.py").write_text(
-        "def get_config():\n    raise ValueError('the key of the universe')"
-    )
-    Path("empty.py").write_text("")
     with pytest.raises(InputError) as caught:
         parse(arguments.split())
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "def get_config():\n    raise ValueError('the key of\\nthe universe')",
+            ", line 2: the key of",
+        ),
+        ("def get_config():\n    return 1 / 0", ", line 2: division by zero"),
+        ("\nimport no_such_module", ", line 2: No module named 'no_such_module'"),
+        ("def get_config(:", ", line 1: invalid syntax"),
+        (b"\x8f\x00", ": "),
+        ("", ": expected get_config() that returns a ConfigDict; there is none"),
+        (
+            "get_config = lambda: 3",
+            ": expected get_config() that returns a ConfigDict; it returns 3",
+        ),
+        (
+            "def get_config(size):\n    pass",
+            ": get_config() missing 1 required positional argument",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_run_is_named_with_its_line(content, message):
+    parse(["--config", "digits"])  # of which nothing is left over for the next file
+    Path("mine.py").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError) as caught:
+        parse(["--config", "mine.py"])
+    assert str(caught.value).startswith(f"mine.py{message}") and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
