@@ -102,7 +102,7 @@ def digits_pipeline(unet: UNetConfig, prediction_type: str) -> DigitsPipeline:
         jax.eval_shape(lambda p: denoise(p)(x, jnp.zeros(1), context), params)
     except (ValueError, TypeError, ArithmeticError) as error:
         why = " ".join(str(error).split())
-        raise OptionError("network", unet.to_dict(), f"a UNet that can be built ({why})") from error
+        raise OptionError("network", "{...}", f"a UNet that can be built ({why})") from error
     return pipeline
 
 
@@ -126,9 +126,8 @@ class Digits(TrainedHere):
         try:
             unet = UNetConfig.from_dict(network)
         except (ValueError, TypeError) as error:
-            raise OptionError(
-                "network", network, f"the configuration of a UNet ({error})"
-            ) from error
+            expected = f"the configuration of a UNet ({error})"
+            raise OptionError("network", "{...}", expected) from error
         return digits_pipeline(unet, prediction_type)
 
     def source(self, data: Data) -> digits.Source:

@@ -31,6 +31,8 @@ TIMESTEP_SCALING = 10.0
 # We let it end at 2^-24 instead, as diffusers' Euler scheduler does, and everything stays finite.
 SMALLEST_ALPHA_CUMPROD = 2.0**-24
 
+MOST_TIMESTEPS = 100_000
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -156,6 +158,11 @@ def _betas(config: Mapping[str, Any]) -> np.ndarray:
         return np.asarray(config["trained_betas"], np.float64)
     first, last = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
     count = config.get("num_train_timesteps", 1000)
+    if not (type(count) is int and 1 < count <= MOST_TIMESTEPS):
+        raise ValueError(f"num_train_timesteps: {count!r}, expected 2 to {MOST_TIMESTEPS}")
+    for name, beta in (("beta_start", first), ("beta_end", last)):
+        if not (isinstance(beta, int | float) and 0 < beta < 1):
+            raise ValueError(f"{name}: {beta!r}, expected a number between 0 and 1")
     kind = config.get("beta_schedule", "linear")
     if kind == "linear":
         return np.linspace(first, last, count)

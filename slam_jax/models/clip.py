@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from slam_jax.models import layers
 from slam_jax.models.attention import attention
 from slam_jax.models.execution import Execution
-from slam_jax.models.published_config import require, require_counts
+from slam_jax.models.published_config import require, require_counts, require_depths
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -38,6 +38,7 @@ def require_layers(config: Any) -> None:
     activations = " and ".join(map(repr, ACTIVATIONS))
     require(config, "hidden_act", config.hidden_act in list(ACTIVATIONS), activations)
     require_counts(config, "hidden_size", "num_hidden_layers", "num_attention_heads")
+    require_depths(config, "num_hidden_layers")
     eps = config.layer_norm_eps
     require(config, "layer_norm_eps", isinstance(eps, int | float) and eps > 0, "numbers above 0")
     divides = config.hidden_size % config.num_attention_heads == 0

@@ -20,7 +20,12 @@ from jaxtyping import Array, Float
 
 from slam_jax.models import layers
 from slam_jax.models.mmdit_blocks import AdaptiveNorm, JointTransformerBlock, modulated
-from slam_jax.models.published_config import PublishedConfig, require, require_counts
+from slam_jax.models.published_config import (
+    PublishedConfig,
+    require,
+    require_counts,
+    require_depths,
+)
 from slam_jax.models.remat import remat_named
 
 PATCH = 2  # latents along a side of a patch
@@ -51,6 +56,7 @@ class SD3Config(PublishedConfig):
     def __post_init__(self):
         others = ("caption_projection_dim", "dual_attention_layers", "qk_norm")
         require_counts(self, *(f.name for f in dataclasses.fields(self) if f.name not in others))
+        require_depths(self, "num_layers")
         ok = self.width % 4 == 0
         require(self, "attention_head_dim", ok, "those of which the width is a multiple of 4")
         ok = self.caption_projection_dim == self.width

@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+DEEPEST = 1000  # layers; building more of them would take hours
+LARGEST = 16_384  # pixels or latents along a side
+
 
 def require(config: Any, name: str, ok: bool, supported: str) -> None:
     """Refuses a config's value by name where it is not `ok`.
@@ -24,6 +27,30 @@ def require_counts(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         require(config, name, type(value) is int and value > 0, "whole numbers above 0")
+
+
+def require_depths(config: Any, *names: str) -> None:
+    """Refuses a config with a number of layers, or one for each level, that no network has.
+
+    Raises:
+        ValueError: says what is supported.
+    """
+    for name in names:
+        value = getattr(config, name)
+        depths = value if isinstance(value, tuple) else (value,)
+        ok = all(type(depth) is int and 0 < depth <= DEEPEST for depth in depths)
+        require(config, name, ok, f"1 to {DEEPEST}")
+
+
+def require_side(config: Any) -> None:
+    """Refuses a config whose `sample_size` is no side of a picture or of its latents.
+
+    Raises:
+        ValueError: says what is supported.
+    """
+    side = config.sample_size
+    ok = side is None or (type(side) is int and 0 < side <= LARGEST)
+    require(config, "sample_size", ok, f"1 to {LARGEST}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from slam_jax.models.layers import split_heads
 from slam_jax.models.norms import RMSNorm
-from slam_jax.models.published_config import require, require_counts
+from slam_jax.models.published_config import require, require_counts, require_depths
 
 # Keys that a config.json of transformers must have, with these values.
 FIXED = {"architectures": ["T5EncoderModel"], "model_type": "t5", "feed_forward_proj": "gated-gelu"}
@@ -42,6 +42,7 @@ class T5Config:
     def __post_init__(self):
         counts = (field.name for field in dataclasses.fields(self))
         require_counts(self, *(name for name in counts if name != "layer_norm_epsilon"))
+        require_depths(self, "num_layers")
         buckets, farthest = "relative_attention_num_buckets", "relative_attention_max_distance"
         require(self, buckets, getattr(self, buckets) % 4 == 0, "multiples of 4")
         exact = getattr(self, buckets) // 4

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from slam_jax.models import layers
-from slam_jax.models.published_config import PublishedConfig, require
+from slam_jax.models.published_config import PublishedConfig, require, require_depths, require_side
 from slam_jax.models.remat import remat_named
 
 # Keys of diffusers' config that have one supported value, which is the default there too.
@@ -77,10 +77,14 @@ class UNetConfig(PublishedConfig):
             require(self, name, ok, f"{levels} (as block_out_channels) of {' and '.join(types)}")
         for name in ("attention_head_dim", "transformer_layers_per_block"):
             value = getattr(self, name)
-            ok = isinstance(value, int) or [type(v) for v in value] == [int] * levels
-            require(self, name, ok, f"one integer, or {levels} (as block_out_channels)")
+            several = isinstance(value, tuple)
+            ok = [type(v) for v in value] == [int] * levels if several else type(value) is int
+            ok = ok and min(value if several else (value,)) > 0
+            require(self, name, ok, f"one integer, or {levels} (as block_out_channels), above 0")
         for name in ("layers_per_block", "cross_attention_dim"):
             require(self, name, isinstance(getattr(self, name), int), "one integer for all levels")
+        require_depths(self, "layers_per_block", "transformer_layers_per_block")
+        require_side(self)
         added = self.addition_embed_type
         require(self, "addition_embed_type", added in (None, "text_time"), "None and 'text_time'")
         for name in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):

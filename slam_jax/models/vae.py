@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from slam_jax.models import layers
-from slam_jax.models.published_config import PublishedConfig, require
+from slam_jax.models.published_config import PublishedConfig, require, require_depths
 
 # Keys of diffusers' config that have one supported value, which is the default there too.
 FIXED = {
@@ -67,6 +67,7 @@ class VAEConfig(PublishedConfig):
         for name, block in types.items():
             ok = tuple(getattr(self, name)) == (block,) * levels
             require(self, name, ok, f"{levels} (as block_out_channels) of {block}")
+        require_depths(self, "layers_per_block")
 
     @property
     def downscale(self) -> int:

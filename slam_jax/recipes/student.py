@@ -15,7 +15,7 @@ from slam_jax.families.family import Family, LoadOptions, Model, other_part
 from slam_jax.families.pipeline import DENOISER, Params, student_config, student_weights
 from slam_jax.families.registry import FAMILIES, reader_of
 from slam_jax.formats.diffusers_folder import resolve
-from slam_jax.formats.flax_folder import SavedModel
+from slam_jax.formats.flax_folder import PARAMS_FILE, SavedModel, load_model
 from slam_jax.models import lora
 from slam_jax.models.functional import cast
 from slam_jax.recipes.distil import info_of, trained_shapes
@@ -233,4 +233,6 @@ def load(path: str, options: LoadOptions | None = None) -> Model:
         raise InputError(
             f"{path}: this run has not finished; go on with it, or use slam-jax export"
         )
+    if (found / PARAMS_FILE).exists():
+        load_model(found)  # says what is wrong with it
     raise InputError(f"{path}: no model of a family there is ({', '.join(FAMILIES)})")

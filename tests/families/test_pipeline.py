@@ -84,7 +84,7 @@ def test_a_unet_that_does_not_fit_the_digits_is_refused(option, value):
     ("changes", "message"),
     [
         (dict(network={}), "config.teacher.network.cross_attention_dim = 1280, expected 12"),
-        (dict(network={"colour": "blue"}), "config.teacher.network = {'colour': 'blue'}, expected"),
+        (dict(network={"colour": "blue"}), "unknown key colour = 'blue'"),
         (
             dict(network=UNET.to_dict() | {"norm_num_groups": 3}),
             "expected a UNet that can be built",

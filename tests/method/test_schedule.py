@@ -1,5 +1,8 @@
 """Noise schedules against torch diffusers; conversions, scalings and grids against closed forms."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -200,6 +203,20 @@ def test_outputs_mean_the_same_where_the_scales_are_not_on_the_unit_circle(predi
     actual = vp.to_x0_and_eps(jnp.float32(output), jnp.float32(x), alpha, sigma, prediction_type)
     np.testing.assert_allclose(actual[0], x0, atol=1e-5)
     np.testing.assert_allclose(actual[1], eps, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"num_train_timesteps": count} for count in (10**12, 1, 0, -5, 2.5, "1000")),
+        *({"beta_start": beta} for beta in (math.nan, math.inf, 0.0, 1, -0.1, "x")),
+        {"beta_end": math.nan},
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(values):
+    ((name, value),) = values.items()
+    with pytest.raises(ValueError, match=f"^{name}: {re.escape(repr(value))}, expected "):
+        vp.VariancePreserving.from_config(values)
 
 
 def test_unknown_prediction_type_is_refused():
