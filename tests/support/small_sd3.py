@@ -13,7 +13,7 @@ from slam_jax.data.batches import Batches
 from slam_jax.data.rejects import Rejects
 from slam_jax.families.latent_pipeline import EMPTY
 from slam_jax.families.pipeline import DENOISER, student_params
-from slam_jax.families.sd3_pipeline import StableDiffusion3Pipeline
+from slam_jax.families.sd3_pipeline import T5_LENGTH, StableDiffusion3Pipeline
 from slam_jax.method.flow_matching import FlowMatching
 from slam_jax.method.slam import Slam
 from slam_jax.models.vae import SD3VAEConfig
@@ -47,22 +47,20 @@ class Rows:
         return 40
 
     def read(self, indices, seeds):
-        return {name: np.stack(rows) for name, rows in self._rows(indices)}, Rejects()
+        rows = [self._row(index) for index in indices]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}, Rejects()
 
-    def _rows(self, indices):
-        shapes = {
-            "moments": (4, 4, 8),
-            "encoder_hidden_states": (5, NETWORK.joint_attention_dim),
-            "text_embeds": (NETWORK.pooled_projection_dim,),
+    def _row(self, index):
+        """Five tokens, and then as many zeros as there are in the place of T5."""
+        rng = np.random.default_rng(index)
+        width = NETWORK.joint_attention_dim
+        texts = np.zeros((5 + T5_LENGTH, width), np.float16)
+        texts[:5] = rng.standard_normal((5, width))
+        return {
+            "moments": rng.standard_normal((4, 4, 8)).astype(np.float16),
+            "encoder_hidden_states": texts,
+            "text_embeds": rng.standard_normal(NETWORK.pooled_projection_dim).astype(np.float16),
         }
-        for number, (name, shape) in enumerate(shapes.items()):
-            yield (
-                name,
-                [
-                    np.random.default_rng((number, index)).standard_normal(shape).astype(np.float16)
-                    for index in indices
-                ],
-            )
 
 
 def embedded_empty():
