@@ -11,7 +11,9 @@ set -uo pipefail
 out=$1 shapes=${2:-sd15} batch=${3:-32} python=${PYTHON:-python3}
 mkdir -p "$out"
 export XLA_PYTHON_CLIENT_PREALLOCATE=false PYTHONUNBUFFERED=1
-export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$(mktemp -d)}
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$scratch/compiled}
 cublas=${CUBLAS_FLAG---xla_gpu_enable_triton_gemm=false}
 
 # log seconds xla-flags arguments: speed.py, with its output and time in OUT/log.
@@ -25,7 +27,6 @@ measure() {
 
 train=(--only train_step --batch "$batch")
 draw=(--only sampler,vae --sample-batches 1)
-scratch=$(mktemp -d)
 measure compile_triton 260 "" "${train[@]}" --no-peers --quick --out "$scratch/a" &
 measure compile_cublas 260 "$cublas" "${train[@]}" --no-peers --quick --out "$scratch/b" &
 measure compile_sampler 260 "$cublas" "${draw[@]}" --no-peers --repeats 1 --warm-seconds 0 \
@@ -38,3 +39,4 @@ measure triton 90 "" "${train[@]}" "${timed[@]}" --no-peers --out "$out/triton"
 measure sampler 120 "$cublas" "${draw[@]}" --repeats 10 --warm-seconds 5 --peers stock \
   --out "$out/cublas"
 cat "$out/times.log"
+! grep -qv "exit 0" "$out/times.log"

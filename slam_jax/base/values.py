@@ -1,6 +1,7 @@
 """Values that no option of a command or a config can have."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,13 @@ def expected_of(value: Any) -> str | None:
 
 
 def _expected_of_text(value: str | Path) -> str | None:
+    if "\0" in str(value):
+        return "text without a NUL"
+    if isinstance(value, Path):  # whose names may be any bytes
+        too_long = any(len(os.fsencode(name)) > LONGEST for name in value.parts)
+        return f"names of at most {LONGEST} bytes" if too_long else None
     try:
-        text = str(value).encode()
+        value.encode()
     except UnicodeEncodeError:
         return "text in UTF-8"
-    if b"\0" in text:
-        return "text without a NUL"
-    if isinstance(value, Path) and any(len(name.encode()) > LONGEST for name in value.parts):
-        return f"names of at most {LONGEST} bytes"
     return None

@@ -23,10 +23,12 @@ class Parser(argparse.ArgumentParser):
           SystemExit: a number is not finite or absurd, or a text is no text.
         """
         found, rest = super().parse_known_args(args, namespace)
-        for name, value in vars(found).items():
+        for action in self._actions:
+            value = getattr(found, action.dest, None)
             if expected := expected_of(value):
+                name = action.option_strings[-1] if action.option_strings else action.dest
                 shown = str(value).encode(errors="backslashreplace").decode()[:80]
-                sys.exit(f"error: --{name.replace('_', '-')} {shown!r}: expected {expected}")
+                sys.exit(f"error: {name} {shown!r}: expected {expected}")
         return found, rest
 
 
@@ -95,11 +97,20 @@ def refusals() -> Iterator[None]:
     except (InputError, BackendError) as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        if error.filename is None:
-            raise
-        sys.exit(f"error: {error.filename}: {error.strerror}")
+        sys.exit(f"error: {said_of(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def said_of(error: OSError) -> str:
+    """A file that cannot be read or written, and why.
+
+    Raises:
+      OSError: it is of no file.
+    """
+    if error.filename is None:
+        raise error
+    return f"{error.filename}: {error.strerror or error}"
 
 
 def check_counts(arguments: argparse.Namespace, *names: str, most: int = MOST) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from slam_jax.base.errors import BackendError, InputError
+from slam_jax.commands.command import said_of
 from slam_jax.config.command_line import Command, parse
 from slam_jax.parallel import runtime
 from slam_jax.parallel.processes import is_main, join, together
@@ -48,9 +49,7 @@ def long_run(
     except (InputError, BackendError) as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        if error.filename is None:
-            raise
-        sys.exit(f"error: {error.filename}: {error.strerror}")
+        sys.exit(f"error: {said_of(error)}")
     except (Interrupted, KeyboardInterrupt) as stop:
         resume = [] if "--resume" in argv else ["--resume"]
         again = shlex.join([sys.executable, "-m", "slam_jax", name, *argv, *resume])

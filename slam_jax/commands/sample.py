@@ -35,7 +35,7 @@ from slam_jax.parallel import runtime
 from slam_jax.recipes.student import load, load_options
 
 SHEET_COLUMNS = 10
-MOST_PICTURES = 10_000  # that are held in memory
+MOST = 10_000  # pictures of a prompt, pictures at a time, steps
 
 
 def read_prompts(arguments: argparse.Namespace, model: Model) -> list[str]:
@@ -100,7 +100,7 @@ def check_options(arguments: argparse.Namespace) -> None:
       InputError: names the option.
     """
     check_seed(arguments.seed)
-    check_counts(arguments, "steps", "count", "batch", most=MOST_PICTURES)
+    check_counts(arguments, "steps", "count", "batch", most=MOST)
     if arguments.labels is not None and not all(map(str.strip, arguments.labels.split(","))):
         raise InputError(f"--labels {arguments.labels!r}: expected labels between commas")
     if not 0 < arguments.strength <= 1:

@@ -14,8 +14,11 @@ from slam_jax.method.variance_preserving import PREDICTION_TYPES
 # CLIP's vocabulary: a letter and a letter at the end of a word for each byte, then start and end.
 FIXED_TOKENS = 2 * 256 + 2
 STORED = ("float32", "float16")
-# What can be trained, and the group of the config that has its denoiser.
-DENOISERS = {"stable_diffusion": "unet", "sd3": "transformer"}
+# What can be trained: the group of the config that has its denoiser, and what that may predict.
+DENOISERS = {
+    "stable_diffusion": ("unet", PREDICTION_TYPES),
+    "sd3": ("transformer", (FLOW,)),
+}
 
 
 @dataclass(frozen=True)
@@ -109,12 +112,11 @@ class Pretraining(Options):
 
     def _check_family(self) -> None:
         """What is said of the denoiser is of one of this family."""
-        of_family = DENOISERS[self.family]
-        for name in DENOISERS.values():
+        of_family, types = DENOISERS[self.family]
+        for name, _ in DENOISERS.values():
             given = getattr(self, name)
             expected = f"nothing: the family {self.family} has a {of_family}"
             check(name == of_family or not given, name, given, expected)
-        types = (FLOW,) if self.family == "sd3" else PREDICTION_TYPES
         shown, expected = self.prediction_type, f"{' or '.join(types)} for the family {self.family}"
         check(shown in types, "prediction_type", shown, expected)
 

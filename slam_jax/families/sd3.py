@@ -60,4 +60,4 @@ class StableDiffusion3(PublishedModel):
     @classmethod
     def note_of(cls, folder: Folder, pipeline: StableDiffusion3Pipeline) -> str:
         length = pipeline.tokenizers[0].length
-        return "" if pipeline.has_t5 else files.WITHOUT_T5.format(length)
+        return "" if pipeline.has_t5 else files.NOTE_ON_T5.format(length)

@@ -32,8 +32,8 @@ FAMILY = "sd3"
 FEW_STEPS = "FlowMatchLCMScheduler"  # a scheduler that no teacher comes with
 CLIPS = ("text_encoder", "text_encoder_2")
 T5 = "text_encoder_3"
-LARGE = 38  # layers of 3.5 large
-WITHOUT_T5 = (
+LARGE = 38  # layers and heads of 3.5 large
+NOTE_ON_T5 = (
     "no T5 (text_encoder_3): prompts are read by CLIP alone, whose {} tokens are all that is seen "
     "of them; long prompts and lettering suffer"
 )
@@ -101,9 +101,9 @@ def read_network(config: dict[str, Any]) -> SD3Config:
             "to be drawn with and without it"
         )
     network = SD3Config.from_dict(config)
-    if network.num_layers == LARGE and not network.dual_attention_layers:
+    if network.num_layers == network.num_attention_heads == LARGE:
         raise ValueError(
-            f"num_layers = {LARGE}, and none with a second attention: Stable Diffusion 3.5 large, "
+            f"num_layers = {LARGE}, of {LARGE} heads: Stable Diffusion 3.5 large, "
             "of 8.1 billion weights; those of 3 medium and 3.5 medium, of 24 layers and up to 2.5 "
             "billion weights, are supported"
         )

@@ -36,12 +36,13 @@ class UntrainedStableDiffusion3(Untrained):
 
     @classmethod
     def of_denoiser(cls, vae: VAEConfig, text: CLIPTextConfig, config: Pretraining) -> Any:
-        heads = ("num_attention_heads", "attention_head_dim")
-        heads = [config.transformer.get(name, getattr(SD3Config, name)) for name in heads]
+        names = ("num_attention_heads", "attention_head_dim")
+        heads = [config.transformer.get(name, getattr(SD3Config, name)) for name in names]
+        width = {} if None in heads else {"caption_projection_dim": heads[0] * heads[1]}
         return {
+            **width,
             "joint_attention_dim": len(CLIPS) * text.hidden_size,
             "pooled_projection_dim": len(CLIPS) * (text.projection_dim or 0),
-            "caption_projection_dim": heads[0] * heads[1],
             "pos_embed_max_size": config.data.resolution // (vae.downscale * PATCH),
         }
 

@@ -2,7 +2,7 @@
 
 Reading is in `diffusers_folder`. Whatever the teacher's files are (a variant, shards), the copies
 are one file each, with the name that diffusers looks for first, in the dtypes that they had: the T5
-of Stable Diffusion 3 has 4.7 billion weights.
+of Stable Diffusion 3 has 4.8 billion weights.
 """
 
 import shutil

@@ -35,7 +35,7 @@ CLASSES_3 = {
 OPTIONAL = ("text_encoder_3", "tokenizer_3")  # both or neither
 WITHOUT_T5 = (
     "get it again, or leave T5 out: with text_encoder_3 and tokenizer_3 set to [null, null] in "
-    "model_index.json prompts are read by CLIP alone, 77 tokens of them"
+    "model_index.json prompts are read by CLIP alone"
 )
 COMPONENTS = tuple({**CLASSES_XL, **CLASSES_3})
 TOKENIZERS = tuple(name for name in COMPONENTS if name.startswith("tokenizer"))

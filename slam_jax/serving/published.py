@@ -17,6 +17,7 @@ from slam_jax.families.published_model import PublishedModel
 from slam_jax.families.registry import reader_of
 from slam_jax.families.stable_diffusion_folder import RECORD_FILE, read_surroundings
 from slam_jax.formats.diffusers_folder import Folder, read_model_index
+from slam_jax.formats.model_index import OTHERS
 from slam_jax.method.method import Method
 from slam_jax.models import functional
 from slam_jax.serving import stock_pipeline
@@ -47,7 +48,11 @@ def check(folder: Folder, out: Path | None = None) -> Iterator[Result]:
     """
     path = folder.path.resolve()
     if not (path / "model_index.json").exists():
-        kind = _kind_of(path)
+        try:
+            kind = _kind_of(path)
+        except InputError as error:
+            yield Result(FAIL, "folder", str(error))
+            return
         what = "UNet" if kind is UNET else kind.name
         yield Result(OK, "folder", f"a {what} alone, as it has no model_index.json")
         yield from _check_denoiser(kind, path, folder.variant, _read_json(path.parent))[0]
@@ -82,9 +87,18 @@ def check(folder: Folder, out: Path | None = None) -> Iterator[Result]:
 
 
 def _kind_of(path: Path) -> Kind:
-    """The kind of a denoiser that is alone in a folder; a UNet, where it does not say."""
-    name = _read_json(path, "config.json").get("_class_name")
-    return next((kind for kind in KINDS.values() if kind.stock == name), UNET)
+    """The kind of a denoiser that is alone in a folder; a UNet, where it does not say.
+
+    Raises:
+      InputError: it is of another kind.
+    """
+    name = _read_json(path, "config.json").get("_class_name", UNET.stock)
+    kinds = {kind.stock: kind for kind in KINDS.values()}
+    if name not in kinds:
+        why = f" ({OTHERS[name]})" if name in OTHERS else ""
+        file = path / "config.json"
+        raise InputError(f"{file}: _class_name is {name!r}{why}, supported: {', '.join(kinds)}")
+    return kinds[name]
 
 
 def family_in(folder: Folder) -> type[PublishedModel] | None:

@@ -72,6 +72,9 @@ def _published_base(name: str) -> Base:
     return Base(name, layers, Names(layers, UNETS[name].layers_per_block))
 
 
+TRANSFORMER = "transformer."  # begins the keys of a LoRA of another denoiser than a UNet
+
+
 def check_lora(
     path: Path, bases: Callable[[str], Iterable[Base]], allow_unused: bool
 ) -> Iterator[Result]:
@@ -81,14 +84,22 @@ def check_lora(
       path: of the file.
       bases: what it looks like -> models that it may be for.
       allow_unused: whether keys that no layer has are passed over.
+
+    Raises:
+      InputError: it is of a transformer.
     """
     try:
         arrays, header = open_arrays(path), read_header(path)
     except InputError as error:
         yield Result(FAIL, "lora file", str(error))
         return
-    yield Result(OK, "lora file", f"{path.name}, {len(arrays)} arrays")
     shapes = arrays.shapes()
+    if any(key.startswith(TRANSFORMER) for key in shapes):
+        raise InputError(
+            f"{path}: of a transformer, such as Stable Diffusion 3's; LoRAs of UNets are looked "
+            "through; slam-jax sample draws with both"
+        )
+    yield Result(OK, "lora file", f"{path.name}, {len(arrays)} arrays")
     try:
         split = lora_keys.split_keys(path, shapes)
         pairs = _pairs_of(split)

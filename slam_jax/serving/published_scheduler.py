@@ -98,14 +98,22 @@ def check_sigmas(folder: Folder, record: Mapping[str, Any]) -> Iterator[Result]:
         config, method = read_config(folder, "scheduler"), method_of(record, folder.path)
         if not FlowMatching.reads(config):
             return
-        schedule, wrong = FlowMatching.from_config(config), []
-        for steps, sigmas in dict(record.get("sigmas", {})).items():
-            own = schedule.sigmas_for(method.timesteps(int(steps), schedule))
-            if sigmas != own:
-                wrong.append(f"of {steps} steps: {sigmas}, expected {own}")
+        schedule = FlowMatching.from_config(config)
     except (InputError, ValueError):  # said of the scheduler, or there is no record
         return
-    if not record.get("sigmas"):
-        wrong = [f"{RECORD_FILE} lists none, which the stock pipeline has to be given"]
-    steps = ", ".join(record.get("sigmas", {}))
-    yield Result(FAIL if wrong else OK, "sigmas", "; ".join(wrong) or f"those of {steps} steps")
+    listed = record.get("sigmas")
+    if not isinstance(listed, dict) or not listed:
+        none = f"{RECORD_FILE} lists none, which the stock pipeline has to be given"
+        yield Result(FAIL, "sigmas", none)
+        return
+    wrong = []
+    for steps, sigmas in listed.items():
+        try:
+            own = schedule.sigmas_for(method.timesteps(int(steps), schedule))
+        except ValueError as error:
+            wrong.append(f"of {steps!r} steps: {error}")
+            continue
+        if sigmas != own:
+            wrong.append(f"of {steps} steps: {sigmas}, expected {own}")
+    facts = "; ".join(wrong) or f"those of {', '.join(listed)} steps"
+    yield Result(FAIL if wrong else OK, "sigmas", facts)

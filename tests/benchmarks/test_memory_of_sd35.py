@@ -43,7 +43,7 @@ def test_the_page_says_what_was_counted():
 @pytest.mark.nightly  # traces the published sizes
 @pytest.mark.parametrize("name", ["sd35", "sd35_lora"])
 def test_what_stays_is_counted_still(name):
-    """2.47 billion numbers of the transformer, 226 million of which are no weights; T5's 4.7."""
+    """2.47 billion numbers of the transformer, 226 million of which are no weights; T5's 4.8."""
     import memory_of_lora
     import shapes_of_sd3
 

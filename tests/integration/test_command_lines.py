@@ -2,7 +2,7 @@
 
 import pytest
 
-from slam_jax.commands import report, sample, train
+from slam_jax.commands import inspect, report, sample, train
 
 
 def refusal(main, *arguments):
@@ -31,6 +31,11 @@ def test_a_sample_that_cannot_be_is_refused(arguments, line, tmp_path, monkeypat
     found = refusal(sample.main, "--model", "there/is_none", *arguments)
     assert line in found and "\n" not in found
     assert not list(tmp_path.iterdir())
+
+
+def test_an_argument_without_dashes_is_named_without_them():
+    line = refusal(inspect.main, "x\0y")
+    assert line == r"error: source 'x\x00y': expected text without a NUL"
 
 
 def test_an_empty_name_is_none(capsys):

@@ -19,6 +19,7 @@ from slam_jax.config.pretraining import Pretraining, default_pretraining
 from slam_jax.config.validate import freeze
 from slam_jax.data.prepared import Prepared
 from slam_jax.families.registry import UNTRAINED
+from slam_jax.families.sd3_folder import read_network
 from slam_jax.formats import safetensors
 from slam_jax.models import functional
 from slam_jax.models.mmdit import SD3Transformer2DModel
@@ -106,10 +107,9 @@ def test_the_latents_that_a_denoiser_sees_have_mean_0_and_deviation_1(whole_run)
     scale, shift = config["scaling_factor"], config.get("shift_factor") or 0
     variance = np.exp(logvar).mean() + mean.var()
     assert scale * variance**0.5 == pytest.approx(1, rel=2e-3)
-    assert (config.get("shift_factor") is not None) == (
-        "transformer" in weights_of(whole_run[1] / "teacher")
-    )
-    if shift:
+    is_sd3 = "transformer" in weights_of(whole_run[1] / "teacher")
+    assert (config.get("shift_factor") is not None) == is_sd3
+    if is_sd3:
         assert scale * (mean.mean() - shift) == pytest.approx(0, abs=2e-3)
 
 
@@ -231,12 +231,23 @@ def test_what_does_not_fit_a_transformer_is_refused(data, tmp_path, change, expe
     assert all(text in line for text in expected), line
 
 
+def test_what_a_file_alone_can_say_of_a_transformer_is_refused():
+    """Heads that are no number; and as many layers as a published model of another width."""
+    recipe = read_recipe("emoji_flow_teacher:tiny")
+    recipe.transformer = {**recipe.transformer, "num_attention_heads": None}
+    with pytest.raises(InputError, match="^config.transformer: num_attention_heads = None, supp"):
+        UNTRAINED["sd3"].of(freeze(recipe, Pretraining))
+    recipe.transformer = {**recipe.transformer, "num_attention_heads": 2, "num_layers": 38}
+    network = UNTRAINED["sd3"].of(freeze(recipe, Pretraining)).denoiser
+    assert read_network(network.to_dict()) == network
+
+
 def test_the_recipe_of_the_emoji_is_one():
     config = freeze(read_recipe("emoji_teacher"), Pretraining)
     assert config.dtype == "float16" and default_pretraining().dtype == "float32"
 
 
-def test_a_transformer_begins_with_an_answer_of_zero():
+def test_a_transformer_begins_with_blocks_that_change_nothing_and_an_answer_of_zero():
     untrained = UNTRAINED["sd3"].of(freeze(read_recipe("emoji_flow_teacher:tiny"), Pretraining))
     network, weights = untrained.fresh(jax.random.key(0))["transformer"]
     shapes = (1, 8, 8, 4), (1,), (1, 5, network.joint_attention_dim), (1, 32)
@@ -244,5 +255,8 @@ def test_a_transformer_begins_with_an_answer_of_zero():
     inputs = [rng.standard_normal(shape, np.float32) for shape in shapes]
     apply = functional.apply_fn(SD3Transformer2DModel, network)
     assert not np.any(apply(weights, *inputs))
-    blocks = weights["transformer_blocks"]["0"]
-    assert np.all(np.std(blocks["attn"]["to_q"]["kernel"], axis=0) > 0)
+    # Of its text tokens it makes nothing yet, whatever the answer is made of.
+    weights["proj_out"]["kernel"] = rng.standard_normal(weights["proj_out"]["kernel"].shape)
+    before = apply(weights, *inputs)
+    inputs[2] = inputs[2] + 1
+    assert np.any(before) and np.array_equal(apply(weights, *inputs), before)

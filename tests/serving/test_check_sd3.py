@@ -94,6 +94,18 @@ BROKEN = {
         "of 2 steps: [1.0, 0.4], expected [1.0, 0.5]",
     ),
     "no sigmas": (lambda p: edit_json(p / "slam.json", sigmas={}), "sigmas", "lists none"),
+    "null": (lambda p: edit_json(p / "slam.json", sigmas=None), "sigmas", "lists none"),
+    "a list": (lambda p: edit_json(p / "slam.json", sigmas=[[1, [1.0]]]), "sigmas", "lists none"),
+    "steps in words": (
+        lambda p: edit_json(p / "slam.json", sigmas={"two": [1.0, 0.5]}),
+        "sigmas",
+        "of 'two' steps: invalid literal",
+    ),
+    "too many steps": (
+        lambda p: edit_json(p / "slam.json", sigmas={"9999": []}),
+        "sigmas",
+        "of '9999' steps: ",
+    ),
     "T5": (
         lambda p: edit_weights(
             p / "text_encoder_3/model.safetensors",
@@ -124,6 +136,24 @@ def test_a_prediction_unlike_torchs_fails(original, capsys, monkeypatch):
     monkeypatch.setattr(stock_networks, "transformer_output", earlier)
     statuses, _, code = run(capsys, original / "transformer")
     assert statuses["prediction"] == "FAIL" and code
+
+
+def test_a_transformer_of_another_kind_is_named(original, tmp_path, capsys):
+    other = shutil.copytree(original / "transformer", tmp_path / "other")
+    edit_json(other / "config.json", _class_name="FluxTransformer2DModel")
+    statuses, facts, code = run(capsys, other)
+    assert statuses == {"folder": "FAIL"} and code
+    assert "is 'FluxTransformer2DModel' (its transformer is of another kind" in facts["folder"]
+
+
+def test_a_lora_of_it_is_not_looked_through(tmp_path, capsys):
+    name = "transformer.transformer_blocks.0.attn.to_q"
+    sides = {"lora_A": np.ones((4, 16), np.float32), "lora_B": np.ones((16, 4), np.float32)}
+    arrays = {f"{name}.{side}.weight": array for side, array in sides.items()}
+    weights.save_arrays(tmp_path / "lora.safetensors", arrays)
+    statuses, _, code = run(capsys, tmp_path / "lora.safetensors")
+    assert "FAIL" not in statuses.values()
+    assert "lora.safetensors: of a transformer, such as Stable Diffusion 3's" in code
 
 
 def test_loras_on_it_are_not_checked(original, capsys):
