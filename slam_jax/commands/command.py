@@ -27,8 +27,8 @@ class Parser(argparse.ArgumentParser):
             value = getattr(found, action.dest, None)
             if expected := expected_of(value):
                 name = action.option_strings[-1] if action.option_strings else action.dest
-                shown = str(value).encode(errors="backslashreplace").decode()[:80]
-                sys.exit(f"error: {name} {shown!r}: expected {expected}")
+                shown = ascii(str(value)[:80]) if isinstance(value, str | Path) else value
+                sys.exit(f"error: {name} {shown}: expected {expected}")
         return found, rest
 
 

@@ -127,7 +127,7 @@ def other_than(default):
 
 
 DRAWN = {"resolution", "flip", "captions", "empty_prompts", "workers"}
-TEACHER = {f"teacher_{name}" for name in ("count", "steps", "w", "batch")}
+TEACHER = {f"teacher_{name}" for name in ("count", "steps", "w", "batch", "text_embeddings")}
 FILES = DRAWN | {"crop", "min_size", "max_watermark", "max_rejects", "caption_key"}
 READS = {
     "digits": {"workers"},
