@@ -4,8 +4,8 @@
 
 The method is that of configs/sd_slam.py. Of the student only a LoRA is trained, with the rank, the
 layers and the learning rate of the published LCM-LoRA (arXiv 2311.05556): 67 million weights with
-an optimiser and an average in the place of 860. The export is the whole student, and beside it
-pytorch_lora_weights.safetensors, 135 MB.
+an optimiser and an average in the place of 860. The export is
+pytorch_lora_weights.safetensors, 135 MB, with a scheduler and a model card.
 
 No Stable Diffusion of real size has been distilled with it yet. `--config sd_lora:tiny` is the same
 on a CPU; it needs the teacher of `make demo-sd`.

@@ -44,6 +44,11 @@ from slam_jax.formats.tokenizer import Tokenizer, load_tokenizer
 from slam_jax.models import functional
 from slam_jax.models.functional import Params
 
+# What comes of this project in the place of an owner on the hub.
+OURS = {
+    "assets": "a clone of slam_jax has it; run the command there",
+    "runs": "a run that is finished leaves it",
+}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 NAMED = 3  # keys that a message names before it says "..."
 
@@ -93,6 +98,8 @@ def resolve(path: str, revision: str = "", variant: str = "", weights: bool = Tr
         )
     if not HUB_ID.fullmatch(path):
         raise InputError(f"{path!r}: no such folder, and not a hub id of the form owner/name")
+    if local.parts[0] in OURS:
+        raise InputError(f"{path}: no such folder; {OURS[local.parts[0]]}")
     snapshot = hub.fetch(path, revision, _patterns(variant, weights))
     return Folder(snapshot, path, snapshot.name, variant)
 

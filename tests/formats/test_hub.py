@@ -140,6 +140,18 @@ def test_neither_a_folder_nor_an_id(cache, path):
     assert refusal(path) == f"{path!r}: no such folder, and not a hub id of the form owner/name"
 
 
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("assets/emoji_teacher", "a clone of slam_jax has it; run the command there"),
+        ("runs/sd", "a run that is finished leaves it"),
+    ],
+)
+def test_what_this_project_makes_is_not_asked_of_the_hub(path, hint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert refusal(path) == f"{path}: no such folder; {hint}"
+
+
 def test_a_single_file_is_refused(cache, tmp_path):
     file = tmp_path / "sd15.safetensors"
     file.touch()
