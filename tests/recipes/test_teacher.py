@@ -32,6 +32,7 @@ def test_the_best_network_pays_for_what_it_adds_to_the_target_only(prediction_ty
         network=None,
         schedule=schedule,
         latent_shape=SHAPE,
+        constants=(),
         apply=lambda network_config: network,
         latents=lambda frozen, batch, key, examples: jnp.broadcast_to(POINT, (COUNT, *SHAPE)),
         contexts=lambda frozen, batch, w: ({"told": ones}, {"told": 0 * ones}),
