@@ -62,3 +62,4 @@ def test_the_page_says_what_was_counted_for_sdxl():
     assert f"it is {total:.1f} GiB at least: {stays:.1f} that stay and {step:.1f} that" in words
     assert f"a whole student would have {whole:.1f} that stay" in words
     assert f"{report['flops_per_sample'] / 1e12:.0f} TFLOP for an example" in words
+    assert f"If it is so for SDXL, the whole is {stays + 1.9 * step:.0f} GiB" in words
