@@ -76,29 +76,38 @@ def recipes(command: str = "") -> list[str]:
     return sorted(name for name in names if name.endswith(OF_PRETRAIN) in is_theirs)
 
 
-def config_file(name: str) -> str:
+def config_file(name: str, command: str = "") -> str:
     """The config file, with its argument after a colon, that a recipe's name or a path means.
+
+    Args:
+      name: of a recipe, or a path.
+      command: whose recipes are named where there is none; empty: all.
 
     Raises:
       InputError: there is none.
     """
     path, colon, argument = name.partition(":")
+    there = ", ".join(recipes(command))
     if "/" in path or path.endswith(".py"):
         if not Path(path).is_file():
-            raise InputError(f"--config {name}: no such file; recipes: {', '.join(recipes())}")
+            raise InputError(f"--config {name}: no such file; recipes: {there}")
         return name
     if path not in recipes():
-        raise InputError(f"--config {name}: no such recipe, expected {', '.join(recipes())}")
+        raise InputError(f"--config {name}: no such recipe, expected {there}")
     return f"{recipes_folder() / path}.py{colon}{argument}"
 
 
-def read_recipe(name: str) -> ConfigDict:
+def read_recipe(name: str, command: str = "") -> ConfigDict:
     """The config of a recipe, such as "digits" or "sd:tiny", or of a file.
+
+    Args:
+      name: as it is given.
+      command: that it is for; empty: any.
 
     Raises:
       InputError: there is none, or the file cannot be run; names the line.
     """
-    path, colon, argument = config_file(name).partition(":")
+    path, colon, argument = config_file(name, command).partition(":")
     try:
         get_config = runpy.run_path(path).get("get_config")
         config = get_config and get_config(*((argument,) if colon else ()))
@@ -167,7 +176,7 @@ def parse(argv: list[str], name: str = "train") -> Command:
             flags.DEFINE_bool(flag, False, "", flag_values=values)
         rest = command[1:]
         if recipe is not None:
-            chosen = read_recipe(recipe).to_dict()
+            chosen = read_recipe(recipe, name).to_dict()
             _check_kind(recipe, chosen, name, kind)
             if has_method:  # on which depends what options there are
                 of_recipe = chosen.get("method", {"name": kind().method.name})

@@ -125,6 +125,7 @@ def test_a_file_that_gives_a_part_of_a_method_leaves_the_rest_to_the_command_lin
         ),
         ("--config=nothing:tiny", "--config nothing:tiny: no such recipe, expected digits"),
         ("--config missing.py", "--config missing.py: no such file; recipes: digits, digits_paper"),
+        ("--config missing.py", "digits_paper, emoji, emoji_flow, sd, sd21,"),
         ("--config no/folder", "--config no/folder: no such file; recipes: digits"),
         ("--config sd:huge", "sd.py:huge: expected full or tiny"),
         ("--config sd", "config.data.source = '', expected digits, photographs"),
