@@ -20,7 +20,7 @@ def expected_of(value: Any) -> str | None:
     if isinstance(value, float) and not math.isfinite(value):
         return "a finite number"
     if type(value) is int and abs(value) > MOST:
-        return f"at most {MOST:,}"
+        return f"at most {MOST:,}" if value > 0 else f"at least {-MOST:,}"
     if isinstance(value, str | Path):
         return _expected_of_text(value)
     return None

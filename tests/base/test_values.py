@@ -14,6 +14,7 @@ from slam_jax.base.values import expected_of
         (math.nan, "a finite number"),
         ((1.0, -math.inf), "a finite number"),
         (2**31, "at most 2,147,483,647"),
+        (-(2**31), "at least -2,147,483,647"),
         ("a\0b", "text without a NUL"),
         ("\udc80", "text in UTF-8"),
         (Path("x/\0"), "text without a NUL"),

@@ -145,9 +145,8 @@ def test_the_tuned_teacher_is_not_under_autocast(one_level, monkeypatch):
 
         getattr(nets, name).register_forward_pre_hook(note)
     batch = ours.batch_for(shapes.make_batch(model, 2), with_pictures=False)
-    advance = peer_steps.tuned_step(model, nets, batch, parts.Slam())
-    draws = ours.step_draws(model, 2, 0, parts.Slam())
-    loss = advance(peer_steps.given_draws(draws, nets.device))
+    draws = peer_steps.given_draws(ours.step_draws(model, 2, 0, parts.Slam()), nets.device)
+    loss = peer_steps.tuned_step(model, nets, batch, parts.Slam())(draws)
     assert np.isfinite(float(loss)) and seen == {"unet": False, "student": True, "ema": True}
 
 
@@ -198,9 +197,8 @@ def test_how_long_attention_takes(tmp_path):
     found = report["rows"][1]["found"]
     assert found["cudnn"] == "no GPU" and found["xla"]["repeats"] == 2
     assert found[attention.TORCH]["median_s"] > 0
-    assert (
-        "| 40 | 256 x 256 | backward |" in (tmp_path / "attention_tiny_float32_cpu.md").read_text()
-    )
+    page = (tmp_path / "attention_tiny_float32_cpu.md").read_text()
+    assert "| 40 | 256 x 256 | backward |" in page
 
 
 def test_tables_are_made_of_results(tmp_path, capsys):

@@ -38,13 +38,20 @@ def test_only_the_lora_has_an_optimiser_and_an_average():
     assert lora["teacher (float32)"] == whole["student"] == 2 * whole["teacher (bfloat16)"]
 
 
-def test_the_page_says_what_was_counted():
-    report = json.loads((ROOT / "benchmarks/results/memory_sd_lora.json").read_text())
-    words, needs = " ".join((DOCS / "lora.md").read_text().split()), report["bytes"]
-    total, step = needs.pop("sum"), needs.pop("activations, copies")
-    assert total == step + sum(needs.values()) < 24 * 2**30
+def counted(name):
+    """GiB: (sum, what comes and goes, what stays, what stays of a whole student); the report."""
+    report = json.loads((ROOT / f"benchmarks/results/memory_{name}.json").read_text())
+    parts = dict(report["bytes"])
+    total, step = parts.pop("sum"), parts.pop("activations, copies")
+    assert total == step + sum(parts.values())
     whole = report["bytes_of_whole_student"]["sum without activations"]
-    total, step, stays, whole = (n / 2**30 for n in (total, step, sum(needs.values()), whole))
+    return [n / 2**30 for n in (total, step, sum(parts.values()), whole)], report
+
+
+def test_the_page_says_what_was_counted():
+    (total, step, stays, whole), report = counted("sd_lora")
+    words = " ".join((DOCS / "lora.md").read_text().split())
+    assert total < 24
     assert f"one device needs {total:.1f} GiB: {stays:.1f} of weights" in words
     assert f"gradients, and {step:.1f} that come and go" in words
     assert f"whole student would be {whole:.1f} GiB" in words
@@ -52,13 +59,9 @@ def test_the_page_says_what_was_counted():
 
 
 def test_the_page_says_what_was_counted_for_sdxl():
-    report = json.loads((ROOT / "benchmarks/results/memory_sdxl_lora.json").read_text())
-    words, needs = " ".join((DOCS / "lora.md").read_text().split()), report["bytes"]
-    total, step = needs.pop("sum"), needs.pop("activations, copies")
-    assert total == step + sum(needs.values())
-    assert report["source"] == "at least, counted" and total + step < 40e9
-    whole = report["bytes_of_whole_student"]["sum without activations"]
-    total, step, stays, whole = (n / 2**30 for n in (total, step, sum(needs.values()), whole))
+    (total, step, stays, whole), report = counted("sdxl_lora")
+    words = " ".join((DOCS / "lora.md").read_text().split())
+    assert report["source"] == "at least, counted" and (total + step) * 2**30 < 40e9
     assert f"it is {total:.1f} GiB at least: {stays:.1f} that stay and {step:.1f} that" in words
     assert f"a whole student would have {whole:.1f} that stay" in words
     assert f"{report['flops_per_sample'] / 1e12:.0f} TFLOP for an example" in words
