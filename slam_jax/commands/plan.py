@@ -2,6 +2,7 @@
 it does not fit.
 
 slam-jax plan --config sd --mesh data=8,fsdp=1 --memory 80 [--config.KEY=VALUE]
+slam-jax plan --config sd --topology v5e:2x4
 
 Weights, state and gradients are counted from their shapes and the sharding rules, exactly. What a
 step needs besides is what XLA sets aside for it: the step is compiled, for this machine's devices
@@ -10,6 +11,9 @@ more would make no difference to one of them). A CPU computes bfloat16 in float3
 orders a program in its own way: of a GPU or TPU that part is an estimate. With --no-compile it is
 the sum of what the gradient keeps of the forward pass and of copies of weights: quick, but without
 what an operation needs while it runs, and blind to what XLA merges.
+
+With --topology the step is compiled by the compiler for TPUs, which needs none of them. What it
+refuses does not fit; what it makes is described: memory with all padding, traffic, products.
 """
 
 import argparse
@@ -28,6 +32,7 @@ from slam_jax.config import options
 from slam_jax.config.command_line import Command, parse
 from slam_jax.config.options import Config
 from slam_jax.parallel import runtime
+from slam_jax.parallel.topology import Topology, check_compiler, parse_topology
 from slam_jax.recipes.memory import (
     PREPARED,
     PREPARED_TEXTS,
@@ -37,6 +42,7 @@ from slam_jax.recipes.memory import (
 )
 from slam_jax.recipes.open_teacher import open_teacher
 from slam_jax.recipes.plan import GIB, find_fitting, flags_between, size, table
+from slam_jax.recipes.plan_for_tpus import plan_for
 
 
 def parse_mesh(text: str) -> options.Mesh:
@@ -93,20 +99,25 @@ def read_command(argv: list[str], text_embeddings: bool = False) -> Command:
     return command
 
 
-def with_mesh(config: Config, mesh: options.Mesh | None) -> Config:
-    """The config on that mesh; with None on its own, over the devices that are here.
+def with_mesh(config: Config, mesh: options.Mesh | None, topology: Topology | None) -> Config:
+    """The config on that mesh; with None on its own, over the topology or the devices here.
 
     Raises:
-      InputError: its own does not fit them.
+      InputError: it does not fit them.
     """
+    if mesh and topology and mesh.data * mesh.fsdp != topology.size:
+        raise InputError(
+            f"--mesh data={mesh.data},fsdp={mesh.fsdp}: {mesh.data * mesh.fsdp} devices, but "
+            f"{topology} has {topology.size}"
+        )
     if mesh is None:
-        count, mesh = len(runtime.devices()), config.mesh
+        count, mesh = topology.size if topology else len(runtime.devices()), config.mesh
         if mesh.data == -1:
             mesh = replace(mesh, data=max(count // mesh.fsdp, 1))
         if mesh.data * mesh.fsdp > count:
             raise InputError(
                 f"config.mesh: data = {mesh.data} times fsdp = {mesh.fsdp}, but {count} devices "
-                "are here; give --mesh to plan for others"
+                f"are {f'in {topology}' if topology else 'here'}; give --mesh to plan for others"
             )
     return replace(config, mesh=mesh)
 
@@ -119,13 +130,21 @@ def work(arguments: argparse.Namespace, rest: list[str]) -> bool:
     """
     mesh = parse_mesh(arguments.mesh) if arguments.mesh else None
     memory = parse_memory(arguments.memory) if arguments.memory else None
+    topology = parse_topology(arguments.topology) if arguments.topology else None
+    if topology:
+        check_compiler()
+        if memory or arguments.no_compile:
+            option = "--memory" if memory else "--no-compile"
+            raise InputError(f"{option}: not with --topology, whose compiler knows the memory")
     command = read_command(rest, arguments.text_embeddings)
     config = command.config
-    if mesh is not None:
+    if mesh is not None and not topology:
         make_up_devices(mesh.data * mesh.fsdp)
-    config = with_mesh(config, mesh)
+    config = with_mesh(config, mesh, topology)
     family = open_teacher(config, command.workdir, weights=False)
     check_batch(config)
+    if topology:
+        return plan_for(topology, config, command.workdir, family)
     compiling = not arguments.no_compile
     if compiling:
         print("compiling: up to five minutes for SD 1.5 on two cores", file=sys.stderr)
@@ -141,7 +160,7 @@ def work(arguments: argparse.Namespace, rest: list[str]) -> bool:
         print(f"fits into {size(memory)}")
         return True
     print(f"does not fit into {size(memory)}; looking for what does", file=sys.stderr)
-    found = find_fitting(config, family, memory, compiling)
+    found = find_fitting(config, family, memory, lambda c: need_of(c, family, compiling).total)
     if found is None:
         print(f"does not fit into {size(memory)}, nor does anything else on as many devices")
     else:
@@ -161,6 +180,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = parser_of("plan", what, allow_abbrev=False)
     add = parser.add_argument
     add("--mesh", default="", help="devices, as data=8,fsdp=1; empty: the config's, on those here")
+    add("--topology", default="", help="TPUs that are not here, as v5e:2x4; needs libtpu")
     add("--memory", default="", help="of a device, in GiB; empty: what this machine's have")
     add("--text-embeddings", action="store_true", help="plan for data prepared with this option")
     add("--no-compile", action="store_true", help="count activations instead: quick, and less sure")

@@ -36,6 +36,8 @@ ACCELERATOR_PACKAGES = {
     "jax_rocm7_plugin": "gpu",
     "libtpu": "tpu",
 }
+# What a TPU is on its host. libtpu is installed elsewhere, too: it compiles without one.
+DEVICES, TPU_FILES = Path("/dev"), ("accel*", "vfio/[0-9]*")
 
 
 def configure(alone: bool = True) -> None:
@@ -146,8 +148,12 @@ def _platform() -> str:
     asked = os.environ.get("JAX_PLATFORMS", "").split(",")[0]
     if asked:
         return asked if asked in FLAGS else "gpu"  # named cuda or rocm, too
-    installed = (k for name, k in ACCELERATOR_PACKAGES.items() if importlib.util.find_spec(name))
-    return next(installed, "cpu")
+    found = {k for name, k in ACCELERATOR_PACKAGES.items() if importlib.util.find_spec(name)}
+    if "tpu" in found and not any(any(DEVICES.glob(files)) for files in TPU_FILES):
+        found.remove("tpu")
+        if not found:  # JAX would look for a TPU, long and loudly
+            jax.config.update("jax_platforms", "cpu")
+    return next(iter(sorted(found)), "cpu")
 
 
 def jaxlib_knows(flag: str) -> bool:

@@ -1,7 +1,7 @@
 """What to change where a run does not fit into its devices, and the plan in words."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from slam_jax.config import options
@@ -13,7 +13,6 @@ from slam_jax.recipes.memory import (
     PREPARED_TEXTS,
     Need,
     held_bytes,
-    need_of,
     rows_of,
 )
 
@@ -89,8 +88,17 @@ def table(config: Config, need: Need) -> str:
     return "\n".join(line for line in (head, data, "", *lines, "", note) if line or line == "")
 
 
-def find_fitting(config: Config, family: Family, memory: float, compiling: bool) -> Config | None:
-    """The first of the easier configs that fits; says on stderr what each needs."""
+def find_fitting(
+    config: Config, family: Family, memory: float, bytes_of: Callable[[Config], float]
+) -> Config | None:
+    """The first of the easier configs that fits; says on stderr what each needs.
+
+    Args:
+      config: with the mesh in numbers.
+      family: the teacher.
+      memory: a device's, in bytes.
+      bytes_of: what a config needs of it.
+    """
     mesh, held = config.mesh, {}
     devices = mesh.data * mesh.fsdp
     for fsdp in range(mesh.fsdp, devices + 1):
@@ -100,8 +108,8 @@ def find_fitting(config: Config, family: Family, memory: float, compiling: bool)
     candidates = list(easier(config, held, memory))
     for number, candidate in enumerate(candidates, 1):
         flags = flags_between(config, candidate)
-        need = need_of(candidate, family, compiling)
-        print(f"{number}/{len(candidates)} {size(need.total):>12} with {flags}", file=sys.stderr)
-        if need.total <= memory:
+        need = bytes_of(candidate)
+        print(f"{number}/{len(candidates)} {size(need):>12} with {flags}", file=sys.stderr)
+        if need <= memory:
             return candidate
     return None

@@ -59,10 +59,16 @@ def test_flag_follows_the_platform_that_the_user_asks_for(environment, platforms
     assert flags() == expected
 
 
-def test_flag_is_not_set_beside_an_accelerator(environment):
+def test_flag_is_not_set_beside_an_accelerator(environment, tmp_path):
     environment.setattr(runtime, "ACCELERATOR_PACKAGES", {"no_such_package": "gpu", "jax": "tpu"})
+    environment.setattr(runtime, "DEVICES", tmp_path)
+    (tmp_path / "accel0").touch()
     runtime.configure()
     assert flags() is None
+    (tmp_path / "accel0").unlink()
+    runtime.configure()
+    assert flags() == FLAG  # its compiler alone is installed
+    environment.delenv("XLA_FLAGS")
     environment.setattr(runtime, "ACCELERATOR_PACKAGES", {"jax": "gpu"})
     runtime.configure()
     assert flags() == HIDING

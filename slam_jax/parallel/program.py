@@ -1,0 +1,146 @@
+"""What XLA made of a program: memory, FLOPs, traffic between devices.
+
+Traffic is read in the text of the optimised program. What a loop repeats is there, and counted,
+once. The dtypes of products are those that the program asks for; a TPU converts as it likes.
+"""
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+
+COLLECTIVES = (
+    *("all-gather", "all-reduce", "reduce-scatter"),
+    *("all-to-all", "collective-permute", "ragged-all-to-all"),
+)
+INSTRUCTION = re.compile(r"^ *(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$", re.MULTILINE)
+ARRAY = re.compile(r"\b([a-z]+\d+\w*|pred)\[([\d,]*)\]")
+
+
+class Traffic(NamedTuple):
+    """Collectives of one kind.
+
+    Attributes:
+      kind: a name in COLLECTIVES.
+      dtype: of what is sent.
+      count: of the operations.
+      size: bytes of the arrays in one piece: what is gathered, or what is summed.
+    """
+
+    kind: str
+    dtype: str
+    count: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled program, on each device.
+
+    Attributes:
+      arguments: bytes, padded as the devices do it.
+      results: bytes, without those that take the place of arguments.
+      temporary: bytes of what comes and goes.
+      code: bytes.
+      flops: as XLA counts them; 0 where it does not.
+      traffic: between devices.
+      products: dtypes of the factors of convolutions and matrix products -> how many there are.
+    """
+
+    arguments: int
+    results: int
+    temporary: int
+    code: int
+    flops: float
+    traffic: tuple[Traffic, ...]
+    products: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """Bytes on each device."""
+        return self.arguments + self.results + self.temporary + self.code
+
+    @classmethod
+    def of(cls, lowered: jax.stages.Lowered) -> "Program":
+        """Compiles a program and says what there is to say of it.
+
+        `peak_memory_in_bytes` is not in it: on TPUs that counts arrays in the memory on the chip,
+        too, and no gaps between others.
+        """
+        compiled = lowered.compile()
+        memory: Any = compiled.memory_analysis()
+        cost: Any = compiled.cost_analysis() or {}
+        text = compiled.as_text() or ""
+        return cls(
+            memory.argument_size_in_bytes,
+            memory.output_size_in_bytes - memory.alias_size_in_bytes,
+            memory.temp_size_in_bytes,
+            memory.generated_code_size_in_bytes,
+            cost.get("flops", 0.0),
+            traffic_of(text),
+            products_of(lowered.as_text()),
+        )
+
+
+class _Instruction(NamedTuple):
+    """A line of a program: what it makes, and of what."""
+
+    name: str
+    type: str
+    operation: str
+    operands: tuple[str, ...]
+
+
+def _instructions(text: str) -> list[_Instruction]:
+    found = []
+    for name, kind, operation, rest in INSTRUCTION.findall(text):
+        operands = tuple(re.findall(r"%([\w.-]+)", rest.split(")")[0]))
+        found.append(_Instruction(name, kind, operation, operands))
+    return found
+
+
+def _arrays(kind: str) -> list[tuple[str, int]]:
+    """Dtype and bytes of the arrays in a type such as (bf16[4,8]{1,0}, f32[])."""
+    return [
+        (dtype, math.prod(int(n) for n in shape.split(",") if n) * _itemsize(dtype))
+        for dtype, shape in ARRAY.findall(kind)
+    ]
+
+
+def _itemsize(dtype: str) -> int:
+    """Bytes, such as 2 of bf16 and 1 of f8e4m3fn, pred and s4."""
+    bits = re.search(r"\d+", dtype)
+    return max(int(bits[0]) // 8, 1) if bits else 1
+
+
+def traffic_of(text: str) -> tuple[Traffic, ...]:
+    """Collectives in the text of a program, those of a kind and dtype together."""
+    instructions = _instructions(text)
+    types = {found.name: found.type for found in instructions}
+    counts: Counter[tuple[str, str]] = Counter()
+    sizes: Counter[tuple[str, str]] = Counter()
+    for found in instructions:
+        kind = found.operation.removesuffix("-start")
+        if kind not in COLLECTIVES:
+            continue
+        sent = [array for name in found.operands for array in _arrays(types[name])]
+        made = _arrays(found.type)
+        if found.operation == "all-gather-start":  # has what it starts from in its type, too
+            made = made[len(sent) :]
+        whole = made if kind == "all-gather" else sent
+        for dtype, size in whole:
+            sizes[kind, dtype] += size
+        counts[kind, whole[0][0]] += 1
+    return tuple(Traffic(*key, counts[key], size) for key, size in sorted(sizes.items()))
+
+
+def products_of(text: str) -> dict[str, int]:
+    """Convolutions and matrix products in the StableHLO of a program, by the dtypes of their
+    factors, such as "bf16 x f32"."""
+    found: Counter[str] = Counter()
+    for types in re.findall(r"stablehlo\.(?:dot_general|convolution)\b.*: \((.*)\) ->", text):
+        found[" x ".join(sorted(re.findall(r"[x<]([a-z]+\d\w*)>", types)))] += 1
+    return dict(sorted(found.items()))
