@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from methods_tasks import SEED, SHOWN, Images, Numbers, Task
+from methods_tasks import SEED, SHOWN, Images, Numbers, Prompts, Task
 from tqdm import tqdm
 
 from slam_jax.base.json_file import read_json, write_json
@@ -64,15 +64,14 @@ class Measure:
         teacher = self._pictures(workdir, config, TEACHER_STEPS[0])
         rows, shown = [], {}
         for times, sampler in self._samplers[key].items():
+            sets = [x for x in self._task.sets if x.quick or (whole and times == GRID)]
             for steps in STUDENT_STEPS:
-                found: dict[str, Numbers] = {}
-                for prompts in self._task.sets:
-                    if prompts.quick or (whole and times == GRID):
-                        drawn = draw(sampler, pipeline, weights, prompts.texts, steps)
-                        theirs = teacher[prompts.name]
-                        found[prompts.name] = self._task.measure(prompts, drawn, theirs)
-                        if times == GRID:
-                            shown.setdefault(str(steps), drawn[:SHOWN])
+                drawn = draw_sets(sampler, pipeline, weights, sets, steps)
+                found: dict[str, Numbers] = {
+                    x.name: self._task.measure(x, drawn[x.name], teacher[x.name]) for x in sets
+                }
+                if times == GRID:
+                    shown[str(steps)] = drawn[sets[0].name][:SHOWN]
                 rows.append({"steps": steps, "times": times, **found})
         if whole:
             save_arrays(workdir / SHOWN_FILE, shown)
@@ -92,10 +91,8 @@ class Measure:
         """A row for each number of steps, and one of most steps from other noise: what a student
         whose sampler draws noise of its own could reach."""
         rows, most = [], self._pictures(workdir, config, TEACHER_STEPS[0])
-        for steps, seed in (
-            *((steps, SEED) for steps in TEACHER_STEPS),
-            (TEACHER_STEPS[0], SEED + 1),
-        ):
+        others = [(TEACHER_STEPS[0], SEED + 1)] if self._task.other_noise else []
+        for steps, seed in (*((steps, SEED) for steps in TEACHER_STEPS), *others):
             drawn = self._pictures(workdir, config, steps, seed)
             sets = {prompts.name: prompts for prompts in self._task.sets}
             found = {n: self._task.measure(x, drawn[n], most[n]) for n, x in sets.items()}
@@ -116,10 +113,7 @@ class Measure:
             frozen = family.weights(config.precision)
             weights = jax.device_put((frozen, frozen[DENOISER]))
             sampler = teacher_sampler(family.pipeline, self._w)
-            drawn = {
-                prompts.name: draw(sampler, family.pipeline, weights, prompts.texts, steps, seed)
-                for prompts in self._task.sets
-            }
+            drawn = draw_sets(sampler, family.pipeline, weights, self._task.sets, steps, seed)
             save_arrays(path, drawn)
             write_json(record, self.protocol)
         found = load_arrays(path)
@@ -143,6 +137,25 @@ def between(method: SubPathMethod) -> SubPathMethod:
             return super().timesteps(steps, schedule, strength) - half
 
     return Between(**vars(method))
+
+
+def draw_sets(
+    sampler: Sampler,
+    pipeline: Pipeline,
+    weights: Any,
+    sets: Sequence[Prompts],
+    steps: int,
+    seed: int = SEED,
+) -> dict[str, Images]:
+    """The pictures of each set; where one begins another they are the same, and drawn once."""
+    drawn: dict[tuple[str, ...], Images] = {}
+    for texts in sorted({prompts.texts for prompts in sets}, key=len, reverse=True):
+        longer = next((other for other in drawn if other[: len(texts)] == texts), None)
+        if longer is None:
+            drawn[texts] = draw(sampler, pipeline, weights, texts, steps, seed)
+        else:
+            drawn[texts] = drawn[longer][: len(texts)]
+    return {prompts.name: drawn[prompts.texts] for prompts in sets}
 
 
 def draw(

@@ -57,11 +57,13 @@ class Task(ABC):
     Attributes:
       recipe: of the students.
       left_out: methods that its teachers cannot be distilled by.
+      other_noise: whether the teacher draws twice, to compare its pictures with each other.
       sets: what is drawn; the first SHOWN pictures of the first one are shown.
     """
 
     recipe: ClassVar[str]
     left_out: ClassVar[tuple[str, ...]] = ()
+    other_noise: ClassVar[bool] = True
     sets: Sequence[Prompts]
 
     @abstractmethod
@@ -148,7 +150,7 @@ class EmojiTask(Task):
             others = [captions[i] for i in rng.permutation(len(captions))]
             shown = first if split == "train" else []
             texts = [*shown, *(text for text in others if text not in shown)]
-            for name in names:
+            for name in (name for name in names if name in self.COUNTS):
                 count = min(self.COUNTS[name], len(captions)) // CHOICES * CHOICES
                 self.sets.append(Prompts(name, tuple(texts[:count]), name == self.QUICK))
             if split == "train":
@@ -230,10 +232,13 @@ class EmojiTask(Task):
 
 
 class EmojiFlowTask(EmojiTask):
-    """The same of a teacher by flow matching."""
+    """The same of a teacher by flow matching, which is slower: without captions that were held
+    out, and without pictures from other noise."""
 
     recipe = "emoji_flow"
     left_out = ("SLAM, published",)  # which is defined for the other schedule
+    other_noise = False
+    COUNTS = {name: EmojiTask.COUNTS[name] for name in (EmojiTask.QUICK, EmojiTask.TRAIN)}
 
     @classmethod
     def add_options(cls, parser: argparse.ArgumentParser) -> None:

@@ -10,22 +10,12 @@ from slam_jax.families.sd3_pipeline import T5_LENGTH, StableDiffusion3Pipeline
 from slam_jax.formats.diffusers_folder import Folder
 from slam_jax.formats.tokenizer import Tokenizer
 from slam_jax.method.flow_matching import FlowMatching
-from slam_jax.models.mmdit import SD3Config
-from slam_jax.models.published_networks import CLIP_L, OPEN_CLIP_BIG_G
+from slam_jax.models.published_networks import CLIP_L, OPEN_CLIP_BIG_G, TRANSFORMERS
 from slam_jax.models.t5 import T5Config
 from slam_jax.models.vae import SD3VAEConfig
 
 SIDE = 128  # of the latents
 SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
-TRANSFORMER = SD3Config(
-    sample_size=SIDE,
-    num_layers=24,
-    num_attention_heads=24,
-    caption_projection_dim=1536,
-    pos_embed_max_size=384,
-    dual_attention_layers=tuple(range(13)),
-    qk_norm="rms_norm",
-)
 VAE = SD3VAEConfig(
     down_block_types=XL_VAE.down_block_types,
     up_block_types=XL_VAE.up_block_types,
@@ -45,7 +35,7 @@ def sd35_medium() -> StableDiffusion3:
     encoders = replace(CLIP_L, projection=True), OPEN_CLIP_BIG_G, T5_XXL
     lengths = LENGTH, LENGTH, T5_LENGTH
     pipeline = StableDiffusion3Pipeline(
-        network=TRANSFORMER,
+        network=TRANSFORMERS["SD 3.5 medium"],
         scheduler=SCHEDULER,
         schedule=FlowMatching.from_config(SCHEDULER),
         latent_shape=(SIDE, SIDE, VAE.latent_channels),

@@ -37,6 +37,7 @@ OTHERS = {
 }
 # Of the keys and values of attention to the prompt, by the width of the texts.
 BASES = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}
+SD3_WIDTH = 1536  # of the transformer of SD 3 and 3.5, medium
 STABILITY = re.compile(
     r"lora_unet_(input_blocks|middle_block|output_blocks|out_2|time_embed_\d|label_emb)"
 )
@@ -152,4 +153,7 @@ def base_of(shapes: Shapes) -> str:
         if re.search(r"attn2.to_k.*(down|lora_A)", key):
             width = shape[-1] if len(shape) == 2 else math.prod(shape[1:])
             return BASES.get(width, f"a model whose texts have {width} features")
+        if re.search(r"attn.add_[qkv]_proj.*(down|lora_A)", key):
+            width = shape[-1]
+            return "SD 3.x" if width == SD3_WIDTH else f"a transformer of {width} features"
     return "another base"

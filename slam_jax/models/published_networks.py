@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from slam_jax.models import functional
 from slam_jax.models.clip import CLIPTextConfig, CLIPTextModel
 from slam_jax.models.functional import Params, flatten
+from slam_jax.models.mmdit import SD3Config, SD3Transformer2DModel
 from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
 
 # What their UNets have unlike the defaults.
@@ -25,6 +26,23 @@ UNETS = {
         addition_embed_type="text_time",
         addition_time_embed_dim=256,
         projection_class_embeddings_input_dim=2816,
+    ),
+}
+# What their transformers have.
+TRANSFORMERS = {
+    "SD 3 medium": SD3Config(
+        num_layers=24,
+        num_attention_heads=24,
+        caption_projection_dim=1536,
+        pos_embed_max_size=192,
+    ),
+    "SD 3.5 medium": SD3Config(
+        num_layers=24,
+        num_attention_heads=24,
+        caption_projection_dim=1536,
+        pos_embed_max_size=384,
+        dual_attention_layers=tuple(range(13)),
+        qk_norm="rms_norm",
     ),
 }
 CLIP_L = CLIPTextConfig(
@@ -50,6 +68,7 @@ TEXT_ENCODERS = {
     "SD 1.5": {"text_encoder": CLIP_L},
     "SD 2.x": {"text_encoder": OPEN_CLIP_H},
     "SDXL": {"text_encoder": CLIP_L, "text_encoder_2": OPEN_CLIP_BIG_G},
+    **dict.fromkeys(TRANSFORMERS, {"text_encoder": CLIP_L, "text_encoder_2": OPEN_CLIP_BIG_G}),
 }
 # Part of a model -> dotted path of a layer -> shape of its kernel, [in, out] or [H, W, in, out].
 Layers = dict[str, dict[str, tuple[int, ...]]]
@@ -76,9 +95,13 @@ def published_layers(base: str) -> Layers:
     """Those of a published model, from shapes alone; SDXL's take some seconds.
 
     Args:
-      base: one of UNETS.
+      base: one of UNETS or TRANSFORMERS.
     """
-    shapes = {"denoiser": functional.abstract_params(UNet2DConditionModel, UNETS[base])}
+    if base in UNETS:
+        denoiser = functional.abstract_params(UNet2DConditionModel, UNETS[base])
+    else:
+        denoiser = functional.abstract_params(SD3Transformer2DModel, TRANSFORMERS[base])
+    shapes = {"denoiser": denoiser}
     for part, config in TEXT_ENCODERS[base].items():
         shapes[part] = functional.abstract_params(CLIPTextModel, config)
     return kernel_shapes(shapes)

@@ -16,12 +16,13 @@ from slam_jax.serving.published_denoiser import (
     FAIL,
     OK,
     SKIPPED,
+    Kind,
     Result,
     compare_with_torch,
     inspect_denoiser,
     reason,
 )
-from slam_jax.serving.published_kinds import UNET
+from slam_jax.serving.published_kinds import KINDS, UNET
 from slam_jax.serving.published_lora import Base, check_lora
 
 
@@ -35,22 +36,20 @@ def check_loras(folder: Folder, options: LoadOptions, out: Path | None = None) -
       out: PNG to draw the samples into; None: they are not kept.
 
     Raises:
-      InputError: a LoRA cannot be found, or the model has no UNet.
+      InputError: a LoRA cannot be found.
     """
-    if (family := family_in(folder)) is not None and family.denoiser_folder != UNET.name:
-        raise InputError(
-            f"--lora {options.loras[0]}: LoRAs are checked on models with a UNet; {folder.name} is "
-            f"of {family.name}; slam-jax sample draws with both"
-        )
     located = [locate(spelled) for spelled in options.loras]
-    results, model = read_base(folder)
+    family = family_in(folder)
+    kind = KINDS[family.denoiser_folder] if family else UNET
+    results, model = read_base(folder, kind)
     yield from results
     if model is None:
         yield Result(SKIPPED, "lora", "a check above failed")
         return
     parts = {DENOISER: model.params, **{n: p for n, p in model.frozen.items() if n != "vae"}}
     layers, failed = kernel_shapes(parts), False
-    base = Base("this model", layers, Names(layers, model.pipeline.network.layers_per_block))
+    per_block = getattr(model.pipeline.network, "layers_per_block", None)
+    base = Base("this model", layers, Names(layers, per_block), kind.words)
     for path, factor in located:
         yield Result(OK, "lora", f"{path} at {factor:g}")
         for result in check_lora(path, lambda _: [base], options.allow_unused):
@@ -65,15 +64,15 @@ def check_loras(folder: Folder, options: LoadOptions, out: Path | None = None) -
     except InputError as error:
         yield Result(FAIL, "merged", str(error))
         return
-    yield from _check_merged(folder, merged, located, out)
+    yield from _check_merged(folder, kind, merged, located, out)
 
 
-def read_base(folder: Folder) -> tuple[list[Result], Model | None]:
+def read_base(folder: Folder, kind: Kind) -> tuple[list[Result], Model | None]:
     """What is said of a model without its LoRAs; and the model, unless something is wrong."""
     path, results = folder.path.resolve(), []
     try:
         results.append(Result(OK, "folder", str(read_model_index(folder)["_class_name"])))
-        found, _, params = inspect_denoiser(UNET, path / UNET.name, folder.variant, {})
+        found, _, params = inspect_denoiser(kind, path / kind.name, folder.variant, {})
         # Whether the UNet is told gamma is of students; this may be a teacher.
         results += [result for result in found if not result.name.startswith("gamma")]
         if params is None or any(result.status == FAIL for result in results):
@@ -87,11 +86,11 @@ def read_base(folder: Folder) -> tuple[list[Result], Model | None]:
 
 
 def _check_merged(
-    folder: Folder, model: Model, loras: Sequence[tuple[Path, float]], out: Path | None
+    folder: Folder, kind: Kind, model: Model, loras: Sequence[tuple[Path, float]], out: Path | None
 ) -> Iterator[Result]:
     """Prediction and samples of a model with its LoRAs in it."""
-    where, network = folder.path.resolve() / UNET.name, model.pipeline.network
-    yield compare_with_torch(UNET, where, folder.variant, network, model.params, loras)
+    where, network = folder.path.resolve() / kind.name, model.pipeline.network
+    yield compare_with_torch(kind, where, folder.variant, network, model.params, loras)
     method = model.method
     facts = f"a teacher, guidance {TEACHER_GUIDANCE}"
     yield Result(OK, "drawn by", facts if method is None else method.title or method.name)

@@ -25,13 +25,16 @@ def span(values: Iterable[float]) -> str:
     return f"{low:.4g}" if not more else f"{low:.4g} to {more[-1]:.4g}"
 
 
-def check_values(placed: Placed, arrays: LazyArrays, header: Header) -> Iterator[Result]:
+def check_values(
+    placed: Placed, arrays: LazyArrays, header: Header, denoiser: str
+) -> Iterator[Result]:
     """Ranks, alpha and which layers are changed.
 
     Args:
       placed: pairs that have a layer.
       arrays: of the file.
       header: of the file.
+      denoiser: "UNet" or "transformer".
     """
     shapes = arrays.shapes()
     ranks = {
@@ -43,7 +46,7 @@ def check_values(placed: Placed, arrays: LazyArrays, header: Header) -> Iterator
         return
     yield Result(OK, "lora ranks", span(ranks.values()))
     yield _check_alpha(placed, ranks, arrays, header)
-    yield Result(OK, "lora targets", _targets(ranks))
+    yield Result(OK, "lora targets", _targets(ranks, denoiser))
 
 
 def _check_alpha(
@@ -74,9 +77,18 @@ def _check_alpha(
     return Result(OK, "lora alpha", facts)
 
 
-def _targets(places: Collection[tuple[str, str]]) -> str:
-    """Which layers are changed, in words."""
-    unet = [layer for part, layer in places if part == DENOISER]
+def _targets(places: Collection[tuple[str, str]], denoiser: str) -> str:
+    """Which layers are changed, in words; of a UNet's, how many kinds of LCM-LoRA's."""
+    found = [layer for part, layer in places if part == DENOISER]
+    words = _kinds(found) if denoiser == "UNet" else []
+    if found and not words:
+        words.append(f"{len(found)} layers of the {denoiser}")
+    counts = Counter(part for part, _ in places if part != DENOISER)
+    return "; ".join([*words, *(f"{n} layers of {part}" for part, n in counts.items())])
+
+
+def _kinds(unet: Collection[str]) -> list[str]:
+    """Layers of a UNet, those of LCM-LoRA's kinds and the others, in words."""
     kinds = {layer: [t for t in TARGETS if f".{layer}".endswith(f".{t}")] for layer in unet}
     found = [target for target in TARGETS if any(target in kind for kind in kinds.values())]
     others = [layer for layer, kind in kinds.items() if not kind]
@@ -87,5 +99,4 @@ def _targets(places: Collection[tuple[str, str]]) -> str:
         words.append(f"{len(unet) - len(others)} layers of the UNet, {kinds_in} kinds")
     if others:
         words.append(f"{len(others)} others of the UNet ({some(others)})")
-    counts = Counter(part for part, _ in places if part != DENOISER)
-    return "; ".join([*words, *(f"{n} layers of {part}" for part, n in counts.items())])
+    return words

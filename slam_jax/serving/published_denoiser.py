@@ -41,6 +41,7 @@ class Kind:
 
     Attributes:
       name: of its folder, "unet" or "transformer"; lines of the report begin with it.
+      words: what it is called in a sentence.
       stock: its class in diffusers.
       parse: contents of config.json -> configuration.
       abstract: configuration -> shapes of its weights.
@@ -52,6 +53,7 @@ class Kind:
     """
 
     name: str
+    words: str
     stock: str
     parse: Callable[[dict[str, Any]], Any]
     abstract: Callable[[Any], Params]

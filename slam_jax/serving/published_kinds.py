@@ -94,6 +94,7 @@ def transformer_inputs(config: SD3Config) -> dict[str, Any]:
 
 UNET = Kind(
     name="unet",
+    words="UNet",
     stock="UNet2DConditionModel",
     parse=UNetConfig.from_dict,
     abstract=abstract_params,
@@ -105,6 +106,7 @@ UNET = Kind(
 )
 TRANSFORMER = Kind(
     name="transformer",
+    words="transformer",
     stock="SD3Transformer2DModel",
     parse=read_network,
     abstract=partial(functional.abstract_params, SD3Transformer2DModel),

@@ -19,7 +19,7 @@ from slam_jax.formats.lora_keys import Placed, Shapes, pair_problem
 from slam_jax.formats.lora_names import Names
 from slam_jax.formats.safetensors import LazyArrays, open_arrays
 from slam_jax.models.lora import DOWN, UP
-from slam_jax.models.published_networks import UNETS, Layers, published_layers
+from slam_jax.models.published_networks import TRANSFORMERS, UNETS, Layers, published_layers
 from slam_jax.serving.lora_values import check_values, some
 from slam_jax.serving.published_denoiser import FAIL, OK, SKIPPED, Result
 from slam_jax.serving.published_scheduler import check_scheduler
@@ -32,11 +32,13 @@ class Base(NamedTuple):
       name: in words.
       layers: of its parts.
       names: what files call them.
+      denoiser: what it is, in words.
     """
 
     name: str
     layers: Layers
     names: Names
+    denoiser: str = "UNet"
 
 
 @dataclass(frozen=True)
@@ -57,22 +59,22 @@ class _Fit:
 
 
 def published_bases(guess: str) -> Iterator[Base]:
-    """SD 1.5, SD 2.x and SDXL, each made when it is asked for: it takes seconds.
+    """SD 1.5, SD 2.x, SDXL, SD 3 and SD 3.5, each made when it is asked for: it takes seconds.
 
     Args:
-      guess: from `base_of`; it comes first.
+      guess: from `base_of`; where it names one or two of them, they are all.
     """
-    for name in sorted(UNETS, key=lambda name: name[:4] != guess[:4]):
+    names = (*UNETS, *TRANSFORMERS)
+    for name in [name for name in names if name[:4] == guess[:4]] or names:
         yield _published_base(name)
 
 
 @cache
 def _published_base(name: str) -> Base:
     layers = published_layers(name)
+    if name in TRANSFORMERS:
+        return Base(name, layers, Names(layers, None), "transformer")
     return Base(name, layers, Names(layers, UNETS[name].layers_per_block))
-
-
-TRANSFORMER = "transformer."  # begins the keys of a LoRA of another denoiser than a UNet
 
 
 def check_lora(
@@ -84,9 +86,6 @@ def check_lora(
       path: of the file.
       bases: what it looks like -> models that it may be for.
       allow_unused: whether keys that no layer has are passed over.
-
-    Raises:
-      InputError: it is of a transformer.
     """
     try:
         arrays, header = open_arrays(path), read_header(path)
@@ -94,11 +93,6 @@ def check_lora(
         yield Result(FAIL, "lora file", str(error))
         return
     shapes = arrays.shapes()
-    if any(key.startswith(TRANSFORMER) for key in shapes):
-        raise InputError(
-            f"{path}: of a transformer, such as Stable Diffusion 3's; LoRAs of UNets are looked "
-            "through; slam-jax sample draws with both"
-        )
     yield Result(OK, "lora file", f"{path.name}, {len(arrays)} arrays")
     try:
         split = lora_keys.split_keys(path, shapes)
@@ -110,23 +104,18 @@ def check_lora(
         return
     yield Result(OK, "lora layout", lora_keys.layout_of(shapes))
     whole = [sides for sides in pairs.values() if {DOWN, UP} <= sides.keys()]
-    guess, fits = lora_keys.base_of(shapes), []
     try:
-        for base in bases(guess):
-            fits.append(_fit(path, split, shapes, base))
-            # The width of its texts tells a base from the others.
-            if fits[-1].count == len(whole) and guess in lora_keys.BASES.values():
-                break
+        fits = [_fit(path, split, shapes, base) for base in bases(lora_keys.base_of(shapes))]
     except InputError as error:
         yield Result(FAIL, "lora keys", str(error))
         return
-    fit = max(fits, key=lambda fit: fit.count)
+    fit = max(fits, key=lambda fit: (fit.count, len(fit.placed.pairs)))
     yield _check_base(fits, fit, len(whole))
     yield _check_keys(fit.placed, allow_unused)
     if fit.placed.pairs:
         yield _check_pairs(fit.placed)
         yield _check_shapes(fit, shapes)
-        yield from check_values(fit.placed, arrays, header)
+        yield from check_values(fit.placed, arrays, header, fit.base.denoiser)
     else:
         yield Result(SKIPPED, "lora pairs", "no key is of a layer")
     yield from _check_numbers(arrays, {sides[UP] for sides in whole})

@@ -30,29 +30,46 @@ def load_network(kind: str, folder: Path, variant: str) -> tuple[Any, list[str]]
     return network.float().eval(), [*found["missing_keys"], *found["unexpected_keys"]]
 
 
-def add_loras(unet: Any, loras: Sequence[tuple[Path, float]]) -> None:
-    """Adds LoRAs to diffusers' UNet by peft, as its pipelines' `load_lora_weights` and
-    `set_adapters` do; what they have for text encoders is left out.
+def add_loras(network: Any, loras: Sequence[tuple[Path, float]]) -> None:
+    """Adds LoRAs to diffusers' UNet or transformer by peft, as its pipelines' `load_lora_weights`
+    and `set_adapters` do; what they have for text encoders is left out.
 
     Args:
-      unet: from `load_network`.
+      network: from `load_network`.
       loras: files, and how much of each.
     """
-    from diffusers import StableDiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
+    import diffusers
 
+    is_unet = isinstance(network, diffusers.UNet2DConditionModel)  # pyright: ignore
+    load = _load_into_unet if is_unet else _load_into_transformer
     weights = {f"lora_{index}": factor for index, (_, factor) in enumerate(loras)}
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a second LoRA on the same layers
         for name, (path, _) in zip(weights, loras, strict=True):
-            options: Any = dict(weight_name=path.name, unet_config=unet.config)
-            read: Any = StableDiffusionPipeline.lora_state_dict
-            state, alphas, about = read(path.parent, **options, return_lora_metadata=True)
-            if not any(key.startswith(("unet.", "text_encoder")) for key in state):
-                state, about = _of_peft(path, state)
-            into: Any = dict(adapter_name=name, metadata=about)
-            StableDiffusionPipeline.load_lora_into_unet(state, alphas, unet, **into)
-        if names := [name for name in weights if name in getattr(unet, "peft_config", {})]:
-            unet.set_adapters(names, [weights[name] for name in names])
+            load(network, path, name)
+        if names := [name for name in weights if name in getattr(network, "peft_config", {})]:
+            network.set_adapters(names, [weights[name] for name in names])
+
+
+def _load_into_unet(unet: Any, path: Path, name: str) -> None:
+    from diffusers import StableDiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
+
+    options: Any = dict(weight_name=path.name, unet_config=unet.config)
+    read: Any = StableDiffusionPipeline.lora_state_dict
+    state, alphas, about = read(path.parent, **options, return_lora_metadata=True)
+    if not any(key.startswith(("unet.", "text_encoder")) for key in state):
+        state, about = _of_peft(path, state)
+    into: Any = dict(adapter_name=name, metadata=about)
+    StableDiffusionPipeline.load_lora_into_unet(state, alphas, unet, **into)
+
+
+def _load_into_transformer(transformer: Any, path: Path, name: str) -> None:
+    from diffusers import StableDiffusion3Pipeline  # pyright: ignore[reportPrivateImportUsage]
+
+    read: Any = StableDiffusion3Pipeline.lora_state_dict
+    state, about = read(path.parent, weight_name=path.name, return_lora_metadata=True)
+    into: Any = dict(adapter_name=name, metadata=about)
+    StableDiffusion3Pipeline.load_lora_into_transformer(state, transformer, **into)
 
 
 def _of_peft(path: Path, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -261,3 +261,28 @@ def test_a_comparison_goes_on_where_it_stopped(tmp_path):
     assert {row["seed"] for row in report["rows"]} == {0, 1, 2}
     assert {row["steps"] for row in report["rows"]} == {1, 2, 4, 8}
     assert (tmp_path / "results/methods_digits.png").stat().st_size > 10_000
+
+
+def test_a_set_that_begins_another_is_drawn_once(monkeypatch):
+    import methods_measure
+    from methods_tasks import Prompts
+
+    asked = []
+
+    def draw(sampler, pipeline, weights, texts, steps, seed):
+        asked.append(texts)
+        return np.arange(len(texts)) + 100 * (texts[0] == "x")
+
+    monkeypatch.setattr(methods_measure, "draw", draw)
+    sets = [
+        Prompts("first", ("a", "b"), quick=True),
+        Prompts("all", ("a", "b", "c"), quick=False),
+        Prompts("others", ("x", "b"), quick=False),
+    ]
+    drawn = methods_measure.draw_sets(None, None, None, sets, 4)
+    assert {name: images.tolist() for name, images in drawn.items()} == {
+        "first": [0, 1],
+        "all": [0, 1, 2],
+        "others": [100, 101],
+    }
+    assert sorted(asked) == [("a", "b", "c"), ("x", "b")]

@@ -144,18 +144,3 @@ def test_a_transformer_of_another_kind_is_named(original, tmp_path, capsys):
     statuses, facts, code = run(capsys, other)
     assert statuses == {"folder": "FAIL"} and code
     assert "is 'FluxTransformer2DModel' (its transformer is of another kind" in facts["folder"]
-
-
-def test_a_lora_of_it_is_not_looked_through(tmp_path, capsys):
-    name = "transformer.transformer_blocks.0.attn.to_q"
-    sides = {"lora_A": np.ones((4, 16), np.float32), "lora_B": np.ones((16, 4), np.float32)}
-    arrays = {f"{name}.{side}.weight": array for side, array in sides.items()}
-    weights.save_arrays(tmp_path / "lora.safetensors", arrays)
-    statuses, _, code = run(capsys, tmp_path / "lora.safetensors")
-    assert "FAIL" not in statuses.values()
-    assert "lora.safetensors: of a transformer, such as Stable Diffusion 3's" in code
-
-
-def test_loras_on_it_are_not_checked(original, capsys):
-    statuses, _, code = run(capsys, original, "--lora", "some.safetensors")
-    assert statuses == {} and "--lora some.safetensors: LoRAs are checked on models with" in code
