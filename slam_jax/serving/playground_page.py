@@ -1,6 +1,7 @@
 """The page of slam-jax playground, by gradio; nothing in it comes from another server."""
 
 import base64
+import json
 import os
 from html import escape
 from pathlib import Path
@@ -56,16 +57,15 @@ def build(gradio: Any, artist: Artist, first: Wish, teacher: tuple[Artist, int] 
             with gradio.Column():
                 inputs = _inputs(gradio, artist, first)
                 wanted = gradio.Checkbox(
-                    label="the teacher's picture", visible=teacher is not None, elem_id="wanted"
+                    label="the teacher's picture", visible=bool(teacher), elem_id="wanted"
                 )
             with gradio.Column(scale=2), gradio.Row():
                 shown = _outputs(gradio, "student", "draws the same picture")
-                if teacher is not None:
-                    theirs = _outputs(gradio, "teacher", "draws the teacher's")
-        _follow(gradio, [page.load, *map(_event, inputs)], _drawer(artist), inputs, shown)
-        if teacher is not None:
+                theirs = _outputs(gradio, "teacher", "draws the teacher's") if teacher else []
+        _follow(gradio, [page.load], _drawer(artist), inputs, shown)
+        if teacher:
             texts = [wanted, inputs[0], inputs[2]]
-            _follow(gradio, [*map(_event, texts)], _teacher_drawer(*teacher), texts, theirs)
+            _follow(gradio, [], _teacher_drawer(*teacher), texts, theirs)
     return page
 
 
@@ -112,17 +112,16 @@ def _outputs(gradio: Any, name: str, what: str) -> list[Any]:
         ]
 
 
-def _event(component: Any) -> Any:
-    return component.input if hasattr(component, "input") else component.change
-
-
 def _follow(gradio: Any, triggers: list[Any], function: Any, inputs: Any, outputs: Any) -> None:
     """Calls a function at every change; of those that come while it is at work, for the last."""
+    lowest = json.dumps([getattr(component, "minimum", None) for component in inputs])
     gradio.on(
-        triggers,
+        triggers + [component.change for component in inputs],
         function,
         inputs,
         outputs,
+        # A slider's number that is deleted, to write another, is none for a moment.
+        js=f"(...values) => values.map((value, i) => value ?? {lowest}[i])",
         trigger_mode="always_last",
         concurrency_limit=1,
         show_progress="hidden",

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 import pytest
+from doc_pages import PAGES, blocks
 from helpers import refusal
 from PIL import Image
 from small_digits import PIPELINE
@@ -22,19 +23,13 @@ from slam_jax.serving import playground
 from slam_jax.serving.playground import Artist, Wish
 
 
-def artist_of(*words):
-    """That of the command line, and its teacher or None."""
+def parsed(module, words):
+    """The arguments that a command's parser makes of words."""
     read = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            command, "run", lambda work, parser, argv: read.append(parser.parse_args(argv))
-        )
-        command.main(list(map(str, words)))
-    (arguments,) = read
-    model = load(arguments.model, command.load_options(arguments))
-    options = command.sample_options(arguments)
-    found = command.read_teacher(arguments, model)
-    return Artist(model, options, 1.0, arguments.dtype), found and found[0]
+        patch.setattr(module, "run", lambda _, parser, argv: read.append(parser.parse_args(argv)))
+        module.main([str(word) for word in words])
+    return read[0]
 
 
 def pixels(png):
@@ -43,8 +38,12 @@ def pixels(png):
 
 @pytest.fixture(scope="module")
 def artists(exported, teachers):
+    """A student and its teacher, as the command loads them."""
     words = ["--model", exported, "--teacher", teachers["sd15"], "--teacher-guidance", "3"]
-    return artist_of(*words)
+    arguments = parsed(command, words)
+    model = load(arguments.model, command.load_options(arguments))
+    student = Artist(model, command.sample_options(arguments), 1.0, "float32")
+    return student, command.read_teacher(arguments, model)[0]
 
 
 @pytest.fixture(scope="module")
@@ -100,24 +99,22 @@ def test_the_teacher_draws_as_its_command_does(artists, tmp_path, monkeypatch):
     assert "--guidance 3.0" in drawn.command
 
 
-def test_options_that_load_the_model_are_in_the_line(monkeypatch):
-    words = (
-        "--model M --revision v1 --variant fp16 --method lcm --width 64 --height 32 --lora A:0.5"
-    )
-    more = "--lora B --dtype bfloat16 --allow-unused"
-    given = []
-    monkeypatch.setattr(
-        command, "run", lambda work, parser, argv: given.append(parser.parse_args(argv))
-    )
-    command.main([*words.split(), *more.split()])
-    line = command.sample_options(given[0])
-    monkeypatch.setattr(
-        sample, "run", lambda work, parser, argv: given.append(parser.parse_args(argv))
-    )
-    sample.main(line)
-    ours, theirs = map(vars, given)
-    common = ours.keys() & theirs.keys() - {"steps", "seed", "prompt"}
-    assert len(common) == 10 and all(ours[name] == theirs[name] for name in common)
+def test_options_that_load_the_model_are_in_the_line():
+    words = "--model M --revision v1 --variant fp16 --method lcm --width 64 --height 32"
+    words += " --lora A:0.5 --lora=-B --dtype bfloat16 --allow-unused --guidance 2"
+    ours = parsed(command, words.split())
+    theirs = vars(parsed(sample, command.sample_options(ours)))
+    common = vars(ours).keys() & theirs.keys() - {"steps", "seed", "prompt"}
+    assert len(common) == 10
+    assert {name: theirs[name] for name in common} == {n: vars(ours)[n] for n in common}
+
+
+def test_the_lines_of_the_documentation_are_understood():
+    lines = [line for page in PAGES for code in blocks(page, "bash") for line in code.splitlines()]
+    served = [line for line in lines if line.startswith("slam-jax playground ")]
+    assert len(served) >= 2
+    for line in served:
+        command.check_options(parsed(command, [*shlex.split(line)[2:], "--port", free_port()]))
 
 
 def test_each_program_is_made_once(student, monkeypatch):

@@ -26,7 +26,9 @@ ENVIRONMENT = {
     "HTTPS_PROXY": "http://127.0.0.1:9",
 }
 # Of what is drawn: another picture than the one that was there.
-CHANGED = "([id, old]) => { const i = document.querySelector(`#${id} img`); return i && i.src != old }"
+CHANGED = (
+    "([id, old]) => { const i = document.querySelector(`#${id} img`); return i && i.src != old }"
+)
 
 
 @pytest.fixture(scope="module")
@@ -130,10 +132,23 @@ def test_the_picture_follows_prompt_and_sliders_and_the_command_draws_it(open_pa
     np.testing.assert_array_equal(pixels(seen[-1]), expected)
 
 
+def test_a_number_is_written_anew_and_reset(open_page):
+    page = open_page()
+    first = source(page)
+    number = page.locator("#seed input[type=number]")
+    number.fill("")
+    number.press_sequentially("12")
+    settled(page, "--seed 12 ")
+    assert source(page) != first
+    page.click("#seed button")
+    settled(page, "--seed 0 ")
+    assert source(page) == first and page.locator(".toast-body").count() == 0
+
+
 def test_letter_by_letter_ends_with_what_was_typed(open_page):
     page = open_page()
     page.fill("#prompt textarea", "")
-    page.type("#prompt textarea", "a long prompt about a cat and a dog")
+    page.locator("#prompt textarea").press_sequentially("a long prompt about a cat and a dog")
     settled(page, "'a long prompt about a cat and a dog'")
 
 
@@ -181,6 +196,12 @@ def test_two_clients_draw_at_once_what_one_draws_alone(open_page):
     assert [source(page) for page in pages] == alone
 
 
+def student_function(client, server):
+    """The number of what draws the student's picture."""
+    functions = client.get(f"{server}config").json()["dependencies"]
+    return next(found["id"] for found in functions if len(found["inputs"]) == 5)
+
+
 def test_what_dies_or_is_no_request_leaves_it_alive(open_page, server):
     """A client that leaves while it is drawn for, and requests that no page makes."""
     import httpx
@@ -190,8 +211,7 @@ def test_what_dies_or_is_no_request_leaves_it_alive(open_page, server):
     page.close()
     join = f"{server}gradio_api/queue/join"
     with httpx.Client(trust_env=False) as client:
-        config = client.get(f"{server}config").json()
-        number = next(d["id"] for d in config["dependencies"] if len(d["inputs"]) == 5)
+        number = student_function(client, server)
         bad = {"data": [{"no": "text"}, 10**9, "x", {"path": "/etc/passwd"}, None]}
         for data in (bad, {"data": []}):
             client.post(join, json={**data, "fn_index": number, "session_hash": "bad"})
@@ -205,11 +225,7 @@ def test_more_requests_than_may_wait_are_refused(server, open_page):
         join = f"{server}gradio_api/queue/join"
         data = [f"prompt {number}", 1, 0, None, 0.6]
         with httpx.Client(trust_env=False, timeout=60) as client:
-            index = next(
-                d["id"]
-                for d in client.get(f"{server}config").json()["dependencies"]
-                if len(d["inputs"]) == 5
-            )
+            index = student_function(client, server)
             body = {"data": data, "fn_index": index, "session_hash": f"many{number}"}
             return client.post(join, json=body).status_code
 
