@@ -6,6 +6,7 @@ slam-jax playground --model runs/emoji --teacher assets/emoji_teacher --teacher-
 
 import argparse
 import os
+import signal
 import socket
 import sys
 import threading
@@ -32,7 +33,6 @@ from slam_jax.recipes.student import load, load_options
 from slam_jax.serving.playground import Artist, Wish, option
 from slam_jax.serving.playground_page import build, import_gradio, serve
 
-READY = (1, 2, 3, 4)  # steps whose programs are compiled before anybody asks for them
 MOST_STEPS = 1000
 MOST_WAITING = 10_000
 PORTS = 65535
@@ -91,14 +91,6 @@ def read_teacher(arguments: argparse.Namespace, model: Model) -> tuple[Artist, i
     return artist, arguments.teacher_steps
 
 
-def prepare(artist: Artist, first: Wish) -> None:
-    """Compiles the programs of few steps, those of the first picture apart."""
-    for steps in READY:
-        with suppress(InputError):  # so few steps are not for every method
-            if steps != first.steps:
-                artist.draw(Wish(first.prompt, steps))
-
-
 def work(arguments: argparse.Namespace) -> None:
     """Serves the page until Ctrl-C."""
     check_options(arguments)
@@ -112,9 +104,8 @@ def work(arguments: argparse.Namespace) -> None:
         guidance = choose_guidance(model, arguments.guidance)
         artist = Artist(model, sample_options(arguments), guidance, arguments.dtype)
         teacher = read_teacher(arguments, model)
-        prompt = arguments.prompt
-        if prompt is None:
-            prompt = model.pipeline.example_prompts[0]
+        example = model.pipeline.example_prompts[0]
+        prompt = example if arguments.prompt is None else arguments.prompt
         first = Wish(prompt, arguments.steps, arguments.seed)
         print(f"compiling the program for {first.steps} steps", file=sys.stderr)
         artist.draw(first)
@@ -122,7 +113,7 @@ def work(arguments: argparse.Namespace) -> None:
         address = serve(page, arguments.host, arguments.port, arguments.queue)
         print(f"ready after {time.perf_counter() - start:.1f} s", file=sys.stderr)
         print(f"open {address}; Ctrl-C ends it", flush=True)
-        threading.Thread(target=prepare, args=(artist, first), daemon=True).start()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # uploads are removed then, too
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
     os._exit(130)  # without waiting for threads that compile or draw

@@ -6,7 +6,7 @@ import shlex
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -59,6 +59,15 @@ class Drawn:
     cut: str
 
 
+@dataclass
+class _Program:
+    """Of some Settings, from noise or from pictures. Its lock lets one thread compile it."""
+
+    draw: Draw
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    compiled: bool = False
+
+
 class Artist:
     """Draws with one model, whose weights stay on the device; each Settings' program is compiled
     once, when it is first needed. Several threads may ask.
@@ -74,14 +83,22 @@ class Artist:
         self.model, self._options = model, tuple(options)
         self._settings = Settings(guidance=guidance, dtype=dtype)
         self._weights = jax.device_put((model.frozen, model.params))
-        self._programs: dict[Settings, tuple[Draw, threading.Lock]] = {}
-        self._lock = threading.Lock()  # of the dict; each program has one of its own
+        self._programs: dict[tuple[Settings, bool], _Program] = {}
+        self._lock = threading.Lock()
         self._uploaded = lru_cache(UPLOADS)(self._read)
 
     @property
     def takes_images(self) -> bool:
         """Whether it goes on from pictures."""
         return self.model.is_student and self.model.pipeline.image_size is not None
+
+    def compiles(self, wish: Wish) -> bool:
+        """Whether a picture has to wait for its program.
+
+        Raises:
+          InputError: the number of steps is impossible.
+        """
+        return not self._program(wish).compiled
 
     def draw(self, wish: Wish) -> Drawn:
         """One picture: the very one that `slam-jax sample` draws.
@@ -97,9 +114,10 @@ class Artist:
         batch = pipeline.prompts([wish.prompt])
         if wish.image is not None:
             batch["images"] = self._uploaded(wish.image)[None]
-        draw, compiling = self._program(wish)
-        with compiling:
-            drawn = draw_finite(draw, self._weights, batch, (wish.seed, 0))
+        program = self._program(wish)
+        with program.lock:
+            drawn = draw_finite(program.draw, self._weights, batch, (wish.seed, 0))
+            program.compiled = True
         picture = pictures.sheet(list(drawn), 1, scale=None)
         return Drawn(
             png=pictures.as_png(picture),
@@ -108,13 +126,14 @@ class Artist:
             cut=pipeline.cut(wish.prompt),
         )
 
-    def _program(self, wish: Wish) -> tuple[Draw, threading.Lock]:
-        strength = 1.0 if wish.image is None else wish.strength
+    def _program(self, wish: Wish) -> "_Program":
+        from_image = wish.image is not None
+        strength = wish.strength if from_image else 1.0
         settings = dataclasses.replace(self._settings, steps=wish.steps, strength=strength)
         with self._lock:
-            if settings not in self._programs:
-                self._programs[settings] = make_sampler(self.model, settings), threading.Lock()
-            return self._programs[settings]
+            if (key := (settings, from_image)) not in self._programs:
+                self._programs[key] = _Program(make_sampler(self.model, settings))
+            return self._programs[key]
 
     def _read(self, path: Path) -> UInt8[np.ndarray, "H W 3"]:
         assert (size := self.model.pipeline.image_size) is not None

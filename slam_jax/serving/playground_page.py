@@ -3,21 +3,24 @@
 import base64
 import json
 import os
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from slam_jax.base.errors import InputError
-from slam_jax.serving.playground import Artist, Drawn, Wish
+from slam_jax.serving.playground import Artist, Wish
 
 MOST_STEPS = 8  # of the slider, unless it begins with more
 MOST_SEED = 999  # of the slider
 LARGEST_UPLOAD = "32mb"
 DAY = 24 * 60 * 60  # seconds that an upload is kept
 CSS = """
-.picture img { width: 100%; image-rendering: pixelated; }
-.picture, .said { min-height: 1.5em; }
-footer { display: none !important; }
+.picture img {
+  width: 100%; max-width: 32rem; image-rendering: pixelated;
+  border: 1px solid var(--border-color-primary);
+}
+.said { min-height: 1.5em; }
 """
 
 
@@ -54,7 +57,7 @@ def build(gradio: Any, artist: Artist, first: Wish, teacher: tuple[Artist, int] 
         analytics_enabled=False, title="slam_jax playground", delete_cache=(DAY, DAY)
     ) as page:
         with gradio.Row():
-            with gradio.Column():
+            with gradio.Column(min_width=240):
                 inputs = _inputs(gradio, artist, first)
                 wanted = gradio.Checkbox(
                     label="the teacher's picture", visible=bool(teacher), elem_id="wanted"
@@ -99,7 +102,7 @@ def _inputs(gradio: Any, artist: Artist, first: Wish) -> list[Any]:
 
 def _outputs(gradio: Any, name: str, what: str) -> list[Any]:
     """A picture, what is said about it, and its command line."""
-    with gradio.Column():
+    with gradio.Column(min_width=240):
         return [
             gradio.HTML(elem_id=name, elem_classes="picture"),
             gradio.HTML(elem_id=f"{name}-said", elem_classes="said"),
@@ -132,32 +135,37 @@ def _follow(gradio: Any, triggers: list[Any], function: Any, inputs: Any, output
 def _drawer(artist: Artist) -> Any:
     def draw(prompt, steps, seed, image=None, strength=1.0):
         path = None if image is None else Path(image)
-        return show(artist, Wish(prompt, steps, seed, path, strength))
+        yield from show(artist, Wish(prompt, steps, seed, path, strength))
 
     return draw
 
 
 def _teacher_drawer(artist: Artist, steps: int) -> Any:
     def draw(wanted, prompt, seed):
-        return show(artist, Wish(prompt, steps, seed)) if wanted else ("", "", "")
+        if wanted:
+            yield from show(artist, Wish(prompt, steps, seed))
+        else:
+            yield "", "", ""
 
     return draw
 
 
-def show(artist: Artist, wish: Wish) -> tuple[str, str, str]:
+def show(artist: Artist, wish: Wish) -> Iterator[tuple[str, str, str]]:
     """A picture in HTML, what is said about it, and its command line; of what is refused, why."""
+    steps = f"{wish.steps} step{'s' * (wish.steps > 1)}"
     try:
+        if artist.compiles(wish):
+            yield "", f"compiling the program for {steps}", ""
         drawn = artist.draw(wish)
     except InputError as error:
-        return "", escape(str(error)), ""
+        yield "", escape(str(error)), ""
+        return
     data = base64.b64encode(drawn.png).decode()
+    said = f"{drawn.seconds * 1000:.0f} ms for {steps}"
+    if drawn.cut:
+        said += f"; too long for the text encoder, cut off: {drawn.cut!r}"
     image = f'<img alt="{escape(wish.prompt)}" src="data:image/png;base64,{data}">'
-    return image, escape(_said(drawn, wish.steps)), drawn.command
-
-
-def _said(drawn: Drawn, steps: int) -> str:
-    said = f"{drawn.seconds * 1000:.0f} ms for {steps} step{'s' * (steps > 1)}"
-    return said if not drawn.cut else f"{said}; too long for the text encoder, cut off: {drawn.cut}"
+    yield image, escape(said), drawn.command
 
 
 def serve(page: Any, host: str, port: int, queue: int) -> str:

@@ -125,12 +125,13 @@ def test_each_program_is_made_once(student, monkeypatch):
         return make(model, settings)
 
     monkeypatch.setattr(playground, "make_sampler", counted)
-    artist = dataclasses.replace(student.model), ["--model", "m"], 1.0, "float32"
-    artist = Artist(*artist)
+    artist = Artist(student.model, [], 1.0, "float32")
+    assert artist.compiles(Wish("a bird", 1))
     with ThreadPoolExecutor(2) as pool:
         wishes = [Wish("a cat", 1), Wish("a dog", 1), Wish("a cat", 1, 5), Wish("a cat", 1)]
         drawn = [pixels(d.png) for d in pool.map(artist.draw, wishes)]
-    assert made == [1]
+    assert made == [1] and not artist.compiles(Wish("a bird", 1))
+    assert artist.compiles(Wish("a bird", 2)) and made == [1, 2]
     np.testing.assert_array_equal(drawn[0], drawn[3])
     assert all(np.any(drawn[0] != other) for other in drawn[1:3])
 

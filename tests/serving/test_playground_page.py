@@ -21,7 +21,6 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"},
     "PYTHONPATH": str(ROOT),
-    "PYTHONWARNINGS": "error::DeprecationWarning:slam_jax",
     "HTTP_PROXY": "http://127.0.0.1:9",  # where nobody is: nothing may be asked for there
     "HTTPS_PROXY": "http://127.0.0.1:9",
 }
@@ -45,10 +44,16 @@ def server(exported, teachers, tmp_path_factory):
     command = [sys.executable, "-m", "slam_jax", "playground", "--model", exported, "--port"]
     command += [str(port), "--prompt", "a cat", "--steps", "2", "--teacher", teachers["sd15"]]
     command += ["--teacher-steps", "2"]
-    log = tmp_path_factory.mktemp("playground") / "stderr"
+    folder = tmp_path_factory.mktemp("playground")
+    log = folder / "stderr"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts the tests may ignore it
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=stderr, text=True
+            command,
+            env={**ENVIRONMENT, "TMPDIR": str(folder)},
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
         )
     said = process.stdout.readline()
     address = f"http://127.0.0.1:{port}/"
@@ -56,7 +61,7 @@ def server(exported, teachers, tmp_path_factory):
     yield address
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
+    assert process.wait(60) == 130 and not list(folder.glob("slam_jax_uploads_*"))
     assert "Traceback" not in log.read_text() and process.stdout.read() == ""
 
 
