@@ -18,6 +18,7 @@ from PIL import Image
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parents[2]
+PATIENCE = 240_000  # milliseconds: a program may have to be compiled
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"},
     "PYTHONPATH": str(ROOT),
@@ -47,22 +48,26 @@ def server(exported, teachers, tmp_path_factory):
     folder = tmp_path_factory.mktemp("playground")
     log = folder / "stderr"
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts the tests may ignore it
-    with log.open("w") as stderr:
-        process = subprocess.Popen(
-            command,
-            env={**ENVIRONMENT, "TMPDIR": str(folder)},
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-        )
-    said = process.stdout.readline()
     address = f"http://127.0.0.1:{port}/"
-    assert said == f"open {address}; Ctrl-C ends it\n", log.read_text()
-    yield address
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130 and not list(folder.glob("slam_jax_uploads_*"))
-    assert "Traceback" not in log.read_text() and process.stdout.read() == ""
+    environment = {**ENVIRONMENT, "TMPDIR": str(folder)}
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True
+        ) as process,
+    ):
+        try:
+            said = process.stdout.readline()
+            assert said == f"open {address}; Ctrl-C ends it\n", log.read_text()
+            yield address
+            assert process.poll() is None
+            before = log.read_text()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130
+            assert (process.stdout.read(), log.read_text()) == ("", before)
+            assert not list(folder.glob("slam_jax_uploads_*"))
+        finally:
+            process.kill()
 
 
 @pytest.fixture
@@ -72,10 +77,11 @@ def open_page(browser, server):
 
     def opened():
         page = browser.new_page()
+        page.set_default_timeout(PATIENCE)
         pages.append(page)
         page.on("request", lambda request: foreign.append(request.url))
         page.goto(server)
-        page.wait_for_selector("#student img", timeout=60_000)
+        page.wait_for_selector("#student img")
         return page
 
     yield opened
@@ -93,7 +99,7 @@ def after(page, act, name="student"):
     images = page.locator(f"#{name} img")
     old = source(page, name) if images.count() else None
     act()
-    page.wait_for_function(CHANGED, arg=[name, old], timeout=60_000)
+    page.wait_for_function(CHANGED, arg=[name, old])
     return source(page, name)
 
 
@@ -114,7 +120,6 @@ def settled(page, command):
     page.wait_for_function(
         "text => document.querySelector('#student-command textarea').value.includes(text)",
         arg=command,
-        timeout=60_000,
     )
 
 
