@@ -34,7 +34,7 @@ test: .venv/installed-test ## the tests that have to pass before a merge, with p
 test-fast: .venv/installed-test ## those of them that take seconds
 	$(RUN) $(PYTEST) $(FAST)
 
-test-browser: .venv/installed-test ## reports in Chromium, which has to be there; as well before a merge
+test-browser: .venv/installed-test ## the report and the playground in Chromium, which has to be there; as well before a merge
 	$(RUN) -m pytest -m browser
 
 test-all: .venv/installed-test ## all tests, those of every night and of Chromium too

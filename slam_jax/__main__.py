@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "train a student, or go on with it; then draw, measure and export it",
     "pretrain": "train a small Stable Diffusion from nothing, to be a teacher",
     "sample": "draw with a student or a teacher",
+    "playground": "a page in the browser that draws while one types",
     "evaluate": "measure a student or a teacher on many pictures",
     "reference": "what networks see in real pictures, for evaluate",
     "export": "write a student for diffusers, or a sampler that needs jax alone",
@@ -20,7 +21,7 @@ COMMANDS = {
     "report": "write the page about a run again, finished or not",
 }
 HELP = "usage: slam-jax COMMAND [options]; slam-jax COMMAND --help says which\n\n" + "\n".join(
-    f"  {name:9} {what}" for name, what in COMMANDS.items()
+    f"  {name:10} {what}" for name, what in COMMANDS.items()
 )
 
 

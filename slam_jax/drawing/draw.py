@@ -107,11 +107,29 @@ def draw_all(
     params, frozen = jax.device_put((model.params, model.frozen))
     with tqdm(desc="drawing", total=len(batch["tokens"]), unit="picture") as bar:
         for first, count, part in batches_of(batch, size):
-            images, finite = jax.device_get(draw(frozen, params, part, (seed, first)))
-            if not finite.all():
-                raise InputError(
-                    f"picture {first + int(finite.argmin())} is not finite: the weights are "
-                    "damaged, or --dtype is too coarse for them"
-                )
+            images = draw_finite(draw, (frozen, params), part, (seed, first))
             bar.update(count)
             yield from images[:count]
+
+
+def draw_finite(
+    draw: Draw, weights: tuple[Frozen, Params], batch: Mapping[str, Any], start: Start
+) -> UInt8[np.ndarray, "B H W C"]:
+    """The pictures of one batch, in the host's memory.
+
+    Args:
+      draw: of `make_sampler`.
+      weights: around the denoiser, and its own.
+      batch: of prompts.
+      start: (seed, first): row i has the noise of (seed, first + i).
+
+    Raises:
+      InputError: a picture is not finite.
+    """
+    images, finite = jax.device_get(draw(*weights, batch, start))
+    if not finite.all():
+        raise InputError(
+            f"picture {start[1] + int(finite.argmin())} is not finite: the weights are damaged, or "
+            "--dtype is too coarse for them"
+        )
+    return images

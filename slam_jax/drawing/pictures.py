@@ -1,6 +1,7 @@
 """Picture files: grids of images with a name beside each row, contact sheets, PNGs that say how
 they were made, and photographs to start from."""
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -115,6 +116,13 @@ def save(picture: Image.Image, path: Path, parameters: Mapping[str, Any] | None 
     if parameters is not None:
         info.add_text("parameters", json.dumps(parameters))
     _save(picture, path, format="PNG", pnginfo=info)
+
+
+def as_png(picture: Image.Image) -> bytes:
+    """The contents of a PNG."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def save_webp(picture: Image.Image, path: Path, lossless: bool) -> None:

@@ -76,6 +76,21 @@ def read_teacher(arguments: argparse.Namespace, model: Model) -> tuple[Model, fl
             "--lora: would change the student and not the teacher that a metric compares with; "
             "choose --metrics that compare with no teacher"
         )
+    return load_teacher(path, model, arguments)
+
+
+def load_teacher(path: str, model: Model, arguments: argparse.Namespace) -> tuple[Model, float]:
+    """A teacher for pictures of a model's size, and the usual scale of its guidance.
+
+    Args:
+      path: where it is.
+      model: which is compared with it.
+      arguments: of the command line, with "model", "dtype" and "teacher_guidance", which is by
+        default what a student learnt.
+
+    Raises:
+      InputError: it cannot be read, is a student, or not of the model's kind.
+    """
     size = model.pipeline.image_size or (None, None)
     teacher = load(path, LoadOptions("", "", *size, arguments.dtype))
     if teacher.method is not None:

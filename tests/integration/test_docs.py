@@ -16,7 +16,10 @@ COMMANDS = [
 ]
 INSTALLATION = ("make ", "pip install .", "source .venv/bin/activate")
 BENCHMARKS = ("python benchmarks/", "PYTHONPATH=. python benchmarks/")
-RUNS = [line for line in COMMANDS if not line.startswith((*INSTALLATION, *BENCHMARKS, "launch/"))]
+# It goes on until Ctrl-C; tests/serving/test_playground.py reads these lines.
+SERVED = "slam-jax playground"
+ELSEWHERE = (*INSTALLATION, *BENCHMARKS, "launch/", SERVED)
+RUNS = [line for line in COMMANDS if not line.startswith(ELSEWHERE)]
 # They need the tiny teacher and the run that `make demo-sd` leaves.
 STABLE_DIFFUSION = re.compile(r"tiny_|at_step_|runs/sd\b")
 TINY_DIGITS = [

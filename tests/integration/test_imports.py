@@ -63,6 +63,7 @@ OWNERS = {
     "huggingface_hub": ("formats.hub",),
     "jinja2": ("reporting",),
     "wandb": ("training.wandb_log",),
+    "gradio": ("serving.playground_page",),
     "tensorflow": (),
 }
 

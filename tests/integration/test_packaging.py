@@ -131,4 +131,5 @@ def test_requirements_are_what_the_package_imports():
     assert tfds <= named(extras["tfds"]) and named(extras["eval"]) <= core
     imported = imported_distributions() - NO_REQUIREMENTS
     assert named(extras["wandb"]) == {"wandb"} and "resvg_py" in named(extras["emoji"])
-    assert imported == core - ASKED_FOR_BY_OTHERS | tfds | {"wandb", "resvg_py"}
+    assert named(extras["playground"]) == {"gradio"}
+    assert imported == core - ASKED_FOR_BY_OTHERS | tfds | {"wandb", "resvg_py", "gradio"}

@@ -1,18 +1,12 @@
 """The report in a real browser: it loads by itself, and its sliders show other pictures."""
 
-import shutil
-
 import pytest
+from browsers import chromium
 from report_runs import make_workdir
 
 from slam_jax.reporting.page import write_page
 
 pytestmark = pytest.mark.browser
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-QUIET = [  # a browser that asks for nothing by itself
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 # Whether each chart has the size of its place, which Chart.js gives it some frames later, and was
 # drawn in it.
 LAID_OUT = """() => [...document.querySelectorAll('[data-chart] canvas')].every(canvas => {
@@ -26,18 +20,8 @@ LAID_OUT = """() => [...document.querySelectorAll('[data-chart] canvas')].every(
 
 @pytest.fixture(scope="module")
 def browser():
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if path is None:
-        pytest.fail(
-            "no Chromium: apt-get install -y chromium, or leave these tests out: -m 'not browser'",
-            pytrace=False,
-        )
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=QUIET)
-        yield chromium
-        chromium.close()
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture

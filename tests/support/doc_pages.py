@@ -11,6 +11,7 @@ NAMES = (
     "getting_started",
     "flow",
     "emoji",
+    "playground",
     "stable_diffusion",
     "lora",
     "data",
