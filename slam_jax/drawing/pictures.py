@@ -99,7 +99,8 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
     """8 bits and three channels; what is transparent becomes white."""
     if picture.mode.startswith("I"):  # 16 bits, which Pillow would clip and not scale
         sixteen_bits = np.asarray(picture, np.float64)
-        return Image.fromarray(np.uint8(np.round(sixteen_bits / 257).clip(0, 255))).convert("RGB")
+        eight_bits = np.round(sixteen_bits / 257).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(eight_bits).convert("RGB")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
