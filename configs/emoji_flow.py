@@ -13,7 +13,7 @@ from pathlib import Path
 
 from slam_jax.data.options import Data
 
-TEACHER = "runs/emoji_flow_teacher/teacher"
+TEACHER = "assets/emoji_flow_teacher"
 TINY_TEACHER = "runs/tiny_emoji_flow_teacher/teacher"
 
 
