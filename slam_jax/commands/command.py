@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from slam_jax.base.errors import BackendError, InputError
 from slam_jax.base.values import MOST, expected_of
@@ -14,7 +14,16 @@ from slam_jax.parallel import runtime
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that refuses what no option can be."""
+    """A parser that refuses what no option can be, in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process as argparse does, but without the usage.
+
+        Raises:
+          SystemExit: always.
+        """
+        said = one_line(message.removeprefix("argument "))
+        self.exit(2, f"error: {said}; {self.prog} --help says what there is\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does it.
@@ -95,11 +104,16 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except (InputError, BackendError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {one_line(error)}")
     except OSError as error:
-        sys.exit(f"error: {said_of(error)}")
+        sys.exit(f"error: {one_line(said_of(error))}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def one_line(said: object) -> str:
+    """What is said, without line breaks, which values of the user's may have."""
+    return r"\n".join(str(said).splitlines())
 
 
 def said_of(error: OSError) -> str:
