@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from slam_jax.base.errors import BackendError, InputError
+from slam_jax.base.errors import BackendError, InputError, prefixed
+from slam_jax.base.files import check_writable
 from slam_jax.base.values import MOST, expected_of
 from slam_jax.config.options import SEEDS
 from slam_jax.parallel import runtime
@@ -162,10 +163,22 @@ def check_size(size: int) -> None:
 
 
 def check_png(out: Path | None) -> None:
-    """Refuses an --out that does not end in .png.
+    """Refuses an --out that does not end in .png, or that cannot be written.
 
     Raises:
-      InputError: it does not.
+      InputError: it is such.
     """
     if out is not None and out.suffix != ".png":
         raise InputError(f"--out {out}: expected a file that ends in .png")
+    check_out(out)
+
+
+def check_out(out: Path | None) -> None:
+    """Refuses an --out that cannot be written, before anything is computed for it.
+
+    Raises:
+      InputError: it cannot.
+    """
+    if out is not None:
+        with prefixed("--out "):
+            check_writable(out)

@@ -17,6 +17,7 @@ from slam_jax.commands.command import (
     add_lora_options,
     add_version_options,
     check_counts,
+    check_out,
     check_seed,
     check_size,
     parser_of,
@@ -58,6 +59,7 @@ def work(arguments: argparse.Namespace) -> None:
     check_counts(arguments, "batch", "per_prompt", "teacher_steps")
     check_seed(arguments.seed)
     check_size(arguments.size)
+    check_out(arguments.out)
     if arguments.count is not None:
         check_counts(arguments, "count")
         if arguments.count % arguments.per_prompt:

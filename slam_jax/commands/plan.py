@@ -117,8 +117,8 @@ def work(arguments: argparse.Namespace, rest: list[str]) -> bool:
     Raises:
       InputError: an argument, the config, the teacher or the devices are not what is expected.
     """
-    mesh = parse_mesh(arguments.mesh) if arguments.mesh else None
-    memory = parse_memory(arguments.memory) if arguments.memory else None
+    mesh = None if arguments.mesh is None else parse_mesh(arguments.mesh)
+    memory = None if arguments.memory is None else parse_memory(arguments.memory)
     command = read_command(rest, arguments.text_embeddings)
     config = command.config
     if mesh is not None:
@@ -160,8 +160,8 @@ def main(argv: list[str] | None = None) -> None:
     what = "Say what a run will need; other options are those of slam-jax train."
     parser = parser_of("plan", what, allow_abbrev=False)
     add = parser.add_argument
-    add("--mesh", default="", help="devices, as data=8,fsdp=1; empty: the config's, on those here")
-    add("--memory", default="", help="of a device, in GiB; empty: what this machine's have")
+    add("--mesh", help="devices, as data=8,fsdp=1; None: the config's, on those here")
+    add("--memory", help="of a device, in GiB; None: what this machine's have")
     add("--text-embeddings", action="store_true", help="plan for data prepared with this option")
     add("--no-compile", action="store_true", help="count activations instead: quick, and less sure")
     runtime.configure()

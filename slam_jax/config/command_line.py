@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,6 +111,8 @@ def read_recipe(name: str, command: str = "") -> ConfigDict:
     path, colon, argument = config_file(name, command).partition(":")
     try:
         get_config = runpy.run_path(path).get("get_config")
+        if colon and callable(get_config) and not signature(get_config).parameters:
+            raise InputError(f"{path}: takes no size; leave {colon}{argument} out")
         config = get_config and get_config(*((argument,) if colon else ()))
     except (Exception, SystemExit) as error:  # whatever a file of the user's raises
         said = _said(error)

@@ -38,9 +38,7 @@ class Optimizer(Options):
         'course of the learning rate; "linear" and "cosine" fall to 2% at the last step',
         one_of=LEARNING_RATE_SCHEDULES,
     )
-    warmup_steps: int = option(
-        0, "steps in which the learning rate rises", at_least=0, at_most=10**9
-    )
+    warmup_steps: int = option(0, "steps in which the rate rises", at_least=0, at_most=10**9)
     weight_decay: float = option(0.0, "weight decay of AdamW", at_least=0, at_most=1000)
     b1: float = option(0.9, "decay of Adam's mean of gradients", at_least=0, below=1)
     b2: float = option(0.999, "decay of Adam's mean of squared gradients", at_least=0, below=1)
@@ -65,15 +63,9 @@ class Training(Options):
     )
     ema: float = option(0.95, "decay of the moving average of the weights", at_least=0, below=1)
     optimizer: Optimizer = group(Optimizer, "AdamW")
-    log_every: int = option(
-        50, "steps between rows of metrics", at_least=1, at_most=10**9, free=True
-    )
+    log_every: int = option(50, "steps between metric rows", at_least=1, at_most=10**9, free=True)
     sample_every: int = option(
-        0,
-        "steps between step ladders; 0: only one, at the end",
-        at_least=0,
-        at_most=10**9,
-        free=True,
+        0, "steps between ladders; 0: only one, at the end", at_least=0, at_most=10**9, free=True
     )
     checkpoint_every: int = option(
         500, "steps between checkpoints", at_least=1, at_most=10**9, free=True
@@ -89,11 +81,7 @@ class Training(Options):
         2, "how many of the newest checkpoints stay", at_least=1, at_most=10**6, free=True
     )
     keep_best: int = option(
-        0,
-        "how many checkpoints with the lowest best_metric stay, too",
-        at_least=0,
-        at_most=10**6,
-        free=True,
+        0, "how many with the lowest best_metric stay, too", at_least=0, at_most=10**6, free=True
     )
     best_metric: str = option(
         "loss",

@@ -19,7 +19,12 @@ from jaxtyping import Array, Float, Int
 from slam_jax.models import layers
 from slam_jax.models.attention import attention
 from slam_jax.models.execution import Execution
-from slam_jax.models.published_config import require, require_counts, require_depths
+from slam_jax.models.published_config import (
+    require,
+    require_counts,
+    require_depths,
+    require_kinds,
+)
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -62,9 +67,9 @@ class CLIPTextConfig:
     projection: bool = False  # "architectures" in a config.json
 
     def __post_init__(self):
-        require(self, "eos_token_id", isinstance(self.eos_token_id, int), "one integer")
         require_counts(self, "vocab_size", "intermediate_size", "max_position_embeddings")
         require_layers(self)
+        require_kinds(self)
         if self.projection:
             require_counts(self, "projection_dim")
 

@@ -54,6 +54,7 @@ class SD3Config(PublishedConfig):
     qk_norm: str | None = None  # "rms_norm": of the queries and keys of each head
 
     def __post_init__(self):
+        super().__post_init__()
         others = ("caption_projection_dim", "dual_attention_layers", "qk_norm")
         require_counts(self, *(f.name for f in dataclasses.fields(self) if f.name not in others))
         require_depths(self, "num_layers")

@@ -142,7 +142,11 @@ def config_file(rng: random.Random, folder: Path, models: Models) -> Case:
         path.write_text("\n".join(recipe))
     command = rng.choice(["train", "plan"])
     workdir = ["--workdir", str(folder / "run")]
-    return Case(f"a config file {path.read_bytes()[:40]!r}", [command, "--config", str(path), *workdir], ["mine.py"])
+    return Case(
+        f"a config file {path.read_bytes()[:40]!r}",
+        [command, "--config", str(path), *workdir],
+        ["mine.py"],
+    )
 
 
 def workdir(rng: random.Random, folder: Path, models: Models) -> Case:
