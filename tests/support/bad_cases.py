@@ -3,7 +3,6 @@ hold that no run can use. The seed decides all of it."""
 
 import dataclasses
 import json
-import os
 import random
 import shutil
 from collections.abc import Callable
@@ -332,17 +331,9 @@ KINDS: dict[str, Callable[[random.Random, Path, Models], Case]] = {
 }
 
 
-def case(index: int, folder: Path, models: Models) -> Case:
-    """A bad input; the kinds take turns."""
-    kind = [*KINDS][index % len(KINDS)]
-    folder.mkdir(parents=True)
-    return KINDS[kind](random.Random(f"{kind} {index}"), folder, models)
-
-
 def listing(folder: Path) -> dict[str, int]:
     """What is in a folder: size by name, hidden files too."""
     return {
         str(path.relative_to(folder)): path.stat().st_size if path.is_file() else -1
         for path in sorted(folder.rglob("*"))
-        if not os.path.islink(path)
     }

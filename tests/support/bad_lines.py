@@ -39,7 +39,7 @@ def _main(name: str) -> Any:
 
 
 def usual(name: str, folder: Path, models: Any) -> list[str]:
-    """A command line that is right, but for what is not there: the command is refused in the end."""
+    """A command line that is right, but for what is not there: so it is refused in the end."""
     out = str(folder / "out")
     lines = {
         "sample": ["--model", str(models.student), "--labels", "eleven"],
