@@ -139,7 +139,8 @@ def _said(error: BaseException) -> str:
         # ml_collections: the unknown key in quotes, then a line with the nearest valid one; at
         # times as the text of a text.
         text = re.sub(r"\\n|\\'|'", " ", str(error.args[0] if error.args else error))
-        return f"the config has no option {' '.join(text.split())}"
+        text = re.sub(r" does not exist and cannot be added.*", "", text, flags=re.DOTALL)
+        return f"the config has no option {' '.join(text.split()).removeprefix('Key ')}"
     if isinstance(error, SystemExit):
         return f"it ends the process ({error.code})"
     return " ".join(str(error).split()) or type(error).__name__

@@ -17,6 +17,7 @@ from slam_jax.base.errors import InputError
 from slam_jax.base.files import write_whole
 from slam_jax.data.rejects import Rejects
 from slam_jax.parallel.processes import is_main
+from slam_jax.training.board import Board
 from slam_jax.training.wandb_log import Wandb, WandbLog
 from slam_jax.training.workdir import METRICS_FILE, ladder_file
 
@@ -80,12 +81,12 @@ class MetricLog:
         if self._file:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
-            self._board = self._board or self._open_board()
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            self._board = self._board or Board(self._folder / "tensorboard", self._first)
+            picture = ladder_file(self._folder, step)
+            shown = picture if measured and picture.exists() else None
+            self._board.add(step, values, shown)
             if self._wandb:
-                picture = ladder_file(self._folder, step)
-                self._wandb.add(step, values, picture if measured and picture.exists() else None)
+                self._wandb.add(step, values, shown)
         self._rows = []
         self.start_clock()
         return values
@@ -104,12 +105,6 @@ class MetricLog:
             self._board.close()
         if self._wandb:
             self._wandb.close()
-
-    def _open_board(self) -> Any:
-        # Here, since it imports torch where that is installed: seconds, while the devices compute.
-        from tensorboardX import SummaryWriter
-
-        return SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._first + 1)
 
 
 def read_rows(folder: Path) -> tuple[dict[str, float], ...]:
