@@ -117,7 +117,9 @@ def check_writable(path: Path) -> None:
         trial.touch()
         trial.unlink()
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+        in_file = isinstance(error, FileExistsError)  # in the place of a folder
+        why = os.strerror(errno.ENOTDIR) if in_file else error.strerror
+        raise InputError(f"{path}: cannot be written ({why})") from error
     finally:
         with suppress(OSError):
             for one in new:

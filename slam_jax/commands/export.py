@@ -28,9 +28,10 @@ from slam_jax.commands.command import add_lora_options, check_out, parser_of, pa
 from slam_jax.config.options import DTYPES
 from slam_jax.families.family import LoadOptions
 from slam_jax.formats.lora_file import KEYS
-from slam_jax.recipes.student import as_model, from_checkpoint, load, read_run, whole, with_lora
+from slam_jax.recipes.student import as_model, from_checkpoint, load, whole, with_lora
 from slam_jax.serving import stock_pipeline
 from slam_jax.serving.artifact import PLATFORMS, Options, write_artifact
+from slam_jax.training.workdir import read_run
 
 # Options that some exports have, and what these are where they are not given.
 OF_RUNS = {"step": None, "teacher": ""}

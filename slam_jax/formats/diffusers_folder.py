@@ -258,7 +258,9 @@ def read_t5_tokenizer(folder: Folder, component: str, length: int) -> Tokenizer:
 
 def _loaded(where: Path, length: int, kind: str) -> Tokenizer:
     try:
-        return load_tokenizer(where, length, kind)
+        tokenizer = load_tokenizer(where, length, kind)
+        tokenizer([""])  # which some of what is wrong shows only in
+        return tokenizer
     # The tokenizers library raises bare Exceptions.
     except Exception as error:
         raise InputError(f"{where}: not a {kind} tokenizer ({first_line(error)})") from error

@@ -67,11 +67,12 @@ class CLIPTextConfig:
     projection: bool = False  # "architectures" in a config.json
 
     def __post_init__(self):
+        require(self, "eos_token_id", isinstance(self.eos_token_id, int), "one integer")
         require_counts(self, "vocab_size", "intermediate_size", "max_position_embeddings")
         require_layers(self)
-        require_kinds(self)
         if self.projection:
             require_counts(self, "projection_dim")
+        require_kinds(self)
 
     @classmethod
     def from_dict(cls, mapping: Mapping) -> "CLIPTextConfig":

@@ -25,6 +25,7 @@ from slam_jax.models.published_config import (
     require,
     require_counts,
     require_depths,
+    require_kinds,
 )
 from slam_jax.models.remat import remat_named
 
@@ -54,7 +55,6 @@ class SD3Config(PublishedConfig):
     qk_norm: str | None = None  # "rms_norm": of the queries and keys of each head
 
     def __post_init__(self):
-        super().__post_init__()
         others = ("caption_projection_dim", "dual_attention_layers", "qk_norm")
         require_counts(self, *(f.name for f in dataclasses.fields(self) if f.name not in others))
         require_depths(self, "num_layers")
@@ -67,6 +67,7 @@ class SD3Config(PublishedConfig):
         ok = isinstance(dual, tuple) and all(type(i) is int and 0 <= i <= last for i in dual)
         require(self, "dual_attention_layers", ok, f"numbers of blocks, 0 to {last}")
         require(self, "qk_norm", self.qk_norm in (None, "rms_norm"), "None and 'rms_norm'")
+        require_kinds(self)
 
     @property
     def width(self) -> int:

@@ -17,7 +17,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from slam_jax.models import layers
-from slam_jax.models.published_config import PublishedConfig, require, require_depths, require_side
+from slam_jax.models.published_config import (
+    PublishedConfig,
+    require,
+    require_depths,
+    require_kinds,
+    require_side,
+)
 from slam_jax.models.remat import remat_named
 
 # Keys of diffusers' config that have one supported value, which is the default there too.
@@ -70,7 +76,6 @@ class UNetConfig(PublishedConfig):
     upcast_attention: bool | None = False  # a note for others: scores are always float32 here
 
     def __post_init__(self):
-        super().__post_init__()
         levels = len(self.block_out_channels)
         for name, types in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
             value = getattr(self, name)
@@ -86,12 +91,13 @@ class UNetConfig(PublishedConfig):
             require(self, name, isinstance(getattr(self, name), int), "one integer for all levels")
         require_depths(self, "layers_per_block", "transformer_layers_per_block")
         require_side(self)
-        require(self, "norm_eps", self.norm_eps > 0, "numbers above 0")
         added = self.addition_embed_type
         require(self, "addition_embed_type", added in (None, "text_time"), "None and 'text_time'")
         for name in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
             ok = (getattr(self, name) is None) == (added is None)
             require(self, name, ok, "an integer if addition_embed_type is set, else None")
+        require_kinds(self)
+        require(self, "norm_eps", self.norm_eps > 0, "numbers above 0")
 
     @property
     def temb_features(self) -> int:

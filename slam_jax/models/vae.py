@@ -19,7 +19,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from slam_jax.models import layers
-from slam_jax.models.published_config import PublishedConfig, require, require_depths, require_side
+from slam_jax.models.published_config import (
+    PublishedConfig,
+    require,
+    require_depths,
+    require_kinds,
+    require_side,
+)
 
 # Keys of diffusers' config that have one supported value, which is the default there too.
 FIXED = {
@@ -62,7 +68,6 @@ class VAEConfig(PublishedConfig):
     force_upcast: bool = True  # a note for others: half precision overflows; here params decide
 
     def __post_init__(self):
-        super().__post_init__()
         levels = len(self.block_out_channels)
         types = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
         for name, block in types.items():
@@ -70,6 +75,7 @@ class VAEConfig(PublishedConfig):
             require(self, name, ok, f"{levels} (as block_out_channels) of {block}")
         require_depths(self, "layers_per_block")
         require_side(self)
+        require_kinds(self)
         require(self, "scaling_factor", self.scaling_factor > 0, "numbers above 0")
 
     @property

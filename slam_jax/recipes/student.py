@@ -10,7 +10,6 @@ from slam_jax.base.errors import InputError
 from slam_jax.base.json_file import read_json
 from slam_jax.base.options import OptionError
 from slam_jax.config.options import Config, Precision
-from slam_jax.config.validate import freeze
 from slam_jax.families.family import Family, LoadOptions, Model, other_part
 from slam_jax.families.pipeline import DENOISER, Params, student_config, student_weights
 from slam_jax.families.registry import FAMILIES, reader_of
@@ -21,22 +20,13 @@ from slam_jax.models.functional import cast
 from slam_jax.recipes.distil import info_of, trained_shapes
 from slam_jax.recipes.open_teacher import TEACHER_FILE, open_teacher, teacher_folder
 from slam_jax.training.checkpoint_files import best_step, read_part, steps_in
-from slam_jax.training.workdir import CONFIG_FILE
+from slam_jax.training.workdir import read_run
 
 # Of a teacher that is not where the config of its run says.
 MOVED = (
     "run this in the folder where the run was started, or say where its teacher is: slam-jax "
     "export --teacher"
 )
-
-
-def read_run(workdir: Path) -> Config:
-    """The config of the run in a workdir.
-
-    Raises:
-      InputError: there is none.
-    """
-    return freeze(read_json(workdir / CONFIG_FILE, "give the --workdir of a run"))
 
 
 def from_checkpoint(

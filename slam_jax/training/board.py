@@ -29,13 +29,15 @@ class Board:
         from tensorboardX import record_writer
         from tensorboardX.proto import event_pb2, summary_pb2
 
-        self._crc, self._event = record_writer.masked_crc32c, event_pb2.Event
-        self._summary = summary_pb2.Summary
+        events: Any = event_pb2  # whose classes are made when they are imported
+        summaries: Any = summary_pb2
+        self._crc, self._event = record_writer.masked_crc32c, events.Event
+        self._summary = summaries.Summary
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time():.3f}.{socket.gethostname()}"
         self._file = (folder / name).open("wb", buffering=0)
         self._write(file_version="brain.Event:2")
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        start = events.SessionLog(status=events.SessionLog.START)
         self._write(step=step + 1, session_log=start)
 
     def add(self, step: int, values: dict[str, float], picture: Path | None) -> None:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from slam_jax.base.errors import InputError
 from slam_jax.base.files import write_whole
+from slam_jax.base.json_file import parse_json
 from slam_jax.data.rejects import Rejects
 from slam_jax.parallel.processes import is_main
 from slam_jax.training.board import Board
@@ -120,8 +121,8 @@ def read_rows(folder: Path) -> tuple[dict[str, float], ...]:
         lines.pop()
     try:
         # All together: faster than one by one, and the rows share the strings of their names.
-        rows = json.loads((b"[" + b",".join(lines) + b"]").decode())
-    except (ValueError, RecursionError):
+        rows = parse_json((b"[" + b",".join(lines) + b"]").decode())
+    except ValueError:
         rows = []
     if len(rows) != len(lines) or not all(map(_is_row, rows)):
         number, why = next(_damages(lines))
@@ -137,7 +138,7 @@ def _damages(lines: Sequence[bytes]) -> Iterator[tuple[int, str]]:
     """(number, why) of each line that is no row."""
     for number, line in enumerate(lines, 1):
         try:
-            if not _is_row(json.loads(line.decode())):
+            if not _is_row(parse_json(line.decode())):
                 yield number, 'expected a JSON object with a "step"'
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             yield number, str(error)
