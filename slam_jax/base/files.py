@@ -101,6 +101,31 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def check_writable(path: Path) -> None:
+    """Makes a file in the place of one that is to come, or in its folder, and takes it and the
+    folders that were made for it away again.
+
+    Raises:
+      InputError: it cannot be made; names the file or folder.
+    """
+    new: list[Path] = []
+    try:
+        folder = path if path.is_dir() else path.parent
+        new += (one for one in (folder, *folder.parents) if not one.exists())
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = folder / f".{uuid.uuid4().hex}.tmp"
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        in_file = isinstance(error, FileExistsError)  # in the place of a folder
+        why = os.strerror(errno.ENOTDIR) if in_file else error.strerror
+        raise InputError(f"{path}: cannot be written ({why})") from error
+    finally:
+        with suppress(OSError):
+            for one in new:
+                one.rmdir()
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file; a text gets a line end."""
     with unfinished(path) as beside:

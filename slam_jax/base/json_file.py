@@ -8,6 +8,18 @@ from slam_jax.base.errors import InputError
 from slam_jax.base.files import write_whole
 
 
+def parse_json(content: str | bytes) -> Any:
+    """What a JSON text says.
+
+    Raises:
+      ValueError: it is none, or nested too deeply; UnicodeDecodeError is one, too.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def read_json(path: Path, hint: str) -> dict[str, Any]:
     """The object in a JSON file.
 
@@ -19,10 +31,10 @@ def read_json(path: Path, hint: str) -> dict[str, Any]:
       InputError: it cannot be read, or holds something else; names the file.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {hint}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         why = " ".join(str(error).split())
         raise InputError(f"{path}: damaged ({why}); {hint}") from error
     if not isinstance(content, dict):

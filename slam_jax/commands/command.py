@@ -5,16 +5,26 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from slam_jax.base.errors import BackendError, InputError
+from slam_jax.base.errors import BackendError, InputError, prefixed
+from slam_jax.base.files import check_writable
 from slam_jax.base.values import MOST, expected_of
 from slam_jax.config.options import SEEDS
 from slam_jax.parallel import runtime
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that refuses what no option can be."""
+    """A parser that refuses what no option can be, in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process as argparse does, but without the usage.
+
+        Raises:
+          SystemExit: always.
+        """
+        said = one_line(message.removeprefix("argument "))
+        self.exit(2, f"error: {said}; {self.prog} --help says what there is\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does it.
@@ -95,11 +105,16 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except (InputError, BackendError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {one_line(error)}")
     except OSError as error:
-        sys.exit(f"error: {said_of(error)}")
+        sys.exit(f"error: {one_line(said_of(error))}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def one_line(said: object) -> str:
+    """What is said, without line breaks, which values of the user's may have."""
+    return r"\n".join(str(said).splitlines())
 
 
 def said_of(error: OSError) -> str:
@@ -148,10 +163,22 @@ def check_size(size: int) -> None:
 
 
 def check_png(out: Path | None) -> None:
-    """Refuses an --out that does not end in .png.
+    """Refuses an --out that does not end in .png, or that cannot be written.
 
     Raises:
-      InputError: it does not.
+      InputError: it is such.
     """
     if out is not None and out.suffix != ".png":
         raise InputError(f"--out {out}: expected a file that ends in .png")
+    check_out(out)
+
+
+def check_out(out: Path | None) -> None:
+    """Refuses an --out that cannot be written, before anything is computed for it.
+
+    Raises:
+      InputError: it cannot.
+    """
+    if out is not None:
+        with prefixed("--out "):
+            check_writable(out)

@@ -8,20 +8,21 @@ Killed, the same command goes on where it was; with more --steps it draws only t
 
 import argparse
 import os
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from slam_jax.base.errors import BackendError, InputError
+from slam_jax.base.errors import InputError
 from slam_jax.base.files import locked, room_for
 from slam_jax.commands.command import (
     add_lora_options,
     add_version_options,
     check_counts,
+    check_out,
     check_seed,
     check_size,
     parser_of,
     path,
+    refusals,
 )
 from slam_jax.config.options import DTYPES
 from slam_jax.drawing.metrics.registry import METRICS
@@ -58,6 +59,7 @@ def work(arguments: argparse.Namespace) -> None:
     check_counts(arguments, "batch", "per_prompt", "teacher_steps")
     check_seed(arguments.seed)
     check_size(arguments.size)
+    check_out(arguments.out)
     if arguments.count is not None:
         check_counts(arguments, "count")
         if arguments.count % arguments.per_prompt:
@@ -113,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--distributed", action="store_true", help="one of several processes, which share --out")
     parser.set_defaults(guidance_of_preset=None, pictures_of_preset=0)
     arguments = parser.parse_args(argv)
-    try:
+    with refusals():
         runtime.configure(alone=not arguments.distributed)
         if arguments.distributed:
             join()
@@ -122,7 +124,3 @@ def main(argv: list[str] | None = None) -> None:
         with together():
             runtime.devices()
             work(arguments)
-    except (InputError, BackendError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)

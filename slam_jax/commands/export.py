@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from slam_jax.base.errors import InputError
-from slam_jax.commands.command import add_lora_options, parser_of, path, run
+from slam_jax.commands.command import add_lora_options, check_out, parser_of, path, run
 from slam_jax.config.options import DTYPES
 from slam_jax.families.family import LoadOptions
 from slam_jax.formats.lora_file import KEYS
-from slam_jax.recipes.student import as_model, from_checkpoint, load, read_run, whole, with_lora
+from slam_jax.recipes.student import as_model, from_checkpoint, load, whole, with_lora
 from slam_jax.serving import stock_pipeline
 from slam_jax.serving.artifact import PLATFORMS, Options, write_artifact
+from slam_jax.training.workdir import read_run
 
 # Options that some exports have, and what these are where they are not given.
 OF_RUNS = {"step": None, "teacher": ""}
@@ -42,6 +43,7 @@ OF_FOLDERS = {"verify": False, "merge": False, "extract_lora": None, "lora_keys"
 def work(arguments: argparse.Namespace, environment: Mapping[str, str]) -> None:
     """Exports what the command line asks for, and says where it is."""
     check_options(arguments)
+    check_out(arguments.out)
     if arguments.artifact:
         out = export_artifact(arguments, environment)
         print(f"sampler: {out}\ntry it: python {out}/draw.py --seed 3 --out picture.npy")

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from slam_jax.base.errors import BackendError, InputError
-from slam_jax.commands.command import said_of
+from slam_jax.base.errors import InputError
+from slam_jax.commands.command import refusals
 from slam_jax.config.command_line import Command, parse
 from slam_jax.parallel import runtime
 from slam_jax.parallel.processes import is_main, join, together
@@ -33,30 +33,27 @@ def long_run(
       SystemExit: something was refused, in one line; or Ctrl-C came, and the way on is printed.
     """
     argv, speaks = sys.argv[1:] if argv is None else [*argv], True
-    try:
+    with refusals():
         command = parse(argv, name)
-        runtime.configure(alone=not command.distributed)
-        if command.distributed:
-            join()
-        elif os.environ.get("JAX_NUM_PROCESSES", "1") != "1":
-            raise InputError(
-                "JAX_NUM_PROCESSES is set, and --distributed is not given; give it, or unset the "
-                "variable for a run in one process"
-            )
-        speaks = is_main()  # asked now: afterwards every process is alone
-        with together(agreed=(Interrupted,)):
-            result = work(command, shlex.join(["slam-jax", name, *argv]))
-    except (InputError, BackendError) as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {said_of(error)}")
-    except (Interrupted, KeyboardInterrupt) as stop:
-        resume = [] if "--resume" in argv else ["--resume"]
-        again = shlex.join([sys.executable, "-m", "slam_jax", name, *argv, *resume])
-        again = "start all processes again with --resume" if command.distributed else again
-        what = str(stop) or "interrupted; its checkpoints, if it had come to one, are kept"
-        if speaks:
-            print(f"\n{what}. To go on:\n  {again}", file=sys.stderr)
-        sys.exit(130)
+        try:
+            runtime.configure(alone=not command.distributed)
+            if command.distributed:
+                join()
+            elif os.environ.get("JAX_NUM_PROCESSES", "1") != "1":
+                raise InputError(
+                    "JAX_NUM_PROCESSES is set, and --distributed is not given; give it, or unset "
+                    "the variable for a run in one process"
+                )
+            speaks = is_main()  # asked now: afterwards every process is alone
+            with together(agreed=(Interrupted,)):
+                result = work(command, shlex.join(["slam-jax", name, *argv]))
+        except (Interrupted, KeyboardInterrupt) as stop:
+            resume = [] if "--resume" in argv else ["--resume"]
+            again = shlex.join([sys.executable, "-m", "slam_jax", name, *argv, *resume])
+            again = "start all processes again with --resume" if command.distributed else again
+            what = str(stop) or "interrupted; its checkpoints, if it had come to one, are kept"
+            if speaks:
+                print(f"\n{what}. To go on:\n  {again}", file=sys.stderr)
+            sys.exit(130)
     if speaks:
         print(report(command, result))

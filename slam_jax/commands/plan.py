@@ -128,9 +128,9 @@ def work(arguments: argparse.Namespace, rest: list[str]) -> bool:
     Raises:
       InputError: an argument, the config, the teacher or the devices are not what is expected.
     """
-    mesh = parse_mesh(arguments.mesh) if arguments.mesh else None
-    memory = parse_memory(arguments.memory) if arguments.memory else None
-    topology = parse_topology(arguments.topology) if arguments.topology else None
+    mesh = None if arguments.mesh is None else parse_mesh(arguments.mesh)
+    memory = None if arguments.memory is None else parse_memory(arguments.memory)
+    topology = None if arguments.topology is None else parse_topology(arguments.topology)
     if topology:
         check_compiler()
         if memory or arguments.no_compile:
@@ -179,9 +179,9 @@ def main(argv: list[str] | None = None) -> None:
     what = "Say what a run will need; other options are those of slam-jax train."
     parser = parser_of("plan", what, allow_abbrev=False)
     add = parser.add_argument
-    add("--mesh", default="", help="devices, as data=8,fsdp=1; empty: the config's, on those here")
-    add("--topology", default="", help="TPUs that are not here, as v5e:2x4; needs libtpu")
-    add("--memory", default="", help="of a device, in GiB; empty: what this machine's have")
+    add("--mesh", help="devices, as data=8,fsdp=1; None: the config's, on those here")
+    add("--topology", help="TPUs that are not here, as v5e:2x4; needs libtpu")
+    add("--memory", help="of a device, in GiB; None: what this machine's have")
     add("--text-embeddings", action="store_true", help="plan for data prepared with this option")
     add("--no-compile", action="store_true", help="count activations instead: quick, and less sure")
     runtime.configure()

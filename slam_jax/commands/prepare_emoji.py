@@ -8,7 +8,7 @@ What it makes is described in slam_jax/data/emoji.py, and is the source emoji:FO
 import argparse
 
 from slam_jax.base.out_folder import whole_folder
-from slam_jax.commands.command import check_counts, parser_of, path, refusals
+from slam_jax.commands.command import check_counts, check_out, parser_of, path, refusals
 from slam_jax.data.emoji import RECORD_FILE, SPLITS
 from slam_jax.data.emoji_write import EXTRAS, FLUENT, NOTO, OPENMOJI, read_package, write
 
@@ -16,6 +16,7 @@ from slam_jax.data.emoji_write import EXTRAS, FLUENT, NOTO, OPENMOJI, read_packa
 def work(arguments: argparse.Namespace) -> None:
     """Makes what the command line asks for; says what was made."""
     check_counts(arguments, "size")
+    check_out(arguments.out)
     styles = (NOTO, FLUENT, OPENMOJI) if arguments.openmoji else (NOTO, FLUENT)
     extras = [extra for extra in EXTRAS if extra in arguments.include]
 

@@ -8,7 +8,7 @@ import shutil
 
 from slam_jax.base.errors import InputError
 from slam_jax.base.files import locked, room_for
-from slam_jax.commands.command import check_counts, check_size, parser_of, path, run
+from slam_jax.commands.command import check_counts, check_out, check_size, parser_of, path, run
 from slam_jax.commands.evaluate import add_network_options
 from slam_jax.drawing.metrics.registry import networks_of
 from slam_jax.evaluation.images import open_images
@@ -28,6 +28,7 @@ def work(arguments: argparse.Namespace) -> None:
     check_size(arguments.size)
     if arguments.out.suffix != ".npz":
         raise InputError(f"--out {arguments.out}: expected a file that ends in .npz")
+    check_out(arguments.out)
     metrics = [m for m in read_metrics(arguments.metrics) if m.compares_with == "reference"]
     if not (names := networks_of(metrics)):
         raise InputError(f"--metrics {arguments.metrics}: none of them reads real pictures")

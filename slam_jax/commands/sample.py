@@ -16,6 +16,7 @@ from slam_jax.commands.command import (
     add_lora_options,
     add_version_options,
     check_counts,
+    check_out,
     check_seed,
     parser_of,
     path,
@@ -112,6 +113,7 @@ def check_options(arguments: argparse.Namespace) -> None:
         arguments.out.exists() and arguments.out.is_dir() == is_file
     ):
         raise InputError(f"--out {arguments.out}: expected a folder, or a file that ends in .png")
+    check_out(arguments.out)
 
 
 def save(out: Path, drawn: list[np.ndarray], names: list[str], facts: dict[str, Any]) -> None:

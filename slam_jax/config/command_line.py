@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,8 +111,10 @@ def read_recipe(name: str, command: str = "") -> ConfigDict:
     path, colon, argument = config_file(name, command).partition(":")
     try:
         get_config = runpy.run_path(path).get("get_config")
+        if colon and callable(get_config) and not signature(get_config).parameters:
+            raise InputError(f"{path}: takes no size; leave {colon}{argument} out")
         config = get_config and get_config(*((argument,) if colon else ()))
-    except Exception as error:  # whatever a file of the user's raises
+    except (Exception, SystemExit) as error:  # whatever a file of the user's raises
         said = _said(error)
         shown = said if Path(path).name in said else f"{_place(path, error)}: {said}"
         raise InputError(shown) from error
@@ -121,14 +124,14 @@ def read_recipe(name: str, command: str = "") -> ConfigDict:
     return config
 
 
-def _place(path: str, error: Exception) -> str:
+def _place(path: str, error: BaseException) -> str:
     """A config file, and the line of it at which an error came up."""
     frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
     line = error.lineno if isinstance(error, SyntaxError) else frames[-1] if frames else None
     return f"{path}, line {line}" if line else path
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     """What an error says, in one line."""
     if isinstance(error, SyntaxError):
         return error.msg
@@ -136,7 +139,10 @@ def _said(error: Exception) -> str:
         # ml_collections: the unknown key in quotes, then a line with the nearest valid one; at
         # times as the text of a text.
         text = re.sub(r"\\n|\\'|'", " ", str(error.args[0] if error.args else error))
-        return f"the config has no option {' '.join(text.split())}"
+        text = re.sub(r" does not exist and cannot be added.*", "", text, flags=re.DOTALL)
+        return f"the config has no option {' '.join(text.split()).removeprefix('Key ')}"
+    if isinstance(error, SystemExit):
+        return f"it ends the process ({error.code})"
     return " ".join(str(error).split()) or type(error).__name__
 
 

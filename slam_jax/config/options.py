@@ -32,29 +32,30 @@ STUDENTS = ("full", "lora")
 class Optimizer(Options):
     """AdamW after clipping by global norm. The defaults are the authors'."""
 
-    learning_rate: float = option(8e-6, "highest value of the learning rate", above=0)
+    learning_rate: float = option(8e-6, "highest value of the learning rate", above=0, at_most=100)
     schedule: str = option(
         "constant",
         'course of the learning rate; "linear" and "cosine" fall to 2% at the last step',
         one_of=LEARNING_RATE_SCHEDULES,
     )
-    warmup_steps: int = option(0, "steps in which the learning rate rises", at_least=0)
-    weight_decay: float = option(0.0, "weight decay of AdamW", at_least=0)
+    warmup_steps: int = option(0, "steps in which the rate rises", at_least=0, at_most=10**9)
+    weight_decay: float = option(0.0, "weight decay of AdamW", at_least=0, at_most=1000)
     b1: float = option(0.9, "decay of Adam's mean of gradients", at_least=0, below=1)
     b2: float = option(0.999, "decay of Adam's mean of squared gradients", at_least=0, below=1)
-    clip_norm: float = option(1.0, "largest global norm of a gradient", above=0)
+    clip_norm: float = option(1.0, "largest global norm of a gradient", above=0, at_most=1e9)
 
 
 @dataclass(frozen=True)
 class Training(Options):
     """One training run: of a student, or of a teacher that is trained here."""
 
-    steps: int = option(1000, "number of training steps", at_least=1)
+    steps: int = option(1000, "number of training steps", at_least=1, at_most=10**9)
     batch_size: int = option(12, "examples in a step, over all devices", at_least=1, at_most=2**20)
     accumulation: int = option(
         1,
         "parts of its rows that a device goes through one after the other",
         at_least=1,
+        at_most=2**20,
         free=True,
     )
     remat: str = option(
@@ -62,19 +63,25 @@ class Training(Options):
     )
     ema: float = option(0.95, "decay of the moving average of the weights", at_least=0, below=1)
     optimizer: Optimizer = group(Optimizer, "AdamW")
-    log_every: int = option(50, "steps between rows of metrics", at_least=1, free=True)
+    log_every: int = option(50, "steps between metric rows", at_least=1, at_most=10**9, free=True)
     sample_every: int = option(
-        0, "steps between step ladders; 0: only one, at the end", at_least=0, free=True
+        0, "steps between ladders; 0: only one, at the end", at_least=0, at_most=10**9, free=True
     )
-    checkpoint_every: int = option(500, "steps between checkpoints", at_least=1, free=True)
+    checkpoint_every: int = option(
+        500, "steps between checkpoints", at_least=1, at_most=10**9, free=True
+    )
     checkpoint_minutes: float = option(
-        0.0, "minutes after which one more is saved; 0: by steps only", at_least=0, free=True
+        0.0,
+        "minutes after which one more is saved; 0: by steps only",
+        at_least=0,
+        at_most=10**6,
+        free=True,
     )
     keep_checkpoints: int = option(
-        2, "how many of the newest checkpoints stay", at_least=1, free=True
+        2, "how many of the newest checkpoints stay", at_least=1, at_most=10**6, free=True
     )
     keep_best: int = option(
-        0, "how many checkpoints with the lowest best_metric stay, too", at_least=0, free=True
+        0, "how many with the lowest best_metric stay, too", at_least=0, at_most=10**6, free=True
     )
     best_metric: str = option(
         "loss",
@@ -85,12 +92,14 @@ class Training(Options):
         0,
         "measurements of best_metric, none of them the lowest, after which a run ends; 0: at steps",
         at_least=0,
+        at_most=10**6,
         free=True,
     )
     max_skipped: int = option(
         10,
         "steps with a loss or gradient that is not finite, at which a run stops",
         at_least=1,
+        at_most=10**9,
         free=True,
     )
 
@@ -160,8 +169,10 @@ class StudentOptions(Options):
 
     kind: str = option("full", '"full": all weights; "lora": a low-rank change', one_of=STUDENTS)
     # What follows is of a LoRA. The defaults are those of the published LCM-LoRA.
-    rank: int = option(64, "r, the rank of the change of each layer", at_least=1)
-    alpha: float = option(0.0, "the change is multiplied by alpha / r; 0: alpha = r", at_least=0)
+    rank: int = option(64, "r, the rank of the change of each layer", at_least=1, at_most=10_000)
+    alpha: float = option(
+        0.0, "the change is multiplied by alpha / r; 0: alpha = r", at_least=0, at_most=10**6
+    )
     targets: tuple[str, ...] = option(
         lora.TARGETS, "ends of the paths of the layers that are changed, such as to_q"
     )
@@ -191,14 +202,19 @@ class Precision(Options):
 class Mesh(Options):
     """Devices: their number must be data * fsdp; data = -1 takes all that fsdp leaves."""
 
-    data: int = option(-1, "devices that share a batch; -1: all that fsdp leaves")
+    data: int = option(
+        -1, "devices that share a batch; -1: all that fsdp leaves", at_least=-1, at_most=2**20
+    )
     fsdp: int = option(
-        1, "devices that share weights, EMA, optimiser and the frozen networks", at_least=1
+        1,
+        "devices that share weights, EMA, optimiser and the frozen networks",
+        at_least=1,
+        at_most=2**20,
     )
 
     def __post_init__(self):
         super().__post_init__()
-        check(self.data == -1 or self.data >= 1, "data", self.data, "-1 or at least 1")
+        check(self.data != 0, "data", self.data, "-1 or at least 1")
 
 
 @dataclass(frozen=True)
@@ -210,19 +226,25 @@ class Evaluation(Options):
         "", "in place of prompts: a text file, captions of COCO, or images with captions"
     )
     batch: int = option(
-        0, "pictures that are drawn at a time; 0: one of each prompt, at most 20", at_least=0
+        0,
+        "pictures that are drawn at a time; 0: one of each prompt, at most 20",
+        at_least=0,
+        at_most=10_000,
     )
     samples: int = option(
         0, "pictures for each row of the report; 0: one batch", at_least=0, at_most=10**7
     )
     pictures: int = option(
-        0, "pictures that the metrics of networks are of; 0: those of the ladder", at_least=0
+        0,
+        "pictures that the metrics of networks are of; 0: those of the ladder",
+        at_least=0,
+        at_most=10**7,
     )
     student_steps: tuple[int, ...] = option(
-        (1, 2, 4, 8), "numbers of steps of the student", at_least=1
+        (1, 2, 4, 8), "numbers of steps of the student", at_least=1, at_most=1000
     )
     teacher_steps: tuple[int, ...] = option(
-        (50, 8, 4, 2), "numbers of steps of the teacher", at_least=1
+        (50, 8, 4, 2), "numbers of steps of the teacher", at_least=1, at_most=1000
     )
     metrics: tuple[str, ...] = option(
         (), "names in drawing.metrics.registry; empty: all that read no network's features"

@@ -30,7 +30,7 @@ class Autoencoder(Options):
         metadata={"doc": "its configuration, in the keys of diffusers' AutoencoderKL"},
     )
     kl_weight: float = option(
-        1e-4, "weight of the latents' divergence from a standard normal", at_least=0
+        1e-4, "weight of the latents' divergence from a standard normal", at_least=0, at_most=1e6
     )
     training: Training = group(Training, "how it is trained")
 
@@ -39,13 +39,15 @@ class Autoencoder(Options):
 class Tokens(Options):
     """The byte-pair vocabulary, learnt from the captions."""
 
-    vocabulary: int = option(2048, "tokens, the 514 that CLIP's form has anyway included")
-    length: int = option(24, "tokens of a prompt, with those of its start and end", at_least=3)
-
-    def __post_init__(self):
-        super().__post_init__()
-        fits = self.vocabulary >= FIXED_TOKENS
-        check(fits, "vocabulary", self.vocabulary, f"{FIXED_TOKENS} or more")
+    vocabulary: int = option(
+        2048,
+        "tokens, the 514 that CLIP's form has anyway included",
+        at_least=FIXED_TOKENS,
+        at_most=10**6,
+    )
+    length: int = option(
+        24, "tokens of a prompt, with those of its start and end", at_least=3, at_most=10_000
+    )
 
     @property
     def merges(self) -> int:

@@ -6,7 +6,6 @@ code points.
 
 import hashlib
 import io
-import json
 import re
 import tarfile
 import zlib
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from slam_jax.base.errors import InputError
-from slam_jax.base.json_file import write_json
+from slam_jax.base.json_file import parse_json, write_json
 from slam_jax.data import images
 from slam_jax.data.emoji import FORMAT, RECORD_FILE, SPLITS
 from slam_jax.data.rejects import Rejected
@@ -126,7 +125,7 @@ def read_package(folder: Path, style: Style) -> Package:
                     content = tar.extractfile(member)
                     files[name] = content.read() if content else b""
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        version = json.loads(files[ABOUT])["version"]
+        version = parse_json(files[ABOUT])["version"]
     except (OSError, EOFError, tarfile.TarError, zlib.error, ValueError, LookupError) as error:
         why = " ".join(str(error).split())
         raise InputError(f"{path}: cannot be read ({why}); remove it, and {GET}") from error
@@ -266,7 +265,7 @@ def write(
     Raises:
       InputError: a picture cannot be read.
     """
-    concepts = concepts_of(json.loads(packages[NOTO].files[NAMES]), extras)
+    concepts = concepts_of(parse_json(packages[NOTO].files[NAMES]), extras)
     about: dict[str, dict[str, Any]] = {}
     for style, package in packages.items():
         facts = {"package": style.package, "version": style.version, "sha256": package.sha256}

@@ -1,10 +1,10 @@
 """What lies beside an image: captions and records, in text, JSON or JSON lines; and how large the
 image is."""
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from slam_jax.base.json_file import parse_json
 from slam_jax.data import images
 from slam_jax.data.rejects import Rejected
 
@@ -48,7 +48,7 @@ def record(content: bytes, name: str) -> dict[str, Any]:
       Rejected: it is not one.
     """
     try:
-        value = json.loads(content)
+        value = parse_json(content)
     except ValueError as error:
         raise Rejected("damaged JSON", name) from error
     if not isinstance(value, dict):

@@ -30,6 +30,7 @@ class Data(Options):
     resolution: int = option(
         512,
         "pixels of a side: the shorter one is resized to it, a square is cropped",
+        at_least=8,
         at_most=16_384,
         read_by=PROMPTED,
     )
@@ -42,7 +43,11 @@ class Data(Options):
         0.0, "share of examples without their caption", at_least=0, at_most=1, read_by=PROMPTED
     )
     min_size: int = option(
-        0, "leave out images whose shorter side has fewer pixels", at_least=0, read_by=FILES
+        0,
+        "leave out images whose shorter side has fewer pixels",
+        at_least=0,
+        at_most=10**6,
+        read_by=FILES,
     )
     max_watermark: float = option(
         1.0,
@@ -80,15 +85,16 @@ class Data(Options):
         read_by=("tar", "emoji"),
     )
     teacher_count: int = option(
-        10_000, "pictures that the teacher draws", at_least=1, read_by=OF_TEACHER
+        10_000, "pictures that the teacher draws", at_least=1, at_most=10**9, read_by=OF_TEACHER
     )
     teacher_steps: int = option(
-        50, "DDIM steps in which it draws each", at_least=1, read_by=OF_TEACHER
+        50, "DDIM steps in which it draws each", at_least=1, at_most=1000, read_by=OF_TEACHER
     )
     teacher_w: float = option(
         6.5,
         "its guidance for them: the usual scale minus 1, as config.method.w counts it",
         at_least=0,
+        at_most=1000,
         read_by=OF_TEACHER,
     )
     teacher_text_embeddings: bool = option(
@@ -97,9 +103,16 @@ class Data(Options):
         read_by=OF_TEACHER,
     )
     teacher_batch: int = option(
-        8, "how many each device draws at a time", at_least=1, free=True, read_by=OF_TEACHER
+        8,
+        "how many each device draws at a time",
+        at_least=1,
+        at_most=10_000,
+        free=True,
+        read_by=OF_TEACHER,
     )
-    workers: int = option(0, "processes that read; 0: a thread", at_least=0, free=True)
+    workers: int = option(
+        0, "processes that read; 0: a thread", at_least=0, at_most=1000, free=True
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -108,5 +121,4 @@ class Data(Options):
             "of .tar shards"
         )
         check(self.source != "", "source", self.source, kinds)
-        fits = self.resolution >= 8 and self.resolution % 8 == 0
-        check(fits, "resolution", self.resolution, "a positive multiple of 8")
+        check(self.resolution % 8 == 0, "resolution", self.resolution, "a positive multiple of 8")

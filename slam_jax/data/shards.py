@@ -1,12 +1,14 @@
 """Which tar shards a pattern means, and how they are read: on this machine or in a store that
 fsspec knows."""
 
+import math
 import re
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import fsspec
@@ -17,6 +19,8 @@ from slam_jax.base.errors import InputError
 
 CONNECTIONS = 32  # shards of a store that are asked about at once
 PAUSES = (1, 2)  # seconds before what failed is read again
+MOST = 10**6  # shards of a pattern
+RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\}")
 COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$")
 # What stores call the time or the version of a file's content.
 VERSIONS = (
@@ -121,7 +125,7 @@ def _find(pattern: str) -> list[Shard]:
         )
     try:
         system, path = fsspec.core.url_to_fs(pattern)
-        paths = [match for one in braceexpand(path) for match in _matches(system, one)]
+        paths = [match for one in _expanded(path) for match in _matches(system, one)]
         with ThreadPoolExecutor(CONNECTIONS) as pool:
             return list(pool.map(partial(_shard, system), paths))
     except InputError:
@@ -131,6 +135,22 @@ def _find(pattern: str) -> list[Shard]:
     # Whatever the store's library says.
     except Exception as error:
         raise InputError(f"{pattern}: cannot be read: {first_line(error)}") from error
+
+
+def _expanded(path: str) -> list[str]:
+    """What the braces of a path give.
+
+    Raises:
+      InputError: more than MOST; braceexpand would hold them all.
+    """
+    sizes = (
+        abs(int(last) - int(first)) // (int(step or 1) or 1) + 1
+        for first, last, step in RANGE.findall(path)
+    )
+    found = [*islice(braceexpand(path), MOST + 1)] if math.prod(sizes) <= MOST else []
+    if not 0 < len(found) <= MOST:
+        raise InputError(f"{path}: more than {MOST:,} shards; name fewer, or find them by *")
+    return found
 
 
 def _matches(system: fsspec.AbstractFileSystem, path: str) -> list[str]:

@@ -16,7 +16,7 @@ from slam_jax.drawing.samplers import Start, student_sampler, teacher_sampler
 from slam_jax.families.family import Model
 from slam_jax.families.pipeline import Batch, Frozen, Params
 
-TEACHER_GUIDANCE = 7.5
+TEACHER_GUIDANCE, MOST_GUIDANCE = 7.5, 1000
 # (frozen, params, batch of prompts, start) -> pictures, and whether each was finite before.
 Draw = Callable[[Frozen, Params, Batch, Start], tuple[UInt8[Array, "B H W C"], Bool[Array, " B"]]]
 
@@ -46,8 +46,9 @@ def choose_guidance(model: Model, asked: float | None) -> float:
     """
     if model.method is None:
         guidance = TEACHER_GUIDANCE if asked is None else asked
-        if guidance < 1:
-            raise InputError(f"--guidance {guidance:g}: expected 1 (none) or more")
+        if not 1 <= guidance <= MOST_GUIDANCE:
+            expected = f"1 (none) to {MOST_GUIDANCE}"
+            raise InputError(f"--guidance {guidance:g}: expected {expected}")
         return guidance
     if asked not in (None, 1.0):
         told = f"told another gamma, {1 - (asked - 1) / 10:g} in place of 1"

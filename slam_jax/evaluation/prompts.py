@@ -8,7 +8,6 @@ file the captions are chosen here so that everybody gets the same ones.
 """
 
 import hashlib
-import json
 import os
 import zipfile
 import zlib
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from slam_jax.base.errors import InputError
+from slam_jax.base.json_file import parse_json
 from slam_jax.data.options import PICTURES, Data
 from slam_jax.data.sources import SOURCES, open_examples
 
@@ -164,8 +164,8 @@ def _of_captions(content: bytes, file: str) -> _Source:
     """COCO's format: {"annotations": [{"image_id": ..., "id": ..., "caption": ...}, ...], ...}."""
     text = _decoded(content, file)
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(text)
+    except ValueError as error:
         raise InputError(f"{file}: not JSON ({error}); expected a captions file of COCO") from error
     try:
         captions = sorted(

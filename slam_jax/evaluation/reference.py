@@ -19,6 +19,7 @@ import numpy as np
 
 from slam_jax.base.errors import InputError
 from slam_jax.base.files import unfinished
+from slam_jax.base.json_file import parse_json
 from slam_jax.base.tree import differences
 from slam_jax.drawing.metrics.metric import Metric
 from slam_jax.evaluation.images import Images, open_images
@@ -125,7 +126,7 @@ def read_statistics(path: Path, networks: Mapping[str, Any], size: int) -> RealP
     if set(arrays) == OF_PYTORCH_FID:
         return _of_pytorch_fid(path, arrays, networks)
     try:
-        record = json.loads(str(arrays["record"]))
+        record = parse_json(str(arrays["record"]))
         there, seen = record["networks"], {"size": record["size"]}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(

@@ -86,6 +86,9 @@ def digits_pipeline(unet: UNetConfig, prediction_type: str) -> DigitsPipeline:
     for name, value in wanted.items():
         given = getattr(unet, name)
         check(given == value, f"network.{name}", given, f"{value} for the digits")
+    side = digits.LATENT_SHAPE[0]
+    fits = unet.sample_size in (None, side)
+    check(fits, "network.sample_size", unet.sample_size, f"{side} for the digits")
     published: dict[str, Any] = FLOW_SCHEDULER if prediction_type == FLOW else SCHEDULER
     scheduler = {**published, "prediction_type": prediction_type}
     pipeline = DigitsPipeline(

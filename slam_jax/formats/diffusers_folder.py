@@ -235,7 +235,13 @@ def read_tokenizer(folder: Folder, component: str) -> Tokenizer:
         for name in ("vocab.json", "merges.txt"):
             if not (where / name).is_file():
                 raise InputError(f"{where / name}: missing, and there is no tokenizer.json either")
-    return _loaded(where, length, "CLIP")
+    tokenizer = _loaded(where, length, "CLIP")
+    if (where / "vocab.json").is_file():  # to which transformers would add what it lacks
+        there = read_json(where / "vocab.json", HINT)
+        for token in (tokenizer.backend.bos_token, tokenizer.backend.eos_token):
+            if token not in there:
+                raise InputError(f"{where / 'vocab.json'}: lacks {token}; {HINT}")
+    return tokenizer
 
 
 def read_t5_tokenizer(folder: Folder, component: str, length: int) -> Tokenizer:
@@ -252,7 +258,9 @@ def read_t5_tokenizer(folder: Folder, component: str, length: int) -> Tokenizer:
 
 def _loaded(where: Path, length: int, kind: str) -> Tokenizer:
     try:
-        return load_tokenizer(where, length, kind)
+        tokenizer = load_tokenizer(where, length, kind)
+        tokenizer([""])  # which some of what is wrong shows only in
+        return tokenizer
     # The tokenizers library raises bare Exceptions.
     except Exception as error:
         raise InputError(f"{where}: not a {kind} tokenizer ({first_line(error)})") from error

@@ -25,6 +25,9 @@ def fetch(name: str, revision: str, patterns: Sequence[str]) -> Path:
     """
     what = f"{name} at revision {revision}" if revision else name
     options = {"revision": revision or None, "allow_patterns": list(patterns)}
+    # Asked once: of a commit the library would try to get the list of files for half a minute.
+    silence = _silence(name, revision)
+    options["local_files_only"] = silence is not None
     try:
         return Path(huggingface_hub.snapshot_download(name, **options))
     except errors.GatedRepoError as error:
@@ -40,7 +43,7 @@ def fetch(name: str, revision: str, patterns: Sequence[str]) -> Path:
     except errors.RevisionNotFoundError as error:
         raise InputError(f"{what}: the hub has the model but no such revision") from error
     except errors.LocalEntryNotFoundError as error:
-        cause = first_line(error.__cause__ or error)
+        cause = first_line(silence or error.__cause__ or error)
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else cause
         raise InputError(
             f"{what}: no such folder, not (or not wholly) in the cache {constants.HF_HUB_CACHE}, "
@@ -51,6 +54,17 @@ def fetch(name: str, revision: str, patterns: Sequence[str]) -> Path:
         raise InputError(
             f"{what}: download failed ({first_line(error)}); run again to continue it"
         ) from error
+
+
+def _silence(name: str, revision: str) -> Exception | None:
+    """Why the hub does not answer; None: it does, if only to refuse."""
+    try:
+        huggingface_hub.HfApi().model_info(name, revision=revision or "main", timeout=10)
+    except errors.HfHubHTTPError:
+        return None
+    except Exception as error:  # as above
+        return error
+    return None
 
 
 def file_names(name: str, revision: str) -> list[str]:

@@ -1,6 +1,5 @@
 """What a LoRA file says of alpha other than by arrays: in its header, or in a file beside it."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 from safetensors import safe_open
 
 from slam_jax.base.errors import InputError
-from slam_jax.base.json_file import read_json
+from slam_jax.base.json_file import parse_json, read_json
 
 METADATA = "lora_adapter_metadata"  # diffusers' key
 PEFT_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"  # peft's
@@ -62,7 +61,7 @@ def read_header(path: Path) -> Header:
     if not text and path.name == PEFT_FILE and beside.exists():
         return Header(path, read_json(beside, "get it again"), CONFIG_FILE)
     try:
-        facts = json.loads(text or "{}")
+        facts = parse_json(text or "{}")
     except ValueError as error:
         raise InputError(f"{path}: {METADATA} in its header is no JSON; get it again") from error
     return Header(path, facts if isinstance(facts, dict) else {}, "the header")

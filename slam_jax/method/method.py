@@ -79,7 +79,9 @@ class Method(Options, ABC):
 
     title: ClassVar[str] = ""
     name: str = option("", "name of the method")
-    w: float = option(8.0, "guidance that the student learns, the usual scale minus 1", at_least=0)
+    w: float = option(
+        8.0, "guidance that the student learns, the usual scale minus 1", at_least=0, at_most=1000
+    )
 
     @property
     def tells_gamma(self) -> bool:

@@ -40,7 +40,7 @@ class Pcm(SubPathMethod):
     title: ClassVar[str] = "PCM (phased consistency, arXiv 2405.18407)"
     name: str = option("pcm", "name of the method", one_of=("pcm",))
     phases: int = option(
-        4, "K, phases of the trajectory: the number of steps to draw in", at_least=1
+        4, "K, phases of the trajectory: the number of steps to draw in", at_least=1, at_most=1000
     )
 
     def __post_init__(self):

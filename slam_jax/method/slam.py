@@ -48,7 +48,10 @@ class Slam(SubPathMethod):
     name: str = option("slam", "name of the method", one_of=("slam",))
     gamma: str = option("uniform", "how gamma is drawn", one_of=tuple(GAMMA_POLICIES))
     gammas_per_subpath: int = option(
-        1, "G, gammas of a sub-path, which share the passes of teacher and target", at_least=1
+        1,
+        "G, gammas of a sub-path, which share the passes of teacher and target",
+        at_least=1,
+        at_most=1000,
     )
     sigma: str = option("paper", "the noise scale inside a sub-path", one_of=SIGMAS)
     conditioning: str = option(

@@ -62,15 +62,16 @@ class SubPathMethod(Method):
         "the teacher's guidance is drawn for each example, uniformly from w - w_spread to w + "
         "w_spread; w_min = 3 and w_max = 15 of diffusers' LCM scripts are w = 9, w_spread = 6",
         at_least=0,
+        at_most=1000,
     )
-    num_ddim_timesteps: int = option(50, "M, the number of sub-paths", at_least=1)
+    num_ddim_timesteps: int = option(50, "M, the number of sub-paths", at_least=1, at_most=100_000)
     solver_substeps: int = option(
         1, "p, teacher evaluations along a sub-path", at_least=1, at_most=1000
     )
     distance: str = option(
         "huber", "distance between the answers of student and target", one_of=DISTANCES
     )
-    huber_c: float = option(1e-3, "c of the pseudo-Huber distance", above=0)
+    huber_c: float = option(1e-3, "c of the pseudo-Huber distance", above=0, at_most=1e6)
 
     def __post_init__(self):
         super().__post_init__()

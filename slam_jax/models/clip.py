@@ -19,7 +19,12 @@ from jaxtyping import Array, Float, Int
 from slam_jax.models import layers
 from slam_jax.models.attention import attention
 from slam_jax.models.execution import Execution
-from slam_jax.models.published_config import require, require_counts, require_depths
+from slam_jax.models.published_config import (
+    require,
+    require_counts,
+    require_depths,
+    require_kinds,
+)
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -67,6 +72,7 @@ class CLIPTextConfig:
         require_layers(self)
         if self.projection:
             require_counts(self, "projection_dim")
+        require_kinds(self)
 
     @classmethod
     def from_dict(cls, mapping: Mapping) -> "CLIPTextConfig":

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from slam_jax.models import layers
 from slam_jax.models.clip import CLIPEncoder, CLIPTextConfig, require_layers
-from slam_jax.models.published_config import require, require_counts
+from slam_jax.models.published_config import require, require_counts, require_kinds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,7 @@ class CLIPVisionConfig:
         require_layers(self)
         divides = self.image_size % self.patch_size == 0
         require(self, "patch_size", divides, "divisors of image_size")
+        require_kinds(self)
 
 
 def read_config(mapping: Mapping[str, Any]) -> tuple[CLIPTextConfig, CLIPVisionConfig]:

@@ -25,6 +25,7 @@ from slam_jax.models.published_config import (
     require,
     require_counts,
     require_depths,
+    require_kinds,
 )
 from slam_jax.models.remat import remat_named
 
@@ -66,6 +67,7 @@ class SD3Config(PublishedConfig):
         ok = isinstance(dual, tuple) and all(type(i) is int and 0 <= i <= last for i in dual)
         require(self, "dual_attention_layers", ok, f"numbers of blocks, 0 to {last}")
         require(self, "qk_norm", self.qk_norm in (None, "rms_norm"), "None and 'rms_norm'")
+        require_kinds(self)
 
     @property
     def width(self) -> int:

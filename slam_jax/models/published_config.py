@@ -1,11 +1,21 @@
 """Configs that speak the config.json of diffusers, and refuse by name what is not supported."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
 DEEPEST = 1000  # layers; building more of them would take hours
 LARGEST = 16_384  # pixels or latents along a side
+MOST = 10**7  # of any number of things
+KINDS = {
+    int: f"whole numbers up to {MOST}",
+    float: f"numbers up to {MOST}",
+    str: "texts",
+    bool: "true and false",
+    NoneType: "null",
+}
 
 
 def require(config: Any, name: str, ok: bool, supported: str) -> None:
@@ -16,6 +26,41 @@ def require(config: Any, name: str, ok: bool, supported: str) -> None:
     """
     if not ok:
         raise ValueError(f"{name} = {getattr(config, name)!r}, supported: {supported}")
+
+
+def require_kinds(config: Any) -> None:
+    """Refuses a config with a value of another kind than its field's, or with a number that is not
+    finite or absurd: what is left when all that has words of its own was refused.
+
+    Raises:
+        ValueError: says what is supported.
+    """
+    kinds = _kinds_of(type(config))
+    for field in dataclasses.fields(config):
+        kind = kinds[field.name]
+        require(config, field.name, _is(getattr(config, field.name), kind), _in_words(kind))
+
+
+@functools.cache
+def _kinds_of(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is UnionType:
+        return any(_is(value, one) for one in get_args(kind))
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is(item, get_args(kind)[0]) for item in value)
+    if kind is float:
+        right = isinstance(value, int | float) and not isinstance(value, bool)
+        return right and abs(value) <= MOST  # which NaN is not, either
+    return type(value) is kind and not (kind is int and abs(value) > MOST)
+
+
+def _in_words(kind: Any) -> str:
+    if get_origin(kind) is UnionType:
+        return " or ".join(map(_in_words, get_args(kind)))
+    return f"lists of {KINDS[get_args(kind)[0]]}" if get_origin(kind) is tuple else KINDS[kind]
 
 
 def require_counts(config: Any, *names: str) -> None:
@@ -49,7 +94,8 @@ def require_side(config: Any) -> None:
         ValueError: says what is supported.
     """
     side = config.sample_size
-    ok = side is None or (type(side) is int and 0 < side <= LARGEST)
+    sides = side if isinstance(side, tuple) else () if side is None else (side,)
+    ok = all(type(side) is int and 0 < side <= LARGEST for side in sides)
     require(config, "sample_size", ok, f"1 to {LARGEST}")
 
 

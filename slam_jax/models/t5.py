@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from slam_jax.models.layers import split_heads
 from slam_jax.models.norms import RMSNorm
-from slam_jax.models.published_config import require, require_counts, require_depths
+from slam_jax.models.published_config import require, require_counts, require_depths, require_kinds
 
 # Keys that a config.json of transformers must have, with these values.
 FIXED = {"architectures": ["T5EncoderModel"], "model_type": "t5", "feed_forward_proj": "gated-gelu"}
@@ -50,6 +50,7 @@ class T5Config:
         eps = self.layer_norm_epsilon
         ok = isinstance(eps, int | float) and eps > 0
         require(self, "layer_norm_epsilon", ok, "numbers above 0")
+        require_kinds(self)
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> "T5Config":

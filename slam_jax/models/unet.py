@@ -17,7 +17,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from slam_jax.models import layers
-from slam_jax.models.published_config import PublishedConfig, require, require_depths, require_side
+from slam_jax.models.published_config import (
+    PublishedConfig,
+    require,
+    require_depths,
+    require_kinds,
+    require_side,
+)
 from slam_jax.models.remat import remat_named
 
 # Keys of diffusers' config that have one supported value, which is the default there too.
@@ -90,6 +96,8 @@ class UNetConfig(PublishedConfig):
         for name in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
             ok = (getattr(self, name) is None) == (added is None)
             require(self, name, ok, "an integer if addition_embed_type is set, else None")
+        require_kinds(self)
+        require(self, "norm_eps", self.norm_eps > 0, "numbers above 0")
 
     @property
     def temb_features(self) -> int:

@@ -19,7 +19,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from slam_jax.models import layers
-from slam_jax.models.published_config import PublishedConfig, require, require_depths
+from slam_jax.models.published_config import (
+    PublishedConfig,
+    require,
+    require_depths,
+    require_kinds,
+    require_side,
+)
 
 # Keys of diffusers' config that have one supported value, which is the default there too.
 FIXED = {
@@ -68,6 +74,9 @@ class VAEConfig(PublishedConfig):
             ok = tuple(getattr(self, name)) == (block,) * levels
             require(self, name, ok, f"{levels} (as block_out_channels) of {block}")
         require_depths(self, "layers_per_block")
+        require_side(self)
+        require_kinds(self)
+        require(self, "scaling_factor", self.scaling_factor > 0, "numbers above 0")
 
     @property
     def downscale(self) -> int:

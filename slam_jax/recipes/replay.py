@@ -20,10 +20,11 @@ from slam_jax.formats.safetensors import load_arrays
 from slam_jax.models.functional import cast, flatten
 from slam_jax.parallel.keys import keys_of
 from slam_jax.recipes.distil import loss_of_run, teacher_dtype, trained_dtypes, trained_shapes
-from slam_jax.recipes.student import find_teacher, read_run
+from slam_jax.recipes.student import find_teacher
 from slam_jax.training.checkpoint_files import read_part, steps_in
 from slam_jax.training.loop import REPLAY
 from slam_jax.training.step import Batch
+from slam_jax.training.workdir import read_run
 
 NAMES = 5  # of arrays, in the last line
 

@@ -57,6 +57,7 @@ from slam_jax.recipes.teacher import check_teacher, train_teacher
 from slam_jax.reporting.page import try_page
 from slam_jax.reporting.record import record_of
 from slam_jax.training.checkpoint_files import read_position
+from slam_jax.training.metric_log import read_rows
 from slam_jax.training.step import check_batch_size
 from slam_jax.training.wandb_log import check_wandb
 from slam_jax.training.workdir import RUN_FILE, TEACHER_METRICS_FILE, claimed, ladder_file
@@ -163,6 +164,8 @@ def run(
     runtime.probe()
     same = {"workdir": str(workdir), "resume": resume, "versions": runtime.versions()}
     compare({"config": dataclasses.asdict(config), **same})
+    if resume and is_main():
+        read_rows(workdir)  # what is wrong with them is said before anything is loaded
     opened = open_run(config, workdir)
     if is_main():
         kind, count, mesh = jax.devices()[0].device_kind, jax.process_count(), opened.mesh

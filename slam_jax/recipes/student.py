@@ -10,7 +10,6 @@ from slam_jax.base.errors import InputError
 from slam_jax.base.json_file import read_json
 from slam_jax.base.options import OptionError
 from slam_jax.config.options import Config, Precision
-from slam_jax.config.validate import freeze
 from slam_jax.families.family import Family, LoadOptions, Model, other_part
 from slam_jax.families.pipeline import DENOISER, Params, student_config, student_weights
 from slam_jax.families.registry import FAMILIES, reader_of
@@ -19,18 +18,15 @@ from slam_jax.formats.flax_folder import PARAMS_FILE, SavedModel, load_model
 from slam_jax.models import lora
 from slam_jax.models.functional import cast
 from slam_jax.recipes.distil import info_of, trained_shapes
-from slam_jax.recipes.open_teacher import TEACHER_FILE, open_teacher
+from slam_jax.recipes.open_teacher import TEACHER_FILE, open_teacher, teacher_folder
 from slam_jax.training.checkpoint_files import best_step, read_part, steps_in
-from slam_jax.training.workdir import CONFIG_FILE
+from slam_jax.training.workdir import read_run
 
-
-def read_run(workdir: Path) -> Config:
-    """The config of the run in a workdir.
-
-    Raises:
-      InputError: there is none.
-    """
-    return freeze(read_json(workdir / CONFIG_FILE, "give the --workdir of a run"))
+# Of a teacher that is not where the config of its run says.
+MOVED = (
+    "run this in the folder where the run was started, or say where its teacher is: slam-jax "
+    "export --teacher"
+)
 
 
 def from_checkpoint(
@@ -131,12 +127,20 @@ def find_teacher(workdir: Path, config: Config, teacher_path: str = "") -> Famil
     teacher = dataclasses.replace(config.teacher, path=path)
     kept = FAMILIES.get(teacher.family)
     if kept is not None and kept.trains:
-        return open_teacher(dataclasses.replace(config, teacher=teacher), workdir)
+        moved = dataclasses.replace(config, teacher=teacher)
+        if not (folder := teacher_folder(moved, workdir)).is_dir():
+            raise InputError(f"{folder}: no such folder; {MOVED}")
+        return open_teacher(moved, workdir)
     began_with = read_json(record, "a run that began to distil has it")
     # The commit that the run began with, even where the config names a branch that has moved on.
     revision = began_with.get("revision", "") if path == began_with.get("path") else ""
     teacher = dataclasses.replace(teacher, revision=revision)
-    family = open_teacher(dataclasses.replace(config, teacher=teacher), workdir)
+    try:
+        family = open_teacher(dataclasses.replace(config, teacher=teacher), workdir)
+    except InputError as error:
+        if Path(path).expanduser().exists():
+            raise
+        raise InputError(f"{error}; {MOVED}") from error
     if part := other_part(began_with, family.identity()):
         raise InputError(
             f"{path}: its {part} is not the one that the run in {workdir} began with "

@@ -12,17 +12,16 @@ import numpy as np
 from slam_jax.base.errors import InputError
 from slam_jax.base.json_file import read_json
 from slam_jax.config.options import Config
-from slam_jax.config.validate import freeze
 from slam_jax.drawing.report import SUMMARY_FILE
 from slam_jax.drawing.strips import ROWS_FILE
 from slam_jax.training.metric_log import read_rows
 from slam_jax.training.patience import Patience
 from slam_jax.training.workdir import (
-    CONFIG_FILE,
     RUN_FILE,
     SAMPLES,
     TEACHER_FILE,
     TEACHER_METRICS_FILE,
+    read_run,
 )
 
 MOST_LADDERS = 20
@@ -112,7 +111,7 @@ def read_run_data(workdir: Path) -> RunData:
     Raises:
       InputError: it is the folder of no run, or a file is damaged; names the file.
     """
-    config = freeze(read_json(workdir / CONFIG_FILE, "give the --workdir of a run"))
+    config = read_run(workdir)
     summary = _read(workdir / SUMMARY_FILE)
     rows, training = read_rows(workdir), config.training
     step = int(rows[-1]["step"]) if rows else 0

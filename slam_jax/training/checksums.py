@@ -5,6 +5,8 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from slam_jax.base.json_file import parse_json
+
 FILE = "checksums.json"
 
 
@@ -29,7 +31,7 @@ def check(folder: Path, share: int = 0, shares: int = 1) -> None:
       OSError: a file is missing or cannot be read.
       ValueError: a file has changed.
     """
-    sums = json.loads((folder / FILE).read_text())
+    sums = parse_json((folder / FILE).read_text())
     names = sorted(sums)[share::shares]
     with ThreadPoolExecutor() as pool:
         for name, found in zip(names, pool.map(_crc32, map(folder.joinpath, names)), strict=True):

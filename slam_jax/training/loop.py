@@ -100,6 +100,7 @@ class Events:
     ):
         self._run, self._checkpoints, self._stop = run, checkpoints, stop
         self._first, self._skipped = int(state.step), int(state.skipped)
+        self._has_drawn = False
         self._votes, self._saved = Votes(2), time.monotonic()
         self._previous: tuple[int, dict[str, jax.Array], dict[str, jax.Array]] | None = None
         best = run.options.patience, run.options.best_metric
@@ -220,9 +221,13 @@ class Events:
         every = training.sample_every
         drawing = self._run.draw_samples and every and step % every == 0 and not stopping
         if self._run.draw_samples and drawing:
+            if not self._has_drawn:
+                self._bar.set_postfix_str("compiling the samplers, once; minutes on a CPU")
             with self._log.clock_stopped():
                 drawn = self._run.draw_samples(state, step)
                 wait("the pictures are drawn")
+            self._has_drawn = True
+            self._bar.unpause()  # which leaves this time out of the time to come
         if not (drawing or step % training.log_every == 0 or last):
             return {}
         values = self._log.write(step, self._run.data.rejects, drawn)

@@ -15,8 +15,10 @@ from tqdm import tqdm
 
 from slam_jax.base.errors import InputError
 from slam_jax.base.files import write_whole
+from slam_jax.base.json_file import parse_json
 from slam_jax.data.rejects import Rejects
 from slam_jax.parallel.processes import is_main
+from slam_jax.training.board import Board
 from slam_jax.training.wandb_log import Wandb, WandbLog
 from slam_jax.training.workdir import METRICS_FILE, ladder_file
 
@@ -80,12 +82,12 @@ class MetricLog:
         if self._file:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
-            self._board = self._board or self._open_board()
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            self._board = self._board or Board(self._folder / "tensorboard", self._first)
+            picture = ladder_file(self._folder, step)
+            shown = picture if measured and picture.exists() else None
+            self._board.add(step, values, shown)
             if self._wandb:
-                picture = ladder_file(self._folder, step)
-                self._wandb.add(step, values, picture if measured and picture.exists() else None)
+                self._wandb.add(step, values, shown)
         self._rows = []
         self.start_clock()
         return values
@@ -105,12 +107,6 @@ class MetricLog:
         if self._wandb:
             self._wandb.close()
 
-    def _open_board(self) -> Any:
-        # Here, since it imports torch where that is installed: seconds, while the devices compute.
-        from tensorboardX import SummaryWriter
-
-        return SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._first + 1)
-
 
 def read_rows(folder: Path) -> tuple[dict[str, float], ...]:
     """The rows that a run has written so far; a last one that is being written, or that a kill cut
@@ -125,8 +121,8 @@ def read_rows(folder: Path) -> tuple[dict[str, float], ...]:
         lines.pop()
     try:
         # All together: faster than one by one, and the rows share the strings of their names.
-        rows = json.loads((b"[" + b",".join(lines) + b"]").decode())
-    except (ValueError, RecursionError):
+        rows = parse_json((b"[" + b",".join(lines) + b"]").decode())
+    except ValueError:
         rows = []
     if len(rows) != len(lines) or not all(map(_is_row, rows)):
         number, why = next(_damages(lines))
@@ -142,7 +138,7 @@ def _damages(lines: Sequence[bytes]) -> Iterator[tuple[int, str]]:
     """(number, why) of each line that is no row."""
     for number, line in enumerate(lines, 1):
         try:
-            if not _is_row(json.loads(line.decode())):
+            if not _is_row(parse_json(line.decode())):
                 yield number, 'expected a JSON object with a "step"'
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             yield number, str(error)

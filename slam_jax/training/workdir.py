@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from slam_jax.base.errors import InputError
+from slam_jax.base.errors import InputError, prefixed
 from slam_jax.base.files import is_empty, locked, room_for, write_whole
 from slam_jax.base.json_file import read_json
 from slam_jax.base.options import Options
-from slam_jax.config.validate import first_change, to_json
+from slam_jax.config.options import Config
+from slam_jax.config.validate import first_change, freeze, to_json
 from slam_jax.parallel.processes import is_main, wait
 
 CONFIG_FILE = "config.json"  # the run's config
@@ -22,6 +23,18 @@ TEACHER_METRICS_FILE = "teacher_metrics.json"  # the ladder's metrics of the tea
 def ladder_file(workdir: Path, step: int) -> Path:
     """Where the step ladder of a step is."""
     return workdir / SAMPLES / f"step_{step:06d}.png"
+
+
+def read_run(workdir: Path) -> Config:
+    """The config of the run in a workdir.
+
+    Raises:
+      InputError: there is none.
+    """
+    path = workdir / CONFIG_FILE
+    values = read_json(path, "give the --workdir of a run")
+    with prefixed(f"{path}: "):
+        return freeze(values)
 
 
 @contextmanager

@@ -127,6 +127,7 @@ def test_a_file_that_gives_a_part_of_a_method_leaves_the_rest_to_the_command_lin
         ("--config missing.py", "--config missing.py: no such file; recipes: digits, digits_paper"),
         ("--config missing.py", "digits_paper, emoji, emoji_flow, sd, sd21,"),
         ("--config no/folder", "--config no/folder: no such file; recipes: digits"),
+        ("--config digits:full", "digits.py: takes no size; leave :full out"),
         ("--config sd:huge", "sd.py:huge: expected full or tiny"),
         ("--config sd", "config.data.source = '', expected digits, photographs"),
         ("--config digits --config.method.gama=one", 'gama Did you mean "gamma"'),
@@ -162,6 +163,12 @@ def test_what_cannot_be_read_is_refused_in_one_line(arguments, message):
         ("\nimport no_such_module", ", line 2: No module named 'no_such_module'"),
         ("def get_config(:", ", line 1: invalid syntax"),
         (b"\x8f\x00", ": "),
+        (
+            "from slam_jax.config.options import default_config\n"
+            "def get_config():\n    default_config().no_such = 3",
+            ', line 3: the config has no option "no_such"',
+        ),
+        ("raise SystemExit(0)", ", line 1: it ends the process (0)"),
         ("", ": expected get_config() that returns a ConfigDict; there is none"),
         (
             "get_config = lambda: 3",

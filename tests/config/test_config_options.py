@@ -15,6 +15,7 @@ from slam_jax.config.options import (
     Training,
     default_config,
 )
+from slam_jax.config.pretraining import Pretraining
 from slam_jax.config.validate import first_change, freeze, to_json
 from slam_jax.method.registry import METHODS
 from slam_jax.method.slam import Slam
@@ -101,6 +102,15 @@ def test_a_value_of_another_type_or_out_of_range_is_refused_by_name(key):
         message = str(caught.value)
         assert message.startswith((f"{key} = {value!r}, expected", f"{key} = {told!r}, expected"))
         assert "\n" not in message
+
+
+@pytest.mark.parametrize("root", [Config, Pretraining, *METHODS.values()])
+def test_every_number_has_a_least_and_a_most(root):
+    for found in describe(root()):
+        first = found.default[:1] if isinstance(found.default, tuple) else (found.default,)
+        if {*map(type, first)} <= {int, float} and first:
+            assert ("at least" in found.values) or ("above" in found.values), found.key
+            assert ("at most" in found.values) or ("below" in found.values), found.key
 
 
 @pytest.mark.parametrize("method", METHODS.values())

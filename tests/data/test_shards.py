@@ -28,6 +28,15 @@ def paths(folder, *names):
     return [f"{folder}/{name}" for name in names]
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    ["{0..999999999}.tar", "{00..99}{00..99}{00..99}{00..99}.tar", "{a,b}" * 30 + ".tar"],
+)
+def test_a_pattern_of_too_many_shards_is_refused_before_it_is_spelt_out(tmp_path, pattern):
+    with pytest.raises(InputError, match=r"more than 1,000,000 shards; name fewer"):
+        shards.find(f"{tmp_path}/{pattern}")
+
+
 def test_patterns(tmp_path, monkeypatch):
     a = empty(tmp_path / "a", "10.tar", "9.tar", "0.tar", "stats.json", "._0.tar", "0.parquet")
     b = empty(tmp_path / "b", "0.tar", "x/3.tar", "dir.tar/4.tar")

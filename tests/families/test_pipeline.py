@@ -183,7 +183,7 @@ def changed(part, **values):
         ),
         (
             changed("info", method={"name": "slam", "w": -1}),
-            r"method\.w = -1\.0, expected a number at least 0; export",
+            r"method\.w = -1\.0, expected a number at least 0 and at most 1000; export",
         ),
     ],
 )

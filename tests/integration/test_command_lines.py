@@ -2,7 +2,7 @@
 
 import pytest
 
-from slam_jax.commands import inspect, report, sample, train
+from slam_jax.commands import export, inspect, plan, report, sample, train
 
 
 def refusal(main, *arguments):
@@ -24,6 +24,8 @@ def refusal(main, *arguments):
         (["--out", "x" * 252 + ".png"], "expected names of at most 255 bytes"),
         (["--out", "a\0.png"], "expected text without a NUL"),
         (["--labels", ""], "error: --labels '': expected labels between commas"),
+        (["--out", "/dev/null/x.png"], "error: --out /dev/null/x.png: cannot be written (Not a"),
+        (["--out", "/sys/kernel/x/y.png"], "/sys/kernel/x/y.png: cannot be written ("),
     ],
 )
 def test_a_sample_that_cannot_be_is_refused(arguments, line, tmp_path, monkeypatch):
@@ -59,3 +61,28 @@ def test_a_folder_below_a_file_is_one_line(tmp_path):
     workdir = tmp_path / "file" / "run"
     line = refusal(train.main, "--config", "digits", "--workdir", str(workdir))
     assert line.startswith(f"error: {tmp_path / 'file'}") and "\n" not in line
+
+
+def test_a_folder_is_tried_before_a_run_is_read(tmp_path):
+    line = refusal(export.main, "--workdir", str(tmp_path), "--out", "/dev/null/x")
+    assert line == "error: --out /dev/null/x: cannot be written (Not a directory)"
+    (tmp_path / "there").mkdir()
+    for out in ("there/x", "new/deep/x"):  # and nothing stays of the trial
+        line = refusal(export.main, "--workdir", str(tmp_path), "--out", str(tmp_path / out))
+        assert "config.json: cannot be read" in line
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+@pytest.mark.parametrize("option", ["--mesh", "--memory"])
+def test_an_empty_value_is_none(option):
+    line = refusal(plan.main, "--config", "digits", "--no-compile", option, "")
+    assert line.startswith(f"error: {option} : expected ")
+
+
+def test_what_argparse_refuses_is_one_line(capsys):
+    assert refusal(sample.main, "--model", "m", "--steps", "x\ny") == "2"
+    said = capsys.readouterr().err
+    assert said == (
+        r"error: --steps: invalid int value: 'x\ny'; slam-jax sample --help says what there is"
+        "\n"
+    )

@@ -48,7 +48,7 @@ def test_a_file_that_is_no_record_is_named(model, content):
         (("network", "attention_head_dim"), 0, "attention_head_dim = 0, supported: one integer"),
         (("network", "sample_size"), 0, "sample_size = 0, supported: 1 to 16384"),
         (("network", "sample_size"), 10**6, "sample_size = 1000000, supported: 1 to 16384"),
-        (("network", "block_out_channels"), "x", "expected a UNet that can be built"),
+        (("network", "block_out_channels"), "x", "supported: lists of whole numbers"),
     ],
 )
 def test_a_value_that_cannot_be_is_named(model, keys, value, line):

@@ -141,7 +141,7 @@ def test_a_finished_run_is_left_alone(whole_run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ("--config.tokens.vocabulary=500", ["config.tokens.vocabulary = 500", "514 or more"]),
+        ("--config.tokens.vocabulary=500", ["config.tokens.vocabulary = 500", "at least 514"]),
         ("--config.dropout=0.0", ["config.dropout = 0.0", "above 0"]),
         (
             "--config.text_encoder.num_attention_heads=3",

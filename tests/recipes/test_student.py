@@ -7,13 +7,15 @@ import pytest
 from small_digits import CONFIG, PIPELINE, UNET
 
 from slam_jax.base.errors import InputError
+from slam_jax.base.json_file import write_json
+from slam_jax.config.options import Teacher
 from slam_jax.families.digits import Digits
 from slam_jax.families.pipeline import student_config, student_params
 from slam_jax.formats.flax_folder import SavedModel, save_model
 from slam_jax.models.execution import Execution
 from slam_jax.recipes.distil import info_of
 from slam_jax.recipes.open_teacher import open_teacher
-from slam_jax.recipes.student import as_model, load
+from slam_jax.recipes.student import as_model, find_teacher, load
 
 
 @pytest.fixture
@@ -73,3 +75,20 @@ def test_a_grid_that_does_not_divide_the_teachers_schedule_is_refused(tmp_path):
     method = dataclasses.replace(CONFIG.method, num_ddim_timesteps=30)
     with pytest.raises(InputError, match="^config.method.num_ddim_timesteps = 30, expected a divi"):
         open_teacher(dataclasses.replace(CONFIG, method=method), tmp_path)
+
+
+def test_a_teacher_that_is_not_found_from_here_is_asked_for(run, tmp_path, monkeypatch):
+    """The path in the config is relative to the folder where the run was started."""
+    _, config, _ = run
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "teacher").rename("moved")
+    for teacher in (
+        Teacher(family="digits", path="kept/teacher", network=UNET.to_dict()),
+        Teacher(family="stable_diffusion", path="kept/teacher"),
+    ):
+        write_json(tmp_path / "teacher.json", {"path": "kept/teacher"})
+        changed = dataclasses.replace(config, teacher=teacher)
+        with pytest.raises(InputError, match=r"kept/teacher.*say where its teacher is: .*--teach"):
+            find_teacher(tmp_path, changed)
+    digits = dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, path="moved"))
+    assert isinstance(find_teacher(tmp_path, digits), Digits)

@@ -263,3 +263,17 @@ def test_the_learning_rate_of_a_row_is_that_of_its_steps(tmp_path):
     expected = np.where(updates < 2, 0.05 * (1 + updates / 2), down)
     rates = [row["learning_rate"] for row in read_metrics(tmp_path)]
     np.testing.assert_allclose(rates, expected.reshape(8, 2).mean(axis=1), rtol=1e-5)
+
+
+def test_the_first_pictures_say_that_samplers_are_compiled(tmp_path, capsys):
+    """And their time is not in the time to come: a step takes far less than drawing here."""
+    bars = []
+
+    def draw(state, step):
+        bars.append(capsys.readouterr().err)
+        time.sleep(0.3)
+        return {}
+
+    run_loop(tmp_path, steps=4, sample_every=2, draw_samples=draw)
+    assert "compiling the samplers, once" in bars[0]
+    assert "compiling the samplers" not in bars[1]
