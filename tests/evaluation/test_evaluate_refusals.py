@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("registered")
     ("changes", "message"),
     [
         (["--metrics", "fidelity"], "--metrics fidelity: expected of fd_pixels, "),
-        (["--steps", "1,0"], "argument --steps: invalid"),
+        (["--steps", "1,0"], "error: --steps: invalid"),
         (["--steps", "60"], "60"),
         (["--count", "6"], "6 pictures: fd_colours_reference takes 7 or more; .* use cmmd"),
         (["--count", "-5"], "--count -5: expected 1 or more"),

@@ -165,7 +165,10 @@ def test_a_student_that_is_told_gamma_and_a_teacher_that_predicts_v(finished, tm
         ("--config.method.gammas_per_subpath=1", "config.method.gammas_per_subpath = 1"),
         ("--config.method.solver_substeps=0", "config.method.solver_substeps = 0"),
         ("--config.evaluation.student_steps=(1,51)", "evaluation.student_steps: steps: 51"),
-        ("--config.evaluation.teacher_steps=(2000,)", "evaluation.teacher_steps: steps: 2000"),
+        (
+            "--config.evaluation.teacher_steps=(2000,)",
+            "config.evaluation.teacher_steps = (2000,), expected",
+        ),
         ("--config.evaluation.student_steps=(1,2.5)", "config.evaluation.student_steps"),
         ("--config.seed=99999999999", "config.seed"),
         ("--config.name=../x", "config.name"),
