@@ -142,14 +142,14 @@ def check_counts(arguments: argparse.Namespace, *names: str, most: int = MOST) -
             raise InputError(f"{option}: expected at most {most:,}")
 
 
-def check_seed(seed: int) -> None:
-    """Refuses a --seed that is out of range.
+def check_seed(seed: int, option: str = "--seed") -> None:
+    """Refuses a seed that is out of range.
 
     Raises:
       InputError: it is.
     """
     if not 0 <= seed < SEEDS:
-        raise InputError(f"--seed {seed}: expected 0 to {SEEDS - 1}")
+        raise InputError(f"{option} {seed}: expected 0 to {SEEDS - 1}")
 
 
 def check_size(size: int) -> None:

@@ -58,6 +58,7 @@ def work(arguments: argparse.Namespace) -> None:
     """Draws, measures, and says where the numbers are."""
     check_counts(arguments, "batch", "per_prompt", "teacher_steps")
     check_seed(arguments.seed)
+    check_seed(arguments.prompts_seed, "--prompts-seed")
     check_size(arguments.size)
     check_out(arguments.out)
     if arguments.count is not None:

@@ -68,7 +68,7 @@ def chosen_kind(field: dataclasses.Field, value: Any, path: str) -> Any:
     if kinds is None or not isinstance(value, dict):
         return None
     name = value.get("name")
-    if name not in kinds:
+    if not isinstance(name, str) or name not in kinds:
         raise InputError(f"{path}.name = {name!r}, expected one of {', '.join(kinds)}")
     return kinds[name]
 

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.usefixtures("registered")
         (["--steps", "1,0"], "error: --steps: invalid"),
         (["--steps", "60"], "60"),
         (["--count", "6"], "6 pictures: fd_colours_reference takes 7 or more; .* use cmmd"),
+        (["--prompts-seed", "-8"], "--prompts-seed -8: expected 0 to 2147483647"),
         (["--count", "-5"], "--count -5: expected 1 or more"),
         (
             ["--count", "10", "--per-prompt", "4"],

@@ -41,6 +41,7 @@ def test_a_file_that_is_no_record_is_named(model, content):
         (("network",), 3, "network is 3, expected a dict"),
         (("info",), [], "info is [], expected a dict"),
         (("info", "method", "num_ddim_timesteps"), "fifty", "expected a whole number"),
+        (("info", "method", "name"), [], "method.name = [], expected one of slam"),
         (("scheduler", "prediction_type"), "x", "prediction_type: 'x' is not one of"),
         (("network", "layers_per_block"), 10**7, "layers_per_block = 10000000, supported: 1 to"),
         (("network", "layers_per_block"), -1, "layers_per_block = -1, supported: 1 to 1000"),

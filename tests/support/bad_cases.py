@@ -254,7 +254,7 @@ def run(rng: random.Random, folder: Path, models: Models) -> Case:
     record = rng.choice(
         {
             "export": ["config.json", "teacher/config.json"],
-            "report": ["config.json", "metrics.jsonl"],
+            "report": ["metrics.jsonl"],
             "sample": ["export/config.json"],
             "replay": ["config.json", "teacher/config.json"],
             "train": ["config.json", "metrics.jsonl", "teacher/config.json"],
