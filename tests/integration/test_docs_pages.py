@@ -249,3 +249,30 @@ def test_the_readme_shows_the_report_of_the_demo():
     for row in report["results"]:
         numbers = [f"{row[name]:.3f}" for name in (*names, "fd_to_teacher")]
         assert f"| {row['model']} | {row['steps']} | {' | '.join(numbers)} |" in readme
+
+
+def test_the_emoji_of_flow_matching_are_as_the_pages_say():
+    report = json.loads((ROOT / "benchmarks/results/methods_emoji_flow.json").read_text())
+    words = " ".join((DOCS / "results.md").read_text().split())
+
+    def mean(student, steps, metric="fd_efficientnet"):
+        rows = [r for r in report["rows"] if (r["student"], r["steps"]) == (student, steps)]
+        found = [r["captions"][metric] for r in rows if "captions" in r]
+        assert len(found) == 2
+        return np.mean(found)
+
+    (teacher,) = (r["captions"] for r in report["teacher"] if r["steps"] == 50)
+    four, two, one = ([mean(name, n) for name in ("SLAM", "LCM")] for n in (4, 2, 1))
+    said = (
+        f"{four[0]:.1f} (SLAM) and {four[1]:.1f} (LCM) in 4 steps and {two[0]:.1f} and "
+        f"{two[1]:.1f} in 2, where the teacher in 50 has {teacher['fd_efficientnet']:.1f}. "
+        f"In 1 step they have {one[0]:.1f} and {one[1]:.1f}."
+    )
+    assert said in words
+    to_teacher = "fd_efficientnet_to_teacher"
+    farther = [mean("SLAM", n, to_teacher) / mean("LCM", n, to_teacher) - 1 for n in (1, 2, 4, 8)]
+    assert f"by {100 * min(farther):.0f} to {100 * max(farther):.0f}%, in every number" in words
+    folder = ROOT / "assets/emoji_flow_teacher"
+    card, psnr = (folder / "README.md").read_text(), json.loads((folder / "facts.json").read_text())
+    assert f"{psnr['psnr']:.1f} dB" in card and f"{teacher['retrieval']:.0%} of its" in card
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 12e6
