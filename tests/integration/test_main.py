@@ -167,7 +167,7 @@ def test_a_student_that_is_told_gamma_and_a_teacher_that_predicts_v(finished, tm
         ("--config.evaluation.student_steps=(1,51)", "evaluation.student_steps: steps: 51"),
         (
             "--config.evaluation.teacher_steps=(2000,)",
-            "config.evaluation.teacher_steps = (2000,), expected",
+            "config.evaluation.teacher_steps = (",
         ),
         ("--config.evaluation.student_steps=(1,2.5)", "config.evaluation.student_steps"),
         ("--config.seed=99999999999", "config.seed"),

@@ -36,7 +36,10 @@ def test_a_picture_that_is_not_finite_is_refused_and_not_kept(changeable, prompt
         (["--config.data.source=teacher:/nowhere.txt"], "config.data: /nowhere.txt: no such file"),
         (["--config.data.source=teacher:"], "config.data: teacher: names no prompts; add a text"),
         (["--config.data.teacher_count=0"], "config.data.teacher_count = 0, expected a number at"),
-        (["--config.data.teacher_steps=1001"], "config.data.teacher_steps = 1001, expected a number at"),
+        (
+            ["--config.data.teacher_steps=1001"],
+            "config.data.teacher_steps = 1001, expected a number at",
+        ),
         (["--config.data.teacher_w=-1.0"], "config.data.teacher_w = -1.0, expected a number at"),
         (["--config.data.flip=True"], "flip = True means nothing to it; leave it at False"),
         (["--config.data.crop=center"], "crop = 'center' means nothing to it"),
