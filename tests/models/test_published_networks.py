@@ -2,7 +2,7 @@
 
 import pytest
 
-from slam_jax.models.published_networks import TEXT_ENCODERS, UNETS, published_layers
+from slam_jax.models.published_networks import TEXT_ENCODERS, TRANSFORMERS, UNETS, published_layers
 
 
 def torch_layers(module):
@@ -36,3 +36,14 @@ def test_layers_are_those_of_torch(base):
         paths = {path.removeprefix("text_model."): s for path, s in found[part].items()}
         theirs = torch_layers(text_encoder)
         assert paths == {path.removeprefix("text_model."): s for path, s in theirs.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", TRANSFORMERS)
+def test_layers_of_transformers_are_those_of_torch(base):
+    import diffusers
+    import torch
+
+    with torch.device("meta"):
+        network = diffusers.SD3Transformer2DModel.from_config(TRANSFORMERS[base].to_dict())
+    assert published_layers(base)["denoiser"] == torch_layers(network)
