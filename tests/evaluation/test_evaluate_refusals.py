@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("registered")
     ("changes", "message"),
     [
         (["--metrics", "fidelity"], "--metrics fidelity: expected of fd_pixels, "),
-        (["--steps", "1,0"], "argument --steps: invalid"),
+        (["--steps", "1,0"], "--steps: invalid"),
         (["--steps", "60"], "60"),
         (["--count", "6"], "6 pictures: fd_colours_reference takes 7 or more; .* use cmmd"),
         (["--prompts-seed", "-8"], "--prompts-seed -8: expected 0 to 2147483647"),
