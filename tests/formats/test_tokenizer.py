@@ -1,5 +1,6 @@
 """Tokenizers of model folders, against transformers."""
 
+import json
 import logging
 import os
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import tiny_stable_diffusion
 import transformers
 
+from slam_jax.base.errors import InputError
 from slam_jax.formats import diffusers_folder as folder
 
 ROOT = Path(__file__).parents[2]
@@ -90,3 +92,25 @@ assert tokenizer.cut("a " * 100)
         timeout=300,
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        (
+            "special_tokens_map.json",
+            {"pad_token": None},
+            r"tokenizer: not a CLIP tokenizer \(Asking",
+        ),
+        ("vocab.json", {"<|endoftext|>": None}, r"vocab.json: lacks <\|endoftext\|>"),
+    ],
+)
+def test_a_tokenizer_that_cannot_pad_or_end_a_text_is_refused(changeable, name, changes, message):
+    """Transformers would say the first when it pads, and add the second as a new word."""
+    path = changeable / "tokenizer" / name
+    content = {**json.loads(path.read_text()), **changes}
+    if name == "vocab.json":
+        content = {word: number for word, number in content.items() if number is not None}
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        folder.read_tokenizer(folder.Folder(changeable, "tiny"), "tokenizer")

@@ -19,7 +19,7 @@ class _Found(Exception):
 def parser_of(name: str) -> argparse.ArgumentParser:
     """The parser of a sub-command."""
 
-    def stop(self, *_):
+    def stop(self: Any, args: Any = None, namespace: Any = None) -> Any:
         raise _Found(self)
 
     known = command.Parser.parse_known_args
