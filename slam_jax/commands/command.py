@@ -48,11 +48,16 @@ def parser_of(name: str, description: str, **more: Any) -> Parser:
     return Parser(f"slam-jax {name}", None, description, formatter_class=formatter, **more)
 
 
-def path(text: str) -> Path:
-    """A file's or folder's name; of argparse."""
+def place(text: str) -> str:
+    """Where something is, which may be a URL or a pattern; of argparse."""
     if not text:
         raise argparse.ArgumentTypeError("expected the name of a file or folder")
-    return Path(text)
+    return text
+
+
+def path(text: str) -> Path:
+    """A file's or folder's name; of argparse."""
+    return Path(place(text))
 
 
 def add_version_options(parser: argparse.ArgumentParser) -> None:

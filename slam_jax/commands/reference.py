@@ -8,7 +8,15 @@ import shutil
 
 from slam_jax.base.errors import InputError
 from slam_jax.base.files import locked, room_for
-from slam_jax.commands.command import check_counts, check_out, check_size, parser_of, path, run
+from slam_jax.commands.command import (
+    check_counts,
+    check_out,
+    check_size,
+    parser_of,
+    path,
+    place,
+    run,
+)
 from slam_jax.commands.evaluate import add_network_options
 from slam_jax.drawing.metrics.registry import networks_of
 from slam_jax.evaluation.images import open_images
@@ -57,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = parser_of("reference", "What networks see in real pictures, for slam-jax evaluate.")
     add = parser.add_argument
-    add("--images", required=True, help="folder, tar shards or zip of pictures")
+    add("--images", type=place, required=True, help="folder, tar shards or zip of pictures")
     add("--metrics", default="fid", help="that will compare with them, between commas")
     add("--size", type=int, default=256, help="centre square of this size, by Lanczos; 0: as it is")
     add_network_options(parser)

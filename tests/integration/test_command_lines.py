@@ -2,7 +2,7 @@
 
 import pytest
 
-from slam_jax.commands import export, inspect, plan, report, sample, train
+from slam_jax.commands import export, inspect, plan, reference, report, sample, train
 
 
 def refusal(main, *arguments):
@@ -43,6 +43,9 @@ def test_an_argument_without_dashes_is_named_without_them():
 def test_an_empty_name_is_none(capsys):
     assert refusal(sample.main, "--model", "m", "--out", "") == "2"
     assert "--out: expected the name of a file or folder" in capsys.readouterr().err
+    # And not all pictures of the current folder.
+    assert refusal(reference.main, "--images", "", "--out", "x.npz") == "2"
+    assert "--images: expected the name of a file or folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ def usual(name: str, folder: Path, models: Any) -> list[str]:
         "prepare": ["--source", str(folder), "--model", str(folder / "none"), "--out", out],
         "prepare emoji": ["--packages", str(folder / "none"), "--out", out],
         "inspect": [str(folder / "none")],
+        "playground": ["--model", str(folder / "none")],
         "plan": ["--no-compile", "--config", "digits"],
         "replay": ["--workdir", str(folder / "none")],
         "report": ["--workdir", str(folder / "none")],
