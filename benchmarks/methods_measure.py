@@ -88,8 +88,8 @@ class Measure:
         save(grid(rows, scale=64 // teacher.shape[1]), path)
 
     def teacher(self, workdir: Path, config: Config) -> list[dict]:
-        """A row for each number of steps, and one of most steps from other noise: what a student
-        whose sampler draws noise of its own could reach."""
+        """A row for each number of steps, and where the task asks for it one of most steps
+        from other noise: what a student whose sampler draws noise of its own could reach."""
         rows, most = [], self._pictures(workdir, config, TEACHER_STEPS[0])
         others = [(TEACHER_STEPS[0], SEED + 1)] if self._task.other_noise else []
         for steps, seed in (*((steps, SEED) for steps in TEACHER_STEPS), *others):

@@ -33,6 +33,7 @@ from slam_jax.families.family import Model
 from slam_jax.families.pipeline import student_config
 from slam_jax.method.slam import Slam
 from slam_jax.models.functional import abstract_params, cast
+from slam_jax.models.remat import REMAT
 from slam_jax.models.unet import UNet2DConditionModel
 from slam_jax.parallel import runtime
 from slam_jax.parallel.sharding import make_mesh, placed
@@ -45,7 +46,6 @@ from slam_jax.parallel.topology import (
 )
 from slam_jax.recipes.memory import PREPARED, lower
 
-RECIPES = {"sdxl": "sdxl"}  # the others: sd
 DTYPE = "bfloat16"
 
 
@@ -59,7 +59,7 @@ def lower_step(model: str, mesh: options.Mesh, rows: int, remat: str, devices: D
       remat: what the gradient computes again.
       devices: of a topology.
     """
-    recipe = RECIPES.get(model, "sd")
+    recipe = "sdxl" if model == "sdxl" else "sd"
     case = Case(recipe, recipe, model, rows * len(devices), remat, "full", PREPARED)
     config = replace(config_of(recipe, case, case.kind), mesh=mesh)
     return lower(config, family_of(case), make_mesh(mesh.data, mesh.fsdp, devices))
@@ -87,14 +87,17 @@ def measure(options_: argparse.Namespace) -> dict[str, Any]:
     topology = parse_topology(options_.topology)
     version, start = check_compiler(), time.monotonic()
     if options_.sampler:
+        if topology.size > 1 or options_.fsdp > 1 or options_.remat:
+            raise InputError("--sampler: is for one device, without --fsdp and --remat")
         what: dict[str, Any] = {"steps": 4, "dtype": DTYPE}
         make = partial(lower_sampler, options_.model, options_.rows)
     else:
         if topology.size % options_.fsdp:
             raise InputError(f"--fsdp {options_.fsdp}: does not divide the {topology.size} devices")
         mesh = options.Mesh(topology.size // options_.fsdp, options_.fsdp)
-        what = {"data": mesh.data, "fsdp": mesh.fsdp, "remat": options_.remat}
-        make = partial(lower_step, options_.model, mesh, options_.rows, options_.remat)
+        remat = options_.remat or "full"
+        what = {"data": mesh.data, "fsdp": mesh.fsdp, "remat": remat}
+        make = partial(lower_step, options_.model, mesh, options_.rows, remat)
     try:
         program = compile_apart(topology, make)
         found = {"fits": True, **asdict(program), "total": program.total}
@@ -123,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--sampler", action="store_true", help="not the training step")
     add("--fsdp", type=positive, default=1, help="of the mesh")
     add("--rows", type=positive, default=1, help="examples or pictures on each device")
-    add("--remat", default="full", choices=("none", "minimal", "full"))
+    add("--remat", choices=REMAT, help="of a step; None: full")
     add("--out", type=Path, default=FOLDER, help="folder of the result")
     arguments = parser.parse_args(argv)
     runtime.configure()

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from slam_jax.base.errors import BackendError, InputError, prefixed
 from slam_jax.base.files import check_writable
 from slam_jax.base.values import MOST, expected_of
-from slam_jax.config.options import SEEDS
+from slam_jax.config.options import DTYPES, SEEDS
 from slam_jax.parallel import runtime
 
 
@@ -64,6 +64,13 @@ def add_version_options(parser: argparse.ArgumentParser) -> None:
     """Flags that say which files of a model are meant."""
     parser.add_argument("--revision", default="", help="commit, tag or branch of a repository")
     parser.add_argument("--variant", default="", help='such as "fp16", of the weight files')
+
+
+def add_size_options(parser: argparse.ArgumentParser) -> None:
+    """Flags that say how large pictures are drawn, and in which dtype."""
+    parser.add_argument("--width", type=int, help="in pixels; None: what it was trained on")
+    parser.add_argument("--height", type=int, help="in pixels; None: what it was trained on")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of what draws")
 
 
 def add_lora_options(parser: Any) -> None:

@@ -15,6 +15,7 @@ from slam_jax.base.errors import InputError
 from slam_jax.base.files import locked, room_for
 from slam_jax.commands.command import (
     add_lora_options,
+    add_size_options,
     add_version_options,
     check_counts,
     check_out,
@@ -24,7 +25,6 @@ from slam_jax.commands.command import (
     path,
     refusals,
 )
-from slam_jax.config.options import DTYPES
 from slam_jax.drawing.metrics.registry import METRICS
 from slam_jax.evaluation.evaluate import evaluate
 from slam_jax.evaluation.presets import PRESETS
@@ -88,9 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--model", required=True, help="workdir of a finished run, folder, or hub repository")
     add_version_options(parser)
     add_lora_options(parser)
-    add("--width", type=int, help="in pixels; None: what it was trained on")
-    add("--height", type=int, help="in pixels; None: what it was trained on")
-    add("--dtype", choices=DTYPES, default="float32", help="of the networks that draw")
+    add_size_options(parser)
     add("--steps", type=numbers, default=(1, 2, 4, 8), help="numbers of steps, between commas")
     add("--guidance", type=float, help="usual scale, of a teacher that is measured")
     add(

@@ -18,13 +18,13 @@ from tempfile import TemporaryDirectory
 from slam_jax.base.errors import InputError
 from slam_jax.commands.command import (
     add_lora_options,
+    add_size_options,
     add_version_options,
     check_counts,
     check_seed,
     parser_of,
     run,
 )
-from slam_jax.config.options import DTYPES
 from slam_jax.drawing.draw import TEACHER_GUIDANCE, choose_guidance
 from slam_jax.families.family import Model
 from slam_jax.parallel import runtime
@@ -129,10 +129,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--prompt", help="that the page begins with; None: an example of the model's")
     add("--steps", type=int, default=4, help="that the page begins with")
     add("--seed", type=int, default=0, help="of the noise that the page begins with")
-    add("--width", type=int, help="in pixels; None: what it was trained on")
-    add("--height", type=int, help="in pixels; None: what it was trained on")
+    add_size_options(parser)
     add("--guidance", type=float, help=f"usual scale, of teachers only; None: {TEACHER_GUIDANCE}")
-    add("--dtype", choices=DTYPES, default="float32", help="of the networks")
     add("--teacher", help="folder or hub repository, to draw beside the student; None: nobody does")
     add("--teacher-steps", type=int, default=50, help="that the teacher draws in")
     add("--teacher-guidance", type=float, help="usual scale; None: what the student learnt")

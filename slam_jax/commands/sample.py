@@ -14,6 +14,7 @@ import numpy as np
 from slam_jax.base.errors import InputError
 from slam_jax.commands.command import (
     add_lora_options,
+    add_size_options,
     add_version_options,
     check_counts,
     check_out,
@@ -22,7 +23,6 @@ from slam_jax.commands.command import (
     path,
     run,
 )
-from slam_jax.config.options import DTYPES
 from slam_jax.drawing import pictures
 from slam_jax.drawing.draw import (
     TEACHER_GUIDANCE,
@@ -174,11 +174,9 @@ def main(argv: list[str] | None = None) -> None:
     add("--seed", type=int, default=0, help="of the noise")
     add("--count", type=int, default=1, help="pictures of each prompt")
     add("--batch", type=int, default=4, help="pictures that are drawn at a time")
-    add("--width", type=int, help="in pixels; None: what it was trained on")
-    add("--height", type=int, help="in pixels; None: what it was trained on")
+    add_size_options(parser)
     add("--image", type=path, help="picture to go on from (students)")
     add("--strength", type=float, default=1.0, help="how much of it is redrawn, in (0, 1]")
     add("--guidance", type=float, help=f"usual scale, of teachers only; None: {TEACHER_GUIDANCE}")
-    add("--dtype", choices=DTYPES, default="float32", help="of the networks")
     add("--out", type=path, default=Path("samples.png"), help="PNG for a sheet, or a folder")
     run(work, parser, argv)

@@ -77,10 +77,8 @@ class Topology:
         Raises:
           RuntimeError: libtpu does not know the grid; its first line says why.
         """
-        _, count, options = CHIPS[self.chip]
-        alone = set(self.sides) == {1}
-        host = (1,) * count if alone else (2, 2, 1)[:count]
-        bounds = (*host, *(1,) * (3 - count))
+        options = CHIPS[self.chip][2]
+        bounds = (1, 1, 1) if set(self.sides) == {1} else (2, 2, 1)
         return topologies.get_topology_desc(
             str(self), "tpu", chips_per_host_bounds=bounds, **options
         ).devices

@@ -83,7 +83,7 @@ def plan_for(topology: Topology, config: Config, workdir: Path, family: Family) 
     Raises:
       BackendError: as `compile_apart`.
     """
-    print(f"compiling for {topology}: minutes, or hours for SD 1.5", file=sys.stderr)
+    print(f"compiling for {topology}: minutes; long for full sizes", file=sys.stderr)
     parts, memory = parts_of(config, family), topology.memory
     try:
         program = program_of(config, workdir, family, topology)

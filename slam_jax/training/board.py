@@ -1,10 +1,9 @@
-"""The metrics and pictures of a run for TensorBoard, in its own files.
+"""The metrics and pictures of a run for TensorBoard.
 
-They are written at once and by this thread: tensorboardX's own writer has one that dies with a
+They are written at once and by this thread: tensorboardX's usual writer has one that dies with a
 traceback when the disk is full, and nobody hears of it.
 """
 
-import socket
 import struct
 import time
 from pathlib import Path
@@ -26,17 +25,14 @@ class Board:
 
     def __init__(self, folder: Path, step: int):
         # Here, since it imports torch where that is installed: seconds, while the devices compute.
-        from tensorboardX import record_writer
+        from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2, summary_pb2
 
         events: Any = event_pb2  # whose classes are made when they are imported
         summaries: Any = summary_pb2
-        self._crc, self._event = record_writer.masked_crc32c, events.Event
-        self._summary = summaries.Summary
+        self._event, self._summary = events.Event, summaries.Summary
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time():.3f}.{socket.gethostname()}"
-        self._file = (folder / name).open("wb", buffering=0)
-        self._write(file_version="brain.Event:2")
+        self._writer = EventsWriter(str(folder / "events"))
         start = events.SessionLog(status=events.SessionLog.START)
         self._write(step=step + 1, session_log=start)
 
@@ -63,11 +59,8 @@ class Board:
         self._write(step=step, summary=self._summary(value=found))
 
     def close(self) -> None:
-        self._file.close()
+        self._writer.close()
 
     def _write(self, **event: Any) -> None:
-        """An event as a record: its length and the length's checksum, itself and its checksum."""
-        data = self._event(wall_time=time.time(), **event).SerializeToString()
-        length = struct.pack("<Q", len(data))
-        sums = (struct.pack("<I", self._crc(part)) for part in (length, data))
-        self._file.write(length + next(sums) + data + next(sums))
+        self._writer.write_event(self._event(wall_time=time.time(), **event))
+        self._writer.flush()

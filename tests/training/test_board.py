@@ -1,4 +1,4 @@
-"""What TensorBoard gets is what its own reader finds; and a full disk is heard of."""
+"""What is in the file for TensorBoard, record by record; and a full disk is heard of."""
 
 import json
 import struct
@@ -66,8 +66,9 @@ def test_a_full_disk_is_one_line_and_no_thread_speaks(tmp_path, capfd):
         claimed(run, freeze(default_config()), False),
     ):
         board = Board(run / "tensorboard", 0)
-        board._file.close()
-        board._file = open("/dev/full", "wb", buffering=0)  # noqa: PTH123, SIM115 - as it is there
-        with board._file:
+        records = board._writer._py_recordio_writer
+        records.close()
+        records._writer = open("/dev/full", "wb", buffering=0)  # noqa: PTH123, SIM115
+        with records._writer:
             board.add(1, {"loss": 0.5}, None)
     assert capfd.readouterr().err == ""
