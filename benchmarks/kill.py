@@ -3,8 +3,8 @@
     PYTHONPATH=. python benchmarks/kill.py
 
 Distils a small digits teacher on two CPU devices (fsdp=2), once in peace, and once where the
-process and all that it started get SIGKILL, 27 times, each time started again with --resume. The
-moments are random, each aimed at a phase:
+process and all that it started get SIGKILL, 27 times (or --times 25 and two), each time started
+again with --resume. The moments are random, each aimed at a phase:
 
 start    anywhere from the command to the first step: imports, restoring, the first programs
 compile  while the training step is compiled (these starts have no compilation cache)
@@ -273,12 +273,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--aims", nargs="+", choices=AIMS, help="of the kills; default: 25 and two")
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--times", type=int, default=1, help="as many kills and steps")
+    parser.add_argument("--steps", type=int, help=f"of the run; default: {STEPS} x --times")
     parser.add_argument("--cache", type=Path, help="of compiled programs; default: a new one")
     parser.add_argument("--folder", type=Path, help="for the runs; default: a temporary one")
     parser.add_argument("--out", type=Path, default=FOLDER)
     options = parser.parse_args(argv)
-    aims = options.aims or [aim for aim, count in AIMS.items() for _ in range(count)]
+    steps = options.steps or STEPS * options.times
+    aims = options.aims or [aim for aim in AIMS for _ in range(AIMS[aim] * options.times)]
     if not options.aims:
         random.Random(options.seed).shuffle(aims)
         aims += ["end", "end"]
@@ -286,7 +288,7 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="kill-") as folder:
         path = Path(folder)
         cache = options.cache or path / "cache"
-        report |= kill_and_compare(path, aims, options.steps, EVERY, cache, options.seed)
+        report |= kill_and_compare(path, aims, steps, EVERY, cache, options.seed)
     write(report, options.out / "kill.json")
     sys.exit(0 if report["arrays_equal"] and report["metrics_equal"] else 1)
 
