@@ -2,12 +2,12 @@
 
 Nothing else in the project knows of devices. A batch is split over both axes of the mesh. The
 state and the frozen networks are split over "fsdp" and repeated along "data" (fully sharded data
-parallelism: Rajbhandari et al. 2020, ZeRO stage 3). Arrays are made whole for a step: the student's
-stay so from its forward to its backward pass.
+parallelism: Rajbhandari et al. 2020, ZeRO stage 3). Arrays are made whole where they are used; the
+student's stay so from its forward to its backward pass, unless they are gathered again in there.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -172,16 +172,26 @@ def _gather(array: Array, spec: PartitionSpec, dtype: str) -> Array:
         return array.astype(dtype)
     axis = spec.index("fsdp")
 
-    @jax.custom_vjp
-    def gathered(part):
+    def whole(part):
         return jax.lax.all_gather(part.astype(dtype), "fsdp", axis=axis, tiled=True)
 
     def scatter(_, gradient):
         gradient = gradient.astype(array.dtype)
         return (jax.lax.psum_scatter(gradient, "fsdp", scatter_dimension=axis, tiled=True),)
 
-    gathered.defvjp(lambda part: (gathered(part), None), scatter)
+    gathered = jax.custom_vjp(whole)
+    gathered.defvjp(lambda part: (whole(part), None), scatter)
     return gathered(array)
+
+
+def regathered(function: Callable) -> Callable:
+    """The same function, whose backward pass gathers arrays again, each near its use, in place of
+    keeping what `gather` made of them. All else that it keeps stays the same."""
+
+    def keeps(primitive, *_, **__) -> bool:
+        return primitive is not jax.lax.all_gather_p
+
+    return jax.checkpoint(function, policy=keeps)
 
 
 def sum_gradients(tree: Any, specs: Any) -> Any:

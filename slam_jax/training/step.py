@@ -25,6 +25,7 @@ from slam_jax.parallel.sharding import (
     AXES,
     AnyMesh,
     gather,
+    regathered,
     replicated,
     rows_of_device,
     shardings_of,
@@ -179,9 +180,12 @@ def _make_gradients(
             total = losses.sum()
             return total / batch_size, {"loss": (total, jnp.float32(losses.size)), **sums}
 
+        again = training.remat == "full" and mesh.shape["fsdp"] > 1
+        share = regathered(share_of_loss) if again else share_of_loss
+
         def on_device(params, ema, frozen, batch, key):
             def gradient_of(part):
-                return jax.grad(share_of_loss, has_aux=True)(params, ema, frozen, *part, key)
+                return jax.grad(share, has_aux=True)(params, ema, frozen, *part, key)
 
             def add(grads, part):
                 more, sums = gradient_of(part)

@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from jaxprs import operations
 
 from slam_jax.parallel.sharding import (
     AXES,
     batch_sharding,
     gather,
     make_mesh,
+    regathered,
     replicate,
     replicated,
     rows_here,
@@ -184,3 +186,38 @@ def test_gradients_of_gathered_arrays_are_those_of_one_device(fsdp, dtype):
         expected = jax.tree.map(lambda *g: sum(np.asarray(a, np.float64) for a in g), *parts)
     for name, gradient in grads.items():
         np.testing.assert_allclose(gradient, expected[name], rtol=2e-5)
+
+
+def test_weights_that_are_gathered_again_are_not_kept_and_give_the_same_gradients():
+    mesh, rng = make_mesh(fsdp=8), np.random.default_rng(0)
+    params = [rng.normal(size=(8, 8)).astype(np.float32) for _ in range(3)]
+    x = rng.normal(size=(16, 8)).astype(np.float32)
+    specs = specs_of(params, mesh)
+
+    def loss(params, x):
+        for kernel in params:
+            x = jnp.tanh(x @ kernel)
+        return (x**2).sum()
+
+    def gradients(wrap):
+        def on_device(params, x):
+            share = wrap(lambda params, x: loss(gather(params, specs), x))
+            return sum_gradients(jax.grad(share)(params, x), specs)
+
+        return jax.shard_map(
+            on_device, mesh=mesh, in_specs=(specs, P(AXES)), out_specs=specs, check_vma=False
+        )
+
+    arguments, seen = (shard(params, mesh), shard_batch({"x": x}, mesh)["x"]), {}
+    for name, wrap in {"kept": lambda share: share, "again": regathered}.items():
+        seen[name] = operations(jax.make_jaxpr(gradients(wrap))(*arguments).jaxpr)
+    assert seen["kept"]["all_gather"] == 3
+    assert seen["again"]["all_gather"] == 3 + 2  # nothing asks for the gradient of x
+    for name in ("dot_general", "tanh", "reduce_scatter"):
+        assert seen["kept"][name] == seen["again"][name] > 0
+    expected = jax.grad(loss)(params, x)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5),
+        jax.jit(gradients(regathered))(*arguments),
+        expected,
+    )
