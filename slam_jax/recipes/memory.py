@@ -43,7 +43,7 @@ from slam_jax.recipes.distil import (
     trained_dtypes,
     trained_shapes,
 )
-from slam_jax.training.step import TrainState, check_batch_size
+from slam_jax.training.step import TrainState, check_batch_size, gathers_again
 
 # For a config that leaves the data to the user.
 PREPARED = "latents that slam-jax prepare makes"
@@ -227,7 +227,9 @@ def counted_bytes(config: Config, family: Family) -> int:
         )
 
     mesh = _mesh_of(config)
-    weights = copies(student, params) + copies(target, params) + copies(frozen, frozen)
+    weights = copies(target, params) + copies(frozen, frozen)
+    if not gathers_again(config.training, mesh):
+        weights += copies(student, params)
     return weights + sum(_size(variable.aval) for variable in kept)
 
 

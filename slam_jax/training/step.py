@@ -123,6 +123,12 @@ def init_state(params: Params, tx: optax.GradientTransformation, mesh: Mesh) -> 
     return jax.jit(build, out_shardings=shardings)(params)
 
 
+def gathers_again(training: Training, mesh: AnyMesh) -> bool:
+    """Whether the backward pass gathers weights again that are split over devices, in place of
+    keeping them whole: more traffic for less memory."""
+    return training.remat == "full" and mesh.shape["fsdp"] > 1
+
+
 def make_train_step(
     loss: Loss,
     tx: optax.GradientTransformation,
@@ -180,8 +186,7 @@ def _make_gradients(
             total = losses.sum()
             return total / batch_size, {"loss": (total, jnp.float32(losses.size)), **sums}
 
-        again = training.remat == "full" and mesh.shape["fsdp"] > 1
-        share = regathered(share_of_loss) if again else share_of_loss
+        share = regathered(share_of_loss) if gathers_again(training, mesh) else share_of_loss
 
         def on_device(params, ema, frozen, batch, key):
             def gradient_of(part):
