@@ -7,7 +7,8 @@ a TPU. It takes libtpu (`pip install 'slam_jax[tpu-plan]'`), minutes to hours, a
 A step is that of the recipe sd or sdxl on prepared latents, with --rows examples on each device. A
 sampler draws --rows pictures in 4 steps, in bfloat16, on one device.
 Writes tpu_MODEL_WHAT_TOPOLOGY.json into benchmarks/results/ (or --out): bytes on a device, traffic,
-products, the seconds and the memory of this machine that it took; or where it stopped.
+products, the seconds and the memory of this machine that it took; or where it stopped. And tpus.md,
+a table of all such files there.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from result import FOLDER, made_by, positive, write
 from shapes import SHAPES, pipeline_of
 
 from slam_jax.base.errors import BackendError, InputError
+from slam_jax.base.json_file import read_json
 from slam_jax.config import options
 from slam_jax.config.options import Precision
 from slam_jax.drawing.draw import Settings, make_sampler
@@ -38,6 +40,7 @@ from slam_jax.models.unet import UNet2DConditionModel
 from slam_jax.parallel import runtime
 from slam_jax.parallel.sharding import make_mesh, placed
 from slam_jax.parallel.topology import (
+    GIB,
     Devices,
     DoesNotFit,
     check_compiler,
@@ -118,6 +121,40 @@ def measure(options_: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def table(reports: Sequence[dict[str, Any]]) -> str:
+    """Of several results, in Markdown."""
+    head = (
+        *("TPUs", "program", "arguments", "temporary", "code", "gathered", "gradients' sums"),
+        *("TFLOP", "compiling"),
+    )
+    lines = [head, ["---"] * len(head), *(_row(report) for report in reports)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _row(report: dict[str, Any]) -> list[str]:
+    what = f"{report['rows_per_device']} rows a device"
+    if "steps" in report:
+        program = f"{report['model']}: sampler, {report['steps']} steps, {what}"
+    else:
+        mesh = f"data={report['data']}, fsdp={report['fsdp']}"
+        program = f"{report['model']}: step, {mesh}, {what}, remat {report['remat']}"
+    minutes = f"{report['seconds'] / 60:.0f} min, {report['host_bytes'] / GIB:.1f} GiB"
+    if "stopped" in report:
+        return [report["topology"], f"{program}: {report['stopped']}", *["-"] * 6, minutes]
+    sizes = [_size(report[name]) for name in ("arguments", "temporary", "code")]
+    sent = [
+        _size(sum(size for kind, *_, size in report["traffic"] if (kind == "all-gather") == whole))
+        for whole in (True, False)
+    ]
+    flops = f"{report['flops'] / 1e12:.3g}"
+    return [report["topology"], program, *sizes, *sent, flops, minutes]
+
+
+def _size(count: int) -> str:
+    """Bytes, as a person reads them."""
+    return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.0f} MiB"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
@@ -138,6 +175,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     what = "sampler" if arguments.sampler else "step"
     place = arguments.topology.replace(":", "_")
     write(report, arguments.out / f"tpu_{arguments.model}_{what}_{place}.json")
+    reports = [read_json(path, "remove it") for path in sorted(arguments.out.glob("tpu_*.json"))]
+    (arguments.out / "tpus.md").write_text(table(reports))
 
 
 if __name__ == "__main__":

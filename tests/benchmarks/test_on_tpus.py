@@ -36,6 +36,10 @@ def test_a_sampler_computes_in_bfloat16_and_what_stops_it_is_written(script, tmp
     assert products_of(program.as_text()).keys() == {"bf16 x bf16"}
     report = json.loads((tmp_path / "tpu_tiny_sampler_v5e_1x1.json").read_text())
     assert report["stopped"] == "the compiler for v5e:1x1 was ended" and "fits" not in report
+    row = (tmp_path / "tpus.md").read_text().splitlines()[-1]
+    assert row.startswith(
+        "| v5e:1x1 | tiny: sampler, 4 steps, 1 rows a device: the compiler for v5e"
+    )
 
 
 @pytest.mark.slow
@@ -46,6 +50,20 @@ def test_a_step_is_split_as_the_command_line_says(script, tmp_path):
     (program,) = script.lowered
     _, _, batch = program.in_avals[0]
     assert {array.shape[0] for array in batch.values()} == {12}
+
+
+def test_a_program_is_a_row_of_the_table(script):
+    traffic = [("all-gather", "bf16", 9, 3 << 30), ("reduce-scatter", "f32", 5, 1 << 30)]
+    traffic += [("all-reduce", "f32", 1, 64 << 20), ("all-gather", "f32", 1, 1 << 30)]
+    report = {"topology": "v5e:2x4", "model": "sd15", "rows_per_device": 2, "data": 1, "fsdp": 8}
+    report |= {"remat": "full", "arguments": 2 << 30, "temporary": 5 << 30, "code": 9 << 20}
+    report |= {"traffic": traffic, "flops": 4.82e12, "seconds": 600.0, "host_bytes": 8 << 30}
+    head, line, row = script.table([report]).splitlines()
+    assert head.count("|") == line.count("|") == row.count("|")
+    assert row == (
+        "| v5e:2x4 | sd15: step, data=1, fsdp=8, 2 rows a device, remat full | 2.00 GiB | 5.00 GiB "
+        "| 9 MiB | 4.00 GiB | 1.06 GiB | 4.82 | 10 min, 8.0 GiB |"
+    )
 
 
 @pytest.mark.parametrize(
