@@ -4,6 +4,8 @@ a TPU. It takes libtpu (`pip install 'slam_jax[tpu-plan]'`), minutes to hours, a
     PYTHONPATH=. python benchmarks/on_tpus.py --model tiny --topology v5e:2x4 --fsdp 4
     PYTHONPATH=. python benchmarks/on_tpus.py --model sd15 --sampler --topology v5e:1x1
 
+JAX_OPTIMIZATION_LEVEL=O1 before it makes the compiler work less, and need less memory here.
+
 A step is that of the recipe sd or sdxl on prepared latents, with --rows examples on each device. A
 sampler draws --rows pictures in 4 steps, in bfloat16, on one device.
 Writes tpu_MODEL_WHAT_TOPOLOGY.json into benchmarks/results/ (or --out): bytes on a device, traffic,
@@ -114,6 +116,7 @@ def measure(options_: argparse.Namespace) -> dict[str, Any]:
         "devices": topology.size,
         "model": options_.model,
         "rows_per_device": options_.rows,
+        "optimization_level": jax.config.jax_optimization_level,
         **what,
         **found,
         "seconds": time.monotonic() - start,
@@ -139,6 +142,8 @@ def _row(report: dict[str, Any]) -> list[str]:
         mesh = f"data={report['data']}, fsdp={report['fsdp']}"
         program = f"{report['model']}: step, {mesh}, {what}, remat {report['remat']}"
     minutes = f"{report['seconds'] / 60:.0f} min, {report['host_bytes'] / GIB:.1f} GiB"
+    if report["optimization_level"] != "UNKNOWN":  # XLA's usual one
+        program += f", {report['optimization_level']}"
     if "stopped" in report:
         return [report["topology"], f"{program}: {report['stopped']}", *["-"] * 6, minutes]
     sizes = [_size(report[name]) for name in ("arguments", "temporary", "code")]

@@ -56,13 +56,19 @@ def test_a_program_is_a_row_of_the_table(script):
     traffic = [("all-gather", "bf16", 9, 3 << 30), ("reduce-scatter", "f32", 5, 1 << 30)]
     traffic += [("all-reduce", "f32", 1, 64 << 20), ("all-gather", "f32", 1, 1 << 30)]
     report = {"topology": "v5e:2x4", "model": "sd15", "rows_per_device": 2, "data": 1, "fsdp": 8}
-    report |= {"remat": "full", "arguments": 2 << 30, "temporary": 5 << 30, "code": 9 << 20}
+    report |= {
+        "remat": "full",
+        "optimization_level": "O1",
+        "arguments": 2 << 30,
+        "temporary": 5 << 30,
+        "code": 9 << 20,
+    }
     report |= {"traffic": traffic, "flops": 4.82e12, "seconds": 600.0, "host_bytes": 8 << 30}
     head, line, row = script.table([report]).splitlines()
     assert head.count("|") == line.count("|") == row.count("|")
     assert row == (
-        "| v5e:2x4 | sd15: step, data=1, fsdp=8, 2 rows a device, remat full | 2.00 GiB | 5.00 GiB "
-        "| 9 MiB | 4.00 GiB | 1.06 GiB | 4.82 | 10 min, 8.0 GiB |"
+        "| v5e:2x4 | sd15: step, data=1, fsdp=8, 2 rows a device, remat full, O1 | 2.00 GiB "
+        "| 5.00 GiB | 9 MiB | 4.00 GiB | 1.06 GiB | 4.82 | 10 min, 8.0 GiB |"
     )
 
 
