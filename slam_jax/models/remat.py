@@ -4,7 +4,7 @@
     minimal  norms, activations and attention; kept are each block's input and what convolutions and
              matrix products with weights make
     full     whole blocks; kept are their inputs only. Weights that are split over devices are
-             gathered again for them, see `parallel.sharding.regathered`
+             gathered again for them, see `parallel.sharding.gathered_grad`
 
 The names are those of T5X and MaxText. Values and gradients stay what they are.
 """

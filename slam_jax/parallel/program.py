@@ -1,7 +1,8 @@
 """What XLA made of a program: memory, FLOPs, traffic between devices.
 
 Traffic is read in the text of the optimised program. What a loop repeats is there, and counted,
-once. The dtypes of products are those that the program asks for; a TPU converts as it likes.
+once; so XLA counts FLOPs, too. The dtypes of products are those that the program asks for; a TPU
+converts as it likes.
 """
 
 import math
@@ -45,7 +46,7 @@ class Program:
       results: bytes, without those that take the place of arguments.
       temporary: bytes of what comes and goes.
       code: bytes.
-      flops: as XLA counts them; 0 where it does not.
+      flops: as XLA counts them, each loop once; 0 where it does not.
       traffic: between devices.
       products: dtypes of the factors of convolutions and matrix products -> how many there are.
     """
@@ -97,7 +98,7 @@ class _Instruction(NamedTuple):
 def _instructions(text: str) -> list[_Instruction]:
     found = []
     for name, kind, operation, rest in INSTRUCTION.findall(text):
-        operands = tuple(re.findall(r"%([\w.-]+)", rest.split(")")[0]))
+        operands = tuple(re.findall(r"%([\w.-]+)", rest.split("), ")[0]))
         found.append(_Instruction(name, kind, operation, operands))
     return found
 
@@ -128,8 +129,8 @@ def traffic_of(text: str) -> tuple[Traffic, ...]:
             continue
         sent = [array for name in found.operands for array in _arrays(types[name])]
         made = _arrays(found.type)
-        if found.operation == "all-gather-start":  # has what it starts from in its type, too
-            made = made[len(sent) :]
+        if found.operation == "all-gather-start":  # starts from what is in its type, too
+            made = made[len(sent) : 2 * len(sent)]
         whole = made if kind == "all-gather" else sent
         for dtype, size in whole:
             sizes[kind, dtype] += size

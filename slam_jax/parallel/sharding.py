@@ -184,14 +184,31 @@ def _gather(array: Array, spec: PartitionSpec, dtype: str) -> Array:
     return gathered(array)
 
 
-def regathered(function: Callable) -> Callable:
-    """The same function, whose backward pass gathers arrays again, each near its use, in place of
-    keeping what `gather` made of them. All else that it keeps stays the same."""
+def gathered_grad(
+    function: Callable, parts: Any, specs: Any, dtype: str | None = None, again: bool = False
+) -> tuple[Any, Any]:
+    """As jax.grad(has_aux=True) of a function of what `gather` makes of the parts.
 
-    def keeps(primitive, *_, **__) -> bool:
-        return primitive is not jax.lax.all_gather_p
+    Args:
+      function: whole arrays -> (a number, what else it returns).
+      parts, specs, dtype: as for `gather`.
+      again: whether the backward pass gathers the parts again, each near its use, in place of
+        keeping them whole. What else it keeps and what it computes again stays the same; a
+        jax.checkpoint around the function would decide that for those inside of it.
 
-    return jax.checkpoint(function, policy=keeps)
+    Returns:
+      The gradient with respect to the parts, and what else the function returned.
+    """
+    whole, to_parts = jax.vjp(lambda parts: gather(parts, specs, dtype), parts)
+    total, backward, others = jax.vjp(function, whole, has_aux=True)
+    if again:
+        # Behind a barrier, or XLA would see that they are the same arrays, and keep these.
+        parts, _ = jax.lax.optimization_barrier((parts, total))
+        late = gather(parts, specs, dtype)
+        late = dict(zip(map(id, jax.tree.leaves(whole)), jax.tree.leaves(late), strict=True))
+        backward = jax.tree.map(lambda kept: late.get(id(kept), kept), backward)
+    (gradient,) = to_parts(*backward(jnp.ones_like(total)))
+    return gradient, others
 
 
 def sum_gradients(tree: Any, specs: Any) -> Any:

@@ -62,11 +62,12 @@ def described(program: Program) -> str:
             "the compiled step on each device, arrays padded as there:",
             *(f"{name:28}{size(count):>14}" for name, count in memory.items()),
             "",
-            "traffic, in bytes of whole arrays; what a loop repeats is counted once:",
+            "of what a loop repeats (accumulation, substeps of a solver) one round is counted in",
+            "traffic, in bytes of whole arrays:",
             *(traffic or ["none"]),
             "",
             f"convolutions and matrix products: {products}",
-            f"{program.flops / 1e12:.4g} TFLOP of a step on each device (XLA's count)",
+            f"{program.flops / 1e12:.4g} TFLOP on each device (XLA's count)",
         )
     )
 
@@ -100,8 +101,8 @@ def plan_for(topology: Topology, config: Config, workdir: Path, family: Family) 
     def bytes_of(changed: Config) -> float:
         try:
             return program_of(changed, workdir, family, topology).total
-        except DoesNotFit as error:
-            return error.need
+        except DoesNotFit as error:  # which may be for want of what the TPU keeps for itself
+            return max(error.need, memory + 1)
 
     found = find_fitting(config, family, memory, bytes_of)
     if found is None:

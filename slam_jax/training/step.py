@@ -25,7 +25,7 @@ from slam_jax.parallel.sharding import (
     AXES,
     AnyMesh,
     gather,
-    regathered,
+    gathered_grad,
     replicated,
     rows_of_device,
     shardings_of,
@@ -176,21 +176,23 @@ def _make_gradients(
 ) -> Callable[[Params, Params, Any, Batch, Array], tuple[Params, dict[str, Array]]]:
     """(params, ema, frozen, batch, key) -> (gradients, split as the params are; metrics)."""
     batch_size, accumulation = training.batch_size, training.accumulation
+    again = gathers_again(training, mesh)
 
     def gradients(params, ema, frozen, batch, key):
         specs = specs_of((params, ema, frozen), mesh)
 
         def share_of_loss(params, ema, frozen, batch, examples, key):
-            params, ema = gather(params, specs[0], dtypes[0]), gather(ema, specs[1], dtypes[1])
-            losses, sums = loss(params, ema, gather(frozen, specs[2]), batch, examples, key)
+            ema, frozen = gather(ema, specs[1], dtypes[1]), gather(frozen, specs[2])
+            losses, sums = loss(params, ema, frozen, batch, examples, key)
             total = losses.sum()
             return total / batch_size, {"loss": (total, jnp.float32(losses.size)), **sums}
 
-        share = regathered(share_of_loss) if gathers_again(training, mesh) else share_of_loss
-
         def on_device(params, ema, frozen, batch, key):
             def gradient_of(part):
-                return jax.grad(share, has_aux=True)(params, ema, frozen, *part, key)
+                def share(params):
+                    return share_of_loss(params, ema, frozen, *part, key)
+
+                return gathered_grad(share, params, specs[0], dtypes[0], again)
 
             def add(grads, part):
                 more, sums = gradient_of(part)

@@ -7,12 +7,13 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from jaxprs import operations
 
+from slam_jax.parallel.program import traffic_of
 from slam_jax.parallel.sharding import (
     AXES,
     batch_sharding,
     gather,
+    gathered_grad,
     make_mesh,
-    regathered,
     replicate,
     replicated,
     rows_here,
@@ -188,7 +189,9 @@ def test_gradients_of_gathered_arrays_are_those_of_one_device(fsdp, dtype):
         np.testing.assert_allclose(gradient, expected[name], rtol=2e-5)
 
 
-def test_weights_that_are_gathered_again_are_not_kept_and_give_the_same_gradients():
+@pytest.mark.parametrize(("remat", "more"), [(lambda block: block, 2), (jax.checkpoint, 3)])
+def test_weights_that_are_gathered_again_are_not_kept_and_give_the_same_gradients(remat, more):
+    """`more` of them: without remat nothing asks for the first, as for the gradient of x."""
     mesh, rng = make_mesh(fsdp=8), np.random.default_rng(0)
     params = [rng.normal(size=(8, 8)).astype(np.float32) for _ in range(3)]
     x = rng.normal(size=(16, 8)).astype(np.float32)
@@ -196,28 +199,32 @@ def test_weights_that_are_gathered_again_are_not_kept_and_give_the_same_gradient
 
     def loss(params, x):
         for kernel in params:
-            x = jnp.tanh(x @ kernel)
-        return (x**2).sum()
+            x = remat(lambda x, kernel: jnp.tanh(jnp.sin(x @ kernel)))(x, kernel)
+        return (x**2).sum(), x.mean()
 
-    def gradients(wrap):
+    def gradients(again):
         def on_device(params, x):
-            share = wrap(lambda params, x: loss(gather(params, specs), x))
-            return sum_gradients(jax.grad(share)(params, x), specs)
+            grads, _ = gathered_grad(lambda params: loss(params, x), params, specs, again=again)
+            return sum_gradients(grads, specs)
 
-        return jax.shard_map(
+        mapped = jax.shard_map(
             on_device, mesh=mesh, in_specs=(specs, P(AXES)), out_specs=specs, check_vma=False
         )
+        return jax.jit(mapped)
 
-    arguments, seen = (shard(params, mesh), shard_batch({"x": x}, mesh)["x"]), {}
-    for name, wrap in {"kept": lambda share: share, "again": regathered}.items():
-        seen[name] = operations(jax.make_jaxpr(gradients(wrap))(*arguments).jaxpr)
-    assert seen["kept"]["all_gather"] == 3
-    assert seen["again"]["all_gather"] == 3 + 2  # nothing asks for the gradient of x
-    for name in ("dot_general", "tanh", "reduce_scatter"):
-        assert seen["kept"][name] == seen["again"][name] > 0
-    expected = jax.grad(loss)(params, x)
+    arguments = shard(params, mesh), shard_batch({"x": x}, mesh)["x"]
+    kept, again = (gradients(again).trace(*arguments) for again in (False, True))
+    # What a block computes again does not depend on it.
+    for name in ("dot_general", "tanh", "sin", "reduce_scatter"):
+        counts = [operations(traced.jaxpr.jaxpr)[name] for traced in (kept, again)]
+        assert counts[0] == counts[1] > 0
+    keep_barriers = {"xla_disable_hlo_passes": "cse_barrier_expander"}  # as accelerators do
+    texts = [traced.lower().compile(keep_barriers).as_text() for traced in (kept, again)]
+    counts = [sum(t.count for t in traffic_of(text) if t.kind == "all-gather") for text in texts]
+    assert counts == [3, 3 + more]
+    expected, _ = jax.grad(loss, has_aux=True)(params, x)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5),
-        jax.jit(gradients(regathered))(*arguments),
+        gradients(True)(*arguments),
         expected,
     )

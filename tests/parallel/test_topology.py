@@ -89,16 +89,18 @@ def test_traffic_is_counted_in_whole_arrays(kind):
 TPU_TEXT = """
   %param.1 = bf16[1024,4096]{1,0:T(8,128)(2,1)} parameter(0)
   %all-gather.5 = bf16[4096,4096]{1,0:T(8,128)(2,1)S(1)} all-gather(%param.1), channel_id=1
-  %start = (bf16[1024,4096]{1,0}, bf16[4096,4096]{1,0:T(8,128)}) all-gather-start(%param.1), a=2
+  %start = (bf16[1024,4096]{1,0}, bf16[4096,4096]{1,0:T(8,128)}, u32[]) all-gather-start(%param.1)
   %done = bf16[4096,4096]{1,0:T(8,128)} all-gather-done(%start)
   %x = f32[16]{0:T(128)S(1)} add(%a, %b)
   %sum.2 = (f32[16]{0:T(128)S(1)}, /*index=1*/f32[16]{0:T(128)}) all-reduce(%x, /*index=1*/%x)
 """
 
 
-def test_the_text_of_a_tpu_program_is_read():
-    """In its notation: tiles, several arrays at once, and operations that start and end."""
-    assert traffic_of(TPU_TEXT) == (
+@pytest.mark.parametrize("operand", ["%param.1", "bf16[1024,4096]{1,0:T(8,128)(2,1)} %param.1"])
+def test_the_text_of_a_tpu_program_is_read(operand):
+    """In its notation: tiles, several arrays at once, and operations that start and end; types
+    stand beside operands too, where XLA is older."""
+    assert traffic_of(TPU_TEXT.replace("(%param.1)", f"({operand})")) == (
         Traffic("all-gather", "bf16", 2, 2 * 4096 * 4096 * 2),
         Traffic("all-reduce", "f32", 1, 2 * 16 * 4),
     )
