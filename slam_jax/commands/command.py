@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from slam_jax.base.errors import BackendError, InputError, prefixed
 from slam_jax.base.files import check_writable
 from slam_jax.base.values import MOST, expected_of
+from slam_jax.commands.interrupts import heard_at_once
 from slam_jax.config.options import DTYPES, SEEDS
 from slam_jax.parallel import runtime
 
@@ -115,7 +116,8 @@ def refusals() -> Iterator[None]:
     """What is refused inside, or by the file system, ends the process with one line; Ctrl-C ends it
     without any."""
     try:
-        yield
+        with heard_at_once():
+            yield
     except (InputError, BackendError) as error:
         sys.exit(f"error: {one_line(error)}")
     except OSError as error:
