@@ -43,10 +43,18 @@ class Parser(argparse.ArgumentParser):
         return found, rest
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows every default but those that say nothing: of what is required, and of flags."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.required or action.default is False or action.default in ("", []):
+            return action.help
+        return super()._get_help_string(action)
+
+
 def parser_of(name: str, description: str, **more: Any) -> Parser:
-    """A parser whose help shows every default."""
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    return Parser(f"slam-jax {name}", None, description, formatter_class=formatter, **more)
+    """A parser whose help shows the defaults."""
+    return Parser(f"slam-jax {name}", None, description, formatter_class=Help, **more)
 
 
 def place(text: str) -> str:
