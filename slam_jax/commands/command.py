@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from slam_jax.base.errors import BackendError, InputError, prefixed
 from slam_jax.base.files import check_writable
 from slam_jax.base.values import MOST, expected_of
+from slam_jax.commands.interrupts import heard_at_once
 from slam_jax.config.options import DTYPES, SEEDS
 from slam_jax.parallel import runtime
 
@@ -42,10 +43,18 @@ class Parser(argparse.ArgumentParser):
         return found, rest
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows every default but those that say nothing: of what is required, and of flags."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.required or action.default is False or action.default in ("", []):
+            return action.help
+        return super()._get_help_string(action)
+
+
 def parser_of(name: str, description: str, **more: Any) -> Parser:
-    """A parser whose help shows every default."""
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    return Parser(f"slam-jax {name}", None, description, formatter_class=formatter, **more)
+    """A parser whose help shows the defaults."""
+    return Parser(f"slam-jax {name}", None, description, formatter_class=Help, **more)
 
 
 def place(text: str) -> str:
@@ -115,7 +124,8 @@ def refusals() -> Iterator[None]:
     """What is refused inside, or by the file system, ends the process with one line; Ctrl-C ends it
     without any."""
     try:
-        yield
+        with heard_at_once():
+            yield
     except (InputError, BackendError) as error:
         sys.exit(f"error: {one_line(error)}")
     except OSError as error:

@@ -9,10 +9,13 @@ from typing import Any
 
 from slam_jax.base.errors import InputError
 from slam_jax.commands.command import refusals
+from slam_jax.commands.interrupts import heard_at_once
 from slam_jax.config.command_line import Command, parse
 from slam_jax.parallel import runtime
 from slam_jax.parallel.processes import is_main, join, together
 from slam_jax.training.loop import Interrupted
+
+INTERRUPTED = "interrupted; its checkpoints, if it had come to one, are kept"
 
 
 def long_run(
@@ -35,6 +38,9 @@ def long_run(
     argv, speaks = sys.argv[1:] if argv is None else [*argv], True
     with refusals():
         command = parse(argv, name)
+        resume = [] if "--resume" in argv else ["--resume"]
+        again = shlex.join([sys.executable, "-m", "slam_jax", name, *argv, *resume])
+        again = "start all processes again with --resume" if command.distributed else again
         try:
             runtime.configure(alone=not command.distributed)
             if command.distributed:
@@ -45,15 +51,12 @@ def long_run(
                     "the variable for a run in one process"
                 )
             speaks = is_main()  # asked now: afterwards every process is alone
-            with together(agreed=(Interrupted,)):
+            way_on = f"{INTERRUPTED}. To go on:\n  {again}" if speaks else ""
+            with heard_at_once(way_on), together(agreed=(Interrupted,)):
                 result = work(command, shlex.join(["slam-jax", name, *argv]))
         except (Interrupted, KeyboardInterrupt) as stop:
-            resume = [] if "--resume" in argv else ["--resume"]
-            again = shlex.join([sys.executable, "-m", "slam_jax", name, *argv, *resume])
-            again = "start all processes again with --resume" if command.distributed else again
-            what = str(stop) or "interrupted; its checkpoints, if it had come to one, are kept"
             if speaks:
-                print(f"\n{what}. To go on:\n  {again}", file=sys.stderr)
+                print(f"\n{str(stop) or INTERRUPTED}. To go on:\n  {again}", file=sys.stderr)
             sys.exit(130)
     if speaks:
         print(report(command, result))

@@ -193,7 +193,7 @@ def parse(argv: list[str], name: str = "train") -> Command:
         if recipe is None or rest:
             raise InputError(
                 f"expected --config RECIPE ({', '.join(recipes(name))}) or --config FILE; got "
-                f"{' '.join(rest) or 'neither'}"
+                f"{' '.join(rest) or 'neither'}; slam-jax {name} --help has all options"
             )
         config = freeze(values.config, kind)
     workdir = Path(values.workdir or Path("runs") / config.name)

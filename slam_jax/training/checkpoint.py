@@ -66,8 +66,11 @@ class Checkpoints:
         self._best = _Best(keep_best, metric_values(self._folder, metric))
         self._step = 0  # being saved, or saved last
         self._failed = False
-        # Orbax logs tracebacks of what is said here in one line.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        # Orbax logs tracebacks of what is said here in one line, and asyncio those of each array.
+        for logger in ("absl", "asyncio"):
+            logging.getLogger(logger).setLevel(logging.CRITICAL)
+        if not isinstance(sys.unraisablehook, _LateWrites):
+            sys.unraisablehook = _LateWrites(sys.unraisablehook)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._manager = self._open()
@@ -265,6 +268,18 @@ class _Best:
         steps = [c.step for c in checkpoints if c.step in self.values]
         best = sorted(steps, key=lambda step: (self.values[step], -step))[: self._keep]
         return [c.step in best for c in checkpoints]
+
+
+class _LateWrites:
+    """A hook of sys: passes over the writes that end when another one has failed. Orbax has closed
+    the event loop that each of them would tell, and Python would show a traceback for each."""
+
+    def __init__(self, before: Callable[[Any], None]):
+        self._before = before
+
+    def __call__(self, unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self._before(unraisable)
 
 
 def _barrier() -> Callable[..., None]:

@@ -1,6 +1,5 @@
 """The loop around the step: batches, metrics, checkpoints, pictures, and all that may end a run."""
 
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from slam_jax.training.checkpoint import Checkpoints
 from slam_jax.training.metric_log import MetricLog, read_rows
 from slam_jax.training.patience import Patience
 from slam_jax.training.step import Init, Params, Step, TrainState
+from slam_jax.training.stop_request import StopRequest
 from slam_jax.training.wandb_log import Wandb
 
 # (state, step) -> what was measured.
@@ -35,25 +35,6 @@ REPLAY = "replay"  # folder of the batches whose loss or gradient was not finite
 
 class Interrupted(Exception):
     """The run was asked to stop; everything up to the step named is saved."""
-
-
-class StopRequest:
-    """The first Ctrl-C or SIGTERM becomes a flag that the loop reads; the second stops at once."""
-
-    def __enter__(self) -> "StopRequest":
-        self.asked = False
-        self._previous = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _ask(self, number, frame) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr, flush=True)
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
 
 
 @dataclass(frozen=True)
@@ -126,6 +107,7 @@ class Events:
         # No more than two steps are in flight, so that a stop does not wait for more.
         self._look_at_previous()
         self._previous = step, metrics, batch
+        self._stop.is_harmless = False
         self._log.add(metrics)
         if step == self._first + 1:  # compiling says nothing about the time to come
             self._log.start_clock()

@@ -113,10 +113,13 @@ def read_rows(folder: Path) -> tuple[dict[str, float], ...]:
     off, is left out.
 
     Raises:
-      InputError: another one is damaged; names the file and the line.
+      InputError: another one is damaged, or the file cannot be read; names it and the line.
     """
     path = folder / METRICS_FILE
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    try:
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); move it away") from error
     if lines and not lines[-1].endswith(b"\n"):
         lines.pop()
     try:

@@ -276,9 +276,9 @@ def test_a_run_trains_on_what_it_has_drawn(teachers, prompts, tmp_path, monkeypa
 
 @pytest.mark.nightly
 def test_a_stopped_run_goes_on_with_the_same_pictures(teachers, prompts, tmp_path, monkeypatch):
-    small = [f"--config.training.{name}" for name in ("steps=2", "sample_every=0", "log_every=1")]
+    small = [f"--config.training.{name}" for name in ("steps=3", "sample_every=0", "log_every=1")]
     flag = [*options(prompts), *small]
-    interrupt_in_step(monkeypatch, 1)
+    interrupt_in_step(monkeypatch, 2)
     with pytest.raises(SystemExit) as exit_:
         launch(teachers["sd15"], tmp_path / "run", *flag)
     assert exit_.value.code == 130
@@ -288,5 +288,5 @@ def test_a_stopped_run_goes_on_with_the_same_pictures(teachers, prompts, tmp_pat
     launch(teachers["sd15"], tmp_path / "run", *flag, "--resume")
     assert files_in(tmp_path / "run/teacher_pictures") == before
     rows = [json.loads(row) for row in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2] and all(row["loss"] > 0 for row in rows)
+    assert [row["step"] for row in rows] == [1, 2, 3] and all(row["loss"] > 0 for row in rows)
     assert (tmp_path / "run/export/unet").is_dir()

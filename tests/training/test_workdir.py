@@ -11,6 +11,7 @@ from slam_jax.base.errors import InputError
 from slam_jax.config.options import default_config
 from slam_jax.config.validate import freeze
 from slam_jax.training import workdir as module
+from slam_jax.training.metric_log import read_rows
 from slam_jax.training.workdir import claimed
 
 CONFIG = freeze(default_config())
@@ -93,3 +94,9 @@ def test_a_file_system_without_locks_is_used_with_a_note(tmp_path, monkeypatch, 
     with claimed(tmp_path / "run", CONFIG, False):
         pass
     assert "cannot be locked (No locks available)" in capsys.readouterr().err
+
+
+def test_metrics_that_cannot_be_read_are_named(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"metrics\.jsonl: cannot be read \(Is a directory\)"):
+        read_rows(tmp_path)
