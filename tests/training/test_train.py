@@ -66,17 +66,17 @@ def test_two_steps_follow_the_definition_of_clipped_adamw_and_ema():
         np.testing.assert_allclose(state.ema["w"], average, rtol=1e-5)
 
 
-def test_losses_are_the_same_on_one_device_and_on_eight():
+def test_devices_and_parts_of_a_batch_change_nothing():
     one = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
     histories = []
-    for mesh in (one, make_mesh()):
-        step, state, _ = setup(mesh=mesh)
-        losses = []
+    for mesh, parts in ((one, 1), (make_mesh(), 1), (one, 4)):
+        step, state, _ = setup(mesh=mesh, accumulation=parts)
         for batch in first_batches(5):
             state, metrics = step(state, {"f": jnp.zeros(())}, shard_batch(batch, mesh))
-            losses.append(float(metrics["loss"]))
-        histories.append(losses)
-    np.testing.assert_allclose(histories[0], histories[1], rtol=1e-6)
+            histories.append([metrics[name] for name in ("loss", "grad_norm", "distance_to_ema")])
+    alone, *others = np.reshape(histories, (3, 5, 3))
+    for other in others:
+        np.testing.assert_allclose(other, alone, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
