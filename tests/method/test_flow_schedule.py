@@ -2,11 +2,13 @@
 
 from functools import partial
 
+import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from diffusers.schedulers import scheduling_flow_match_lcm
 from helpers import jit, normal
 from scipy import stats
 
@@ -35,13 +37,17 @@ def ours(x, t, *_):
     return made_up(jnp)(x, per_example(t, x))
 
 
+def stock_scheduler(schedule, sampler):
+    """The one that an export asks for."""
+    options = schedule.diffusers_scheduler(sampler, 50)
+    return getattr(diffusers, options.pop("_class_name"))(**options)
+
+
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_the_teacher_draws_as_the_stock_scheduler(shift):
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    stock = FlowMatchEulerDiscreteScheduler(shift=shift)
-    schedule = FlowMatching.from_config(dict(stock.config))
-    assert schedule == FlowMatching(shift)
+    schedule = FlowMatching(shift)
+    stock = stock_scheduler(schedule, "ddim")
+    assert FlowMatching.from_config(dict(stock.config)) == schedule
     start = normal(0, 2, *SHAPE)
     for steps in STEPS:
         stock.set_timesteps(steps)
@@ -58,16 +64,15 @@ def test_the_teacher_draws_as_the_stock_scheduler(shift):
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_a_student_draws_as_the_stock_scheduler_with_given_sigmas(shift, monkeypatch):
     """It shifts what it is given: u = 1, ... of the grid."""
-    from diffusers import FlowMatchLCMScheduler
-    from diffusers.schedulers import scheduling_flow_match_lcm
-
-    stock, schedule = FlowMatchLCMScheduler(shift=shift), FlowMatching(shift)
+    schedule = FlowMatching(shift)
+    stock = stock_scheduler(schedule, "consistency")
     start, rows = normal(1, 2, *SHAPE), RowKeys(jax.random.key(5), jnp.arange(2) + 3)
     for steps in (1, 2, 4, 8):
         times = Lcm(num_ddim_timesteps=50).timesteps(steps, schedule)
         u = 1 - np.floor(np.linspace(0, 50, steps, endpoint=False)) / 50
         stock.set_timesteps(sigmas=u.tolist())
         np.testing.assert_allclose(times, stock.timesteps, rtol=1e-6)
+        np.testing.assert_allclose(schedule.sigmas_for(times), u, atol=1e-6)
         keys = jax.random.split(rows.key, steps)
         noise = iter([gaussian(key, rows.index, SHAPE) for key in keys])
         monkeypatch.setattr(

@@ -119,9 +119,12 @@ def test_losses_equal_the_authors(golden, precision, float32_scalings, kind):
     teacher, target, student = stored_networks(g)
     seen = {}
 
-    def spy(x, t, context, gamma):
-        seen.update(t=t, gamma=gamma)
-        return student(x, t, context, gamma)
+    def spy(name, network):
+        def told(x, t, context, gamma):
+            seen[name] = t, gamma
+            return network(x, t, context, gamma)
+
+        return told
 
     count, w = int(g["num_ddim_timesteps"]), float(g["w_scale"])
     method = Slam(num_ddim_timesteps=count, w=w, distance=kind)
@@ -133,14 +136,20 @@ def test_losses_equal_the_authors(golden, precision, float32_scalings, kind):
 
     @jit
     def losses():
-        return slam_loss((spy, target, teacher), schedule, examples, draws, method), seen
+        networks = spy("student", student), spy("target", target), teacher
+        return slam_loss(networks, schedule, examples, draws, method), seen
 
     actual, told = losses()
     assert actual.dtype == dtype
     assert_close(actual[:, 0], golden[f"loss_{kind}_per_example"], tolerance)
     assert float(actual.mean()) == pytest.approx(float(golden[f"loss_{kind}"]), rel=tolerance)
-    assert told["t"].tolist() == golden["start_timesteps"].tolist()
-    assert_close(told["gamma"], golden["gamma"], tolerance)
+    for name, times, gammas in (
+        ("student", golden["start_timesteps"], golden["gamma"]),
+        ("target", golden["end_timesteps"], np.ones(16)),
+    ):
+        assert told[name][0].tolist() == times.tolist()
+        assert jnp.issubdtype(told[name][0].dtype, jnp.integer)  # else `Schedule.at` interpolates
+        assert_close(told[name][1], gammas, tolerance)
 
 
 def test_gamma_embedding_equals_the_authors(golden, x64):

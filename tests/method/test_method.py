@@ -61,6 +61,20 @@ def test_the_loss_is_the_mean_over_gammas_and_its_metrics_are_sums_over_bins():
         assert float(total) == pytest.approx(float(expected[gammas == i].sum()), rel=1e-4)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_student_and_target_are_made_of_their_own_weights(method):
+    """The target may compute in another precision, and the student some things twice."""
+    made = []
+
+    def network(name):
+        return lambda weights: made.append((name, weights)) or (lambda x, *_: x)
+
+    networks = Networks(network("student"), network("target"), teacher, sd_schedule())
+    batch, key = examples(), jax.random.key(0)
+    jax.eval_shape(lambda: METHODS[method]().loss("trained", "averaged", networks, batch, key))
+    assert sorted(made) == [("student", "trained"), ("target", "averaged")]
+
+
 def test_what_is_said_to_be_drawn_is_what_the_student_is_shown():
     seen, key, schedule = {}, jax.random.key(5), sd_schedule()
 

@@ -42,7 +42,7 @@ def quadratic(params, ema, frozen, batch, examples, key):
 OPTIMIZER = make_optimizer(Optimizer(learning_rate=0.1), 100)
 
 
-def setup(loss=quadratic, ema=0.9, mesh=None, **changes):
+def setup(loss=quadratic, ema=0.9, mesh=None, tx=OPTIMIZER, **changes):
     mesh, training = mesh or make_mesh(), Training(ema=ema, batch_size=BATCH, **changes)
-    state = init_state(shard({"w": np.ones(2, np.float32)}, mesh), OPTIMIZER, mesh)
-    return make_train_step(loss, OPTIMIZER, training, jax.random.key(0), mesh), state, mesh
+    state = init_state(shard({"w": np.ones(2, np.float32)}, mesh), tx, mesh)
+    return make_train_step(loss, tx, training, jax.random.key(0), mesh), state, mesh

@@ -37,31 +37,46 @@ def test_step_is_traced_once_and_keeps_the_shardings():
     assert int(state.step) == 3
 
 
-def test_step_follows_the_definition_of_clipped_adamw_and_ema():
-    step, state, mesh = setup(ema=0.75)
-    (batch,) = first_batches(1)
-    key = jax.random.fold_in(jax.random.key(0), 0)
-    noise = np.stack([jax.random.normal(jax.random.fold_in(key, i), (2,)) for i in range(BATCH)])
-    gradient = np.mean(2 * (np.ones(2) - batch["x"] - 0.1 * noise), axis=0)
-    gradient = gradient / max(1.0, np.linalg.norm(gradient))
-    expected = np.ones(2) - 0.1 * gradient / (np.abs(gradient) + 1e-8)  # Adam's first step
-    state, metrics = step(state, {"f": jnp.zeros(())}, shard_batch(batch, mesh))
-    np.testing.assert_allclose(state.params["w"], expected, rtol=1e-5)
-    np.testing.assert_allclose(state.ema["w"], 0.75 + 0.25 * expected, rtol=1e-5)
-    assert metrics["distance_to_ema"] == 0
+def test_two_steps_follow_the_definition_of_clipped_adamw_and_ema():
+    """Both gradients are clipped, the first ten times as much: Adam's first step would hide that,
+    as it has any gradient's sign alone."""
+    rate, b1, b2, weight_decay, clip_norm, decay = 0.1, 0.8, 0.95, 0.2, 2.0, 0.75
+    options = Optimizer(rate, b1=b1, b2=b2, weight_decay=weight_decay, clip_norm=clip_norm)
+    step, state, mesh = setup(ema=decay, tx=make_optimizer(options, 100))
+    w = average = np.ones(2)
+    mean, square = np.zeros(2), np.zeros(2)
+    for number, (batch, away) in enumerate(zip(first_batches(2), (30, 4), strict=True)):
+        batch["x"] += away
+        key = jax.random.fold_in(jax.random.key(0), number)
+        noise = [jax.random.normal(jax.random.fold_in(key, i), (2,)) for i in range(BATCH)]
+        gradient = np.mean(2 * (w - batch["x"] - 0.1 * np.stack(noise)), axis=0)
+        norm, distance = np.linalg.norm(gradient), np.abs(w - average).sum()
+        clipped = gradient * clip_norm / norm
+        mean = b1 * mean + (1 - b1) * clipped
+        square = b2 * square + (1 - b2) * clipped**2
+        root = np.sqrt(square / (1 - b2 ** (number + 1)))
+        w = w - rate * (mean / (1 - b1 ** (number + 1)) / (root + 1e-8) + weight_decay * w)
+        average = decay * average + (1 - decay) * w
+
+        state, metrics = step(state, {"f": jnp.zeros(())}, shard_batch(batch, mesh))
+        assert norm > 3 * clip_norm
+        np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
+        np.testing.assert_allclose(metrics["distance_to_ema"], distance, rtol=1e-5)
+        np.testing.assert_allclose(state.params["w"], w, rtol=1e-5)
+        np.testing.assert_allclose(state.ema["w"], average, rtol=1e-5)
 
 
-def test_losses_are_the_same_on_one_device_and_on_eight():
+def test_devices_and_parts_of_a_batch_change_nothing():
     one = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
     histories = []
-    for mesh in (one, make_mesh()):
-        step, state, _ = setup(mesh=mesh)
-        losses = []
+    for mesh, parts in ((one, 1), (make_mesh(), 1), (one, 4)):
+        step, state, _ = setup(mesh=mesh, accumulation=parts)
         for batch in first_batches(5):
             state, metrics = step(state, {"f": jnp.zeros(())}, shard_batch(batch, mesh))
-            losses.append(float(metrics["loss"]))
-        histories.append(losses)
-    np.testing.assert_allclose(histories[0], histories[1], rtol=1e-6)
+            histories.append([metrics[name] for name in ("loss", "grad_norm", "distance_to_ema")])
+    alone, *others = np.reshape(histories, (3, 5, 3))
+    for other in others:
+        np.testing.assert_allclose(other, alone, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
