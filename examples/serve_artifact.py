@@ -9,8 +9,8 @@ drawn at a time, and other requests wait. Who is refused gets status 400 and one
 """
 
 import argparse
-import importlib.util
 import io
+import runpy
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,10 +31,9 @@ class Sampler:
     def __init__(self, folder: Path):
         if not (folder / "draw.py").is_file():
             raise ValueError(f"{folder}: expected a folder that slam-jax export --artifact wrote")
-        spec = importlib.util.spec_from_file_location("draw", folder / "draw.py")
-        draw = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(draw)
-        about, self._draw, self._lock = draw.read_about(folder), draw.load(folder), threading.Lock()
+        draw = runpy.run_path(str(folder / "draw.py"))
+        about, self._lock = draw["read_about"](folder), threading.Lock()
+        self._draw = draw["load"](folder)
         self._count, self._row = about["batch_sizes"][0], about["example"]["tokens"][0]
         self._tokenizers = []
         if names := sorted(path for path in folder.glob("tokenizer*") if path.is_dir()):

@@ -31,7 +31,7 @@ from slam_jax.parallel import runtime
 from slam_jax.recipes.measure import load_teacher
 from slam_jax.recipes.student import load, load_options
 from slam_jax.serving.playground import Artist, Wish, option
-from slam_jax.serving.playground_page import build, import_gradio, serve
+from slam_jax.serving.playground_page import build, gradio_to_come, serve
 
 MOST_STEPS = 1000
 MOST_WAITING = 10_000
@@ -96,7 +96,7 @@ def work(arguments: argparse.Namespace) -> None:
     check_options(arguments)
     start = time.perf_counter()
     with TemporaryDirectory(prefix="slam_jax_uploads_") as uploads:
-        gradio = import_gradio(Path(uploads))
+        gradio = gradio_to_come(Path(uploads))
         runtime.probe()
         model = load(arguments.model, load_options(arguments))
         if model.note:
@@ -109,7 +109,7 @@ def work(arguments: argparse.Namespace) -> None:
         first = Wish(prompt, arguments.steps, arguments.seed)
         print(f"compiling the program for {first.steps} steps", file=sys.stderr)
         artist.draw(first)
-        page = build(gradio, artist, first, teacher)
+        page = build(gradio.result(), artist, first, teacher)
         address = serve(page, arguments.host, arguments.port, arguments.queue)
         print(f"ready after {time.perf_counter() - start:.1f} s", file=sys.stderr)
         print(f"open {address}; Ctrl-C ends it", flush=True)

@@ -141,6 +141,11 @@ def _said(error: BaseException) -> str:
         text = re.sub(r"\\n|\\'|'", " ", str(error.args[0] if error.args else error))
         text = re.sub(r" does not exist and cannot be added.*", "", text, flags=re.DOTALL)
         return f"the config has no option {' '.join(text.split()).removeprefix('Key ')}"
+    if isinstance(error, flags.UnrecognizedFlagError):
+        return (
+            f"--{error.flagname}: no such option; those of the config begin with --config., and "
+            "--help lists all"
+        )
     if isinstance(error, SystemExit):
         return f"it ends the process ({error.code})"
     return " ".join(str(error).split()) or type(error).__name__

@@ -4,7 +4,9 @@ import base64
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from html import escape
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,9 @@ CSS = """
 """
 
 
-def import_gradio(uploads: Path) -> Any:
-    """The package, which is told to ask nobody for anything.
+def gradio_to_come(uploads: Path) -> Future[Any]:
+    """The package, which is told to ask nobody for anything. A thread imports it, as that takes
+    seconds, in which a model can be loaded.
 
     Args:
       uploads: folder for them.
@@ -33,14 +36,16 @@ def import_gradio(uploads: Path) -> Any:
     Raises:
       InputError: it is not there.
     """
+    if find_spec("gradio") is None:
+        raise InputError("the package gradio is not there; pip install 'slam_jax[playground]'")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)
-    try:
-        import gradio
-    except ImportError as error:
-        raise InputError(
-            f"the package gradio cannot be imported ({error}); pip install 'slam_jax[playground]'"
-        ) from error
+    return ThreadPoolExecutor(1).submit(_import_gradio)
+
+
+def _import_gradio() -> Any:
+    import gradio
+
     return gradio
 
 

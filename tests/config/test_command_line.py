@@ -117,6 +117,7 @@ def test_a_file_that_gives_a_part_of_a_method_leaves_the_rest_to_the_command_lin
             "",
             "expected --config RECIPE (digits, digits_paper, emoji, emoji_flow, sd, sd21,",
         ),
+        ("", "got neither; slam-jax train --help has all options"),
         ("--config emoji_teacher", "is for slam-jax pretrain, not for slam-jax train"),
         ("--config digits more", "got more"),
         (
@@ -143,7 +144,8 @@ def test_a_file_that_gives_a_part_of_a_method_leaves_the_rest_to_the_command_lin
         ("--config digits --config.method.phases=4", "phases"),
         ("--config digits --config.method.name", "Missing value for flag --config.method.name"),
         ("--config.method.w=1", "expected --config RECIPE (digits, "),
-        ("--config digits --workdirs=x", "workdirs"),
+        ("--config digits --workdirs=x", "--workdirs: no such option"),
+        ("--config digits --training.steps=3", "those of the config begin with --config."),
     ],
 )
 def test_what_cannot_be_read_is_refused_in_one_line(arguments, message):
