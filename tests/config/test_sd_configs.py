@@ -30,6 +30,7 @@ def test_the_configs_are_the_authors_recipe_on_each_teacher(name):
     chosen = method.gamma, method.gammas_per_subpath, method.sigma, method.conditioning
     assert chosen == ours[name not in VARIANTS]
     assert (method.num_ddim_timesteps, method.distance, method.huber_c) == (50, "huber", 1e-3)
+    assert (method.solver_substeps, method.w_spread) == (1, 0)
     is_lora, is_xl = "lora" in name, "sdxl" in name
     assert config.student.kind == ("lora" if is_lora else "full") and config.student.rank == 64
     assert method.w == (7 if is_xl else 8)

@@ -68,12 +68,18 @@ def test_two_steps_follow_the_definition_of_clipped_adamw_and_ema():
 
 def test_devices_and_parts_of_a_batch_change_nothing():
     one = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
-    histories = []
+    histories, rows = [], []
+
+    def noted(*arguments):
+        rows.append(len(arguments[4]))
+        return quadratic(*arguments)
+
     for mesh, parts in ((one, 1), (make_mesh(), 1), (one, 4)):
-        step, state, _ = setup(mesh=mesh, accumulation=parts)
+        step, state, _ = setup(noted, mesh=mesh, accumulation=parts)
         for batch in first_batches(5):
             state, metrics = step(state, {"f": jnp.zeros(())}, shard_batch(batch, mesh))
             histories.append([metrics[name] for name in ("loss", "grad_norm", "distance_to_ema")])
+    assert list(dict.fromkeys(rows)) == [16, 2, 4]
     alone, *others = np.reshape(histories, (3, 5, 3))
     for other in others:
         np.testing.assert_allclose(other, alone, rtol=1e-5, atol=1e-6)
