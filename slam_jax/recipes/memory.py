@@ -155,7 +155,7 @@ def lower(config: Config, family: Family, mesh: Mesh) -> jax.stages.Lowered:
 
 def flops_per_sample(config: Config, family: Family) -> float:
     """Additions and multiplications of a step with one sample, as XLA counts them; it does not
-    see what a fused or chunked attention does, and of the substeps of a solver, a loop, it sees one.
+    see what a fused or chunked attention does, and of a solver's substeps, a loop, it sees one.
 
     Raises:
       BackendError: as `runtime.cpu`.

@@ -111,7 +111,8 @@ class Artist:
         if expected := expected_of(wish.prompt):
             raise InputError(f"prompt {ascii(wish.prompt[:80])}: expected {expected}")
         pipeline = self.model.pipeline
-        batch = pipeline.prompts([wish.prompt])
+        with self._lock:  # a tokenizer keeps the length that it was last asked for
+            batch, cut = pipeline.prompts([wish.prompt]), pipeline.cut(wish.prompt)
         if wish.image is not None:
             batch["images"] = self._uploaded(wish.image)[None]
         program = self._program(wish)
@@ -123,7 +124,7 @@ class Artist:
             png=pictures.as_png(picture),
             seconds=time.perf_counter() - start,
             command=self._command(wish),
-            cut=pipeline.cut(wish.prompt),
+            cut=cut,
         )
 
     def _program(self, wish: Wish) -> "_Program":

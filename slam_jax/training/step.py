@@ -189,8 +189,10 @@ def _make_gradients(
 
         def on_device(params, ema, frozen, batch, key):
             def gradient_of(part):
+                rows, examples = part
+
                 def share(params):
-                    return share_of_loss(params, ema, frozen, *part, key)
+                    return share_of_loss(params, ema, frozen, rows, examples, key)
 
                 return gathered_grad(share, params, specs[0], dtypes[0], again)
 

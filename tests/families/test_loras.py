@@ -174,10 +174,6 @@ REFUSALS = {
         {DOWN: (0, 32, 3, 3), DOWN.replace("_A", "_B"): (32, 0, 1, 1)},
         r"conv1\.lora_B\.weight has rank 0, expected 1 or more; get the file again$",
     ),
-    "a rank above the layer's": (
-        {DOWN: (33, 32, 3, 3), DOWN.replace("_A", "_B"): (32, 33, 1, 1)},
-        r"conv1\.lora_A\.weight has rank 33, expected at most 32, the largest of its layer$",
-    ),
     "a vector": ({DOWN: (3,)}, r"conv1\.lora_A\.weight has shape \(3,\), this model's is \(3, 32"),
     "twice": (
         {DOWN.replace("lora_A", "lora_A.default"): (3, 64, 3, 3)},
@@ -205,6 +201,22 @@ def test_what_is_no_lora_for_this_model_is_refused(students, styles, tmp_path, n
     assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
     if name == "unknown layer":
         load(str(students["sd15"]), LoadOptions(loras=(str(path),), allow_unused=True))
+
+
+def test_a_rank_above_the_layers_is_drawn_with(students, tmp_path):
+    """Files of one rank for all layers have it, as LoCon's of rank 64 for conv_out, which has 4."""
+    path, rng = tmp_path / "style.safetensors", np.random.default_rng(0)
+    down, up = (
+        rng.normal(size=shape).astype(np.float32) for shape in ((33, 32, 3, 3), (32, 33, 1, 1))
+    )
+    save_arrays(path, {DOWN: down, DOWN.replace("_A", "_B"): up})
+    without, merged = (
+        convert.to_torch(load(str(students["sd15"]), LoadOptions(loras=loras)).params)
+        for loras in ((), (str(path),))
+    )
+    key = DOWN.removeprefix("unet.").replace("lora_A.", "")
+    expected = without[key] + np.einsum("or,riyx->oiyx", up[:, :, 0, 0], down)
+    np.testing.assert_allclose(merged[key], expected, rtol=1e-5, atol=1e-4)
 
 
 def test_numbers_that_are_not_finite_are_refused(students, styles, tmp_path):

@@ -5,6 +5,7 @@ import io
 import shlex
 import socket
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -134,6 +135,23 @@ def test_each_program_is_made_once(student, monkeypatch):
     assert artist.compiles(Wish("a bird", 2)) and made == [1, 2]
     np.testing.assert_array_equal(drawn[0], drawn[3])
     assert all(np.any(drawn[0] != other) for other in drawn[1:3])
+
+
+def test_one_thread_at_a_time_reads_prompts(digits, monkeypatch):
+    """Tokenizers of transformers mix up the lengths that several threads ask for."""
+    read, inside, most = type(PIPELINE).prompts, [], []
+
+    def slowly(pipeline, texts):
+        inside.append(texts)
+        most.append(len(inside))
+        time.sleep(0.05)
+        inside.pop()
+        return read(pipeline, texts)
+
+    monkeypatch.setattr(type(PIPELINE), "prompts", slowly)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(digits.draw, [Wish("3", 1)] * 3))
+    assert most == [1, 1, 1]
 
 
 def test_what_is_refused_in_a_line_and_drawn_after(digits):
