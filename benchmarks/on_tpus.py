@@ -128,7 +128,7 @@ def table(reports: Sequence[dict[str, Any]]) -> str:
     """Of several results, in Markdown."""
     head = (
         *("TPUs", "program", "arguments", "temporary", "code", "gathered", "gradients' sums"),
-        *("TFLOP", "compiling"),
+        *("TFLOP, loops once", "compiling"),
     )
     lines = [head, ["---"] * len(head), *(_row(report) for report in reports)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

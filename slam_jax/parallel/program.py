@@ -18,6 +18,8 @@ COLLECTIVES = (
     *("all-to-all", "collective-permute", "ragged-all-to-all"),
 )
 INSTRUCTION = re.compile(r"^ *(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$", re.MULTILINE)
+# A TPU that computes meanwhile has a collective in each piece of a chain of fusions.
+CHAIN = re.compile(r'\bchain_id="(\w+)"')
 ARRAY = re.compile(r"\b([a-z]+\d+\w*|pred)\[([\d,]*)\]")
 
 
@@ -87,19 +89,21 @@ class Program:
 
 
 class _Instruction(NamedTuple):
-    """A line of a program: what it makes, and of what."""
+    """A line of a program: what it makes, and of what; "" is no chain."""
 
     name: str
     type: str
     operation: str
     operands: tuple[str, ...]
+    chain: str
 
 
 def _instructions(text: str) -> list[_Instruction]:
     found = []
     for name, kind, operation, rest in INSTRUCTION.findall(text):
         operands = tuple(re.findall(r"%([\w.-]+)", rest.split("), ")[0]))
-        found.append(_Instruction(name, kind, operation, operands))
+        chain = CHAIN.search(rest)
+        found.append(_Instruction(name, kind, operation, operands, chain[1] if chain else ""))
     return found
 
 
@@ -123,10 +127,13 @@ def traffic_of(text: str) -> tuple[Traffic, ...]:
     types = {found.name: found.type for found in instructions}
     counts: Counter[tuple[str, str]] = Counter()
     sizes: Counter[tuple[str, str]] = Counter()
+    chains: set[tuple[str, str]] = set()
     for found in instructions:
         kind = found.operation.removesuffix("-start")
-        if kind not in COLLECTIVES:
+        if kind not in COLLECTIVES or (kind, found.chain) in chains:
             continue
+        if found.chain:
+            chains.add((kind, found.chain))
         sent = [array for name in found.operands for array in _arrays(types[name])]
         made = _arrays(found.type)
         if found.operation == "all-gather-start":  # starts from what is in its type, too
