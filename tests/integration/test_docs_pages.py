@@ -84,6 +84,7 @@ def test_what_is_shown_was_measured():
         ("results", "methods_emoji"),
         ("results", "methods_emoji_lora"),
         ("results", "methods_emoji_published"),
+        ("results", "precision_digits"),
     ):
         assert "```{include} ../benchmarks/results/" + f"{name}.md\n" in pages[page]
     report = json.loads((results / "methods_digits.json").read_text())
