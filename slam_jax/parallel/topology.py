@@ -165,7 +165,8 @@ def compile_apart(topology: Topology, lower: Lower) -> Program:
         raise result
     if (code := process.exitcode or 0) < 0:
         name = signal.Signals(-code).name
-        why = "perhaps for want of memory" if name == "SIGKILL" else "an error of its own"
+        less = "perhaps for want of memory; with JAX_OPTIMIZATION_LEVEL=O1 it needs less"
+        why = less if name == "SIGKILL" else "an error of its own"
         raise BackendError(f"the compiler for {topology} was ended by {name}: {why}")
     last = next((line for line in reversed(said) if line.strip()), "no reason is known")
     raise BackendError(f"the compiler for {topology} failed: {last}")
