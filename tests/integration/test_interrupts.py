@@ -12,9 +12,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # A mutex that is locked twice: no signal ends the wait, and Python's lock is not held.
 RUN = """
-import ctypes, sys
+import ctypes, signal, sys
 from slam_jax.commands.long_run import long_run
 from slam_jax.training.stop_request import StopRequest
+
+# A process that a shell starts in the background ignores Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def hold():
     lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
