@@ -8,7 +8,6 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import fsspec
@@ -20,6 +19,8 @@ from slam_jax.base.errors import InputError
 CONNECTIONS = 32  # shards of a store that are asked about at once
 PAUSES = (1, 2)  # seconds before what failed is read again
 MOST = 10**6  # shards of a pattern
+INNERMOST = re.compile(r"\{([^{}]*)\}")
+COUNTED = re.compile(r"\0(\d+)\0")
 RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\}")
 COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$")
 # What stores call the time or the version of a file's content.
@@ -143,14 +144,25 @@ def _expanded(path: str) -> list[str]:
     Raises:
       InputError: more than MOST; braceexpand would hold them all.
     """
-    sizes = (
-        abs(int(last) - int(first)) // (int(step or 1) or 1) + 1
-        for first, last, step in RANGE.findall(path)
-    )
-    found = [*islice(braceexpand(path), MOST + 1)] if math.prod(sizes) <= MOST else []
-    if not 0 < len(found) <= MOST:
+    if _count(path) > MOST:
         raise InputError(f"{path}: more than {MOST:,} shards; name fewer, or find them by *")
-    return found
+    return [*braceexpand(path)]
+
+
+def _count(path: str) -> int:
+    """How many paths the braces of a path give, from the innermost ones outwards."""
+
+    def of_parts(text: str) -> int:
+        return math.prod(int(count) for count in COUNTED.findall(text))
+
+    while group := INNERMOST.search(path):
+        if numbers := RANGE.fullmatch(group[0]):
+            first, last, step = numbers.groups()
+            count = abs(int(last) - int(first)) // (int(step or 1) or 1) + 1
+        else:
+            count = sum(of_parts(part) for part in group[1].split(","))
+        path = f"{path[: group.start()]}\0{count}\0{path[group.end() :]}"
+    return of_parts(path)
 
 
 def _matches(system: fsspec.AbstractFileSystem, path: str) -> list[str]:

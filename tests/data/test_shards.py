@@ -10,6 +10,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import tar_files
+from braceexpand import braceexpand
 
 from slam_jax.base.errors import InputError
 from slam_jax.data import shards
@@ -30,11 +31,32 @@ def paths(folder, *names):
 
 @pytest.mark.parametrize(
     "pattern",
-    ["{0..999999999}.tar", "{00..99}{00..99}{00..99}{00..99}.tar", "{a,b}" * 30 + ".tar"],
+    [
+        "{0..999999999}.tar",
+        "{00..99}{00..99}{00..99}{00..99}.tar",
+        "{a,b}" * 30 + ".tar",
+        "{x,{0..999}{0..9999}}.tar",
+    ],
 )
 def test_a_pattern_of_too_many_shards_is_refused_before_it_is_spelt_out(tmp_path, pattern):
     with pytest.raises(InputError, match=r"more than 1,000,000 shards; name fewer"):
         shards.find(f"{tmp_path}/{pattern}")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "{a,b}{0..3}",
+        "{{0..7},{10..15}}.tar",
+        "x{a,b{1..3}{c,d},}y",
+        "{a}",
+        "{}",
+        "a{1..9..2}",
+        "a,b",
+    ],
+)
+def test_paths_are_counted_as_they_are_spelt_out(pattern):
+    assert shards._count(pattern) == len([*braceexpand(pattern)])
 
 
 def test_patterns(tmp_path, monkeypatch):

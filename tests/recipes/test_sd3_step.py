@@ -123,5 +123,6 @@ def test_losses_and_gradients_are_those_of_torch():
     np.testing.assert_allclose(losses, expected.mean(dim=1).detach().numpy(), rtol=1e-5)
     gradients = {name: p.grad.numpy() for name, p in networks[0].named_parameters()}
     assert len({int(j) for j in draws.starts.index}) > 2 and min(expected.flatten()) > 1e-3
-    assert_same_gradients(to_torch(actual), gradients)
+    # The float32 output is rounded where the loss is steep: 1.3e-5 on some processors.
+    assert_same_gradients(to_torch(actual), gradients, 3e-5)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(others))
