@@ -70,7 +70,7 @@ def follow_the_demo(commands, folder):
     run(tiny, folder, [*FEW_STEPS, *FEW_ROWS])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(1200)
 def test_stable_diffusion_demo_and_what_follows_it_in_the_readme(tmp_path):
     readme = [line for line in RUNS if line in (ROOT / "README.md").read_text()]
@@ -98,7 +98,7 @@ def test_stable_diffusion_demo_and_all_the_commands_that_follow_it(tmp_path):
     one_after_another([code for page in pages for code in blocks(page, "python")], tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_is_added_in_the_page_on_extending_trains_draws_and_exports(tmp_path):
     added = blocks(DOCS / "extending.md", "python")
     assert len(added) == 4

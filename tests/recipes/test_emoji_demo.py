@@ -69,7 +69,7 @@ def test_the_stock_pipeline_draws_it_too():
     assert theirs[:, :2].mean() > 0.9  # on white
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_the_demo_ends_with_pictures_a_report_and_an_export_that_diffusers_draws(tmp_path):
     make = ["make", "--no-print-directory", "--dry-run"]  # as well below another make

@@ -183,7 +183,7 @@ with processes.together():
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_draw_the_same_but_for_rounding(teachers, prompts, drawn, tmp_path):
     with socket.socket() as listener:
         listener.bind(("localhost", 0))

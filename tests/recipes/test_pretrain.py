@@ -48,7 +48,10 @@ def recipe(data):
     return ["--config", "emoji_teacher:tiny", *data]
 
 
-@pytest.fixture(scope="module", params=["emoji_teacher", "emoji_flow_teacher"])
+FLOW = pytest.param("emoji_flow_teacher", marks=pytest.mark.nightly)
+
+
+@pytest.fixture(scope="module", params=["emoji_teacher", FLOW])
 def whole_run(request, data, tmp_path_factory):
     """The arguments of a run, and its folder."""
     recipe = ["--config", f"{request.param}:tiny", *data]

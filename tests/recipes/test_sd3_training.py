@@ -29,7 +29,7 @@ def one_device():
 @pytest.mark.parametrize(
     "layout",
     [
-        pytest.param((2, 2, 2), marks=pytest.mark.slow),
+        pytest.param((2, 2, 2), marks=pytest.mark.nightly),
         pytest.param((8, 4, 1), marks=pytest.mark.nightly),
         pytest.param((8, 1, 1), marks=pytest.mark.nightly),
     ],

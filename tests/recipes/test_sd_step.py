@@ -182,7 +182,7 @@ CASES = {
     ),
     "sd21_v": ("sd21_v", Slam(num_ddim_timesteps=40)),
 }
-NIGHTLY = ("sd15 without guidance", "sd21_v", "sdxl")
+NIGHTLY = ("sd15 without guidance", "sd21_v", "sd21_v zero SNR", "sdxl")
 
 
 @pytest.mark.slow
