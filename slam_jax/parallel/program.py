@@ -20,6 +20,8 @@ COLLECTIVES = (
 INSTRUCTION = re.compile(r"^ *(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$", re.MULTILINE)
 # A TPU that computes meanwhile has a collective in each piece of a chain of fusions.
 CHAIN = re.compile(r'\bchain_id="(\w+)"')
+# Groups of one device: nothing is sent.
+ALONE = re.compile(r"\breplica_groups=(\{\{\d+\}[,}]|\[\d+,1\])")
 ARRAY = re.compile(r"\b([a-z]+\d+\w*|pred)\[([\d,]*)\]")
 
 
@@ -89,13 +91,15 @@ class Program:
 
 
 class _Instruction(NamedTuple):
-    """A line of a program: what it makes, and of what; "" is no chain."""
+    """A line of a program: what it makes, and of what; "" is no chain; `alone`, a collective that
+    is none."""
 
     name: str
     type: str
     operation: str
     operands: tuple[str, ...]
     chain: str
+    alone: bool
 
 
 def _instructions(text: str) -> list[_Instruction]:
@@ -103,7 +107,9 @@ def _instructions(text: str) -> list[_Instruction]:
     for name, kind, operation, rest in INSTRUCTION.findall(text):
         operands = tuple(re.findall(r"%([\w.-]+)", rest.split("), ")[0]))
         chain = CHAIN.search(rest)
-        found.append(_Instruction(name, kind, operation, operands, chain[1] if chain else ""))
+        alone = ALONE.search(rest) is not None
+        label = chain[1] if chain else ""
+        found.append(_Instruction(name, kind, operation, operands, label, alone))
     return found
 
 
@@ -130,7 +136,7 @@ def traffic_of(text: str) -> tuple[Traffic, ...]:
     chains: set[tuple[str, str]] = set()
     for found in instructions:
         kind = found.operation.removesuffix("-start")
-        if kind not in COLLECTIVES or (kind, found.chain) in chains:
+        if kind not in COLLECTIVES or found.alone or (kind, found.chain) in chains:
             continue
         if found.chain:
             chains.add((kind, found.chain))

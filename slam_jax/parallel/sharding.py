@@ -215,7 +215,7 @@ def sum_gradients(tree: Any, specs: Any) -> Any:
     """Gradients with respect to the parts that `gather` was given, summed over all devices."""
 
     def total(gradient, spec):
-        axes = [axis for axis in AXES if axis not in spec and jax.lax.axis_size(axis) > 1]
-        return jax.lax.psum(gradient, axes) if axes else gradient
+        # Over one device, too: there XLA for TPUs keeps 1.2 GiB more of SD 1.5 without this sum.
+        return jax.lax.psum(gradient, tuple(axis for axis in AXES if axis not in spec))
 
     return jax.tree.map(total, tree, specs)

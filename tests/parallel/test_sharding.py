@@ -218,7 +218,6 @@ def test_weights_that_are_gathered_again_are_not_kept_and_give_the_same_gradient
     for name in ("dot_general", "tanh", "sin", "reduce_scatter"):
         counts = [operations(traced.jaxpr.jaxpr)[name] for traced in (kept, again)]
         assert counts[0] == counts[1] > 0
-    assert not operations(kept.jaxpr.jaxpr)["psum"]  # reduce_scatter has summed over all devices
     keep_barriers = {"xla_disable_hlo_passes": "cse_barrier_expander"}  # as accelerators do
     texts = [traced.lower().compile(keep_barriers).as_text() for traced in (kept, again)]
     counts = [sum(t.count for t in traffic_of(text) if t.kind == "all-gather") for text in texts]

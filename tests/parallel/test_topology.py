@@ -96,17 +96,21 @@ TPU_TEXT = """
   %piece.2 = f32[8,32]{1,0:T(8,128)} all-gather(%x), frontend_attributes={chain_id="0"}, metadata={}
   %piece.3 = f32[8,32]{1,0:T(8,128)} all-gather(%x), frontend_attributes={chain_id="1"}, metadata={}
   %sum.2 = (f32[16]{0:T(128)S(1)}, /*index=1*/f32[16]{0:T(128)}) all-reduce(%x, /*index=1*/%x)
+  %one.1 = f32[16]{0:T(128)} all-reduce(%x), replica_groups={{0},{1},{2},{3}}, to_apply=%add
+  %one.2 = f32[16]{0:T(128)} all-reduce(%x), replica_groups=[4,1]<=[4], to_apply=%add
+  %two = f32[16]{0:T(128)} all-reduce(%x), replica_groups={{0,2},{1,3}}, to_apply=%add
 """
 
 
 @pytest.mark.parametrize("operand", ["%param.1", "bf16[1024,4096]{1,0:T(8,128)(2,1)} %param.1"])
 def test_the_text_of_a_tpu_program_is_read(operand):
-    """In its notation: tiles, several arrays at once, operations that start and end, and those in
-    several pieces; types stand beside operands too, where XLA is older."""
+    """In its notation: tiles, several arrays at once, operations that start and end, those in
+    several pieces, and sums over groups of one device, which are none. Types stand beside operands
+    too, where XLA is older."""
     assert traffic_of(TPU_TEXT.replace("(%param.1)", f"({operand})")) == (
         Traffic("all-gather", "bf16", 2, 2 * 4096 * 4096 * 2),
         Traffic("all-gather", "f32", 2, 2 * 8 * 32 * 4),
-        Traffic("all-reduce", "f32", 1, 2 * 16 * 4),
+        Traffic("all-reduce", "f32", 2, 3 * 16 * 4),
     )
 
 
