@@ -1,9 +1,15 @@
-"""What docs/results.md says of bfloat16."""
+"""What pages say of bfloat16 and of TPUs is what was measured."""
 
 import json
 
+import jax
 import numpy as np
 from doc_pages import DOCS, ROOT
+
+from slam_jax.models import functional
+from slam_jax.models.unet import UNet2DConditionModel, UNetConfig
+
+GIB = 2**30
 
 
 def test_what_bfloat16_costs_is_what_was_measured():
@@ -40,3 +46,25 @@ def test_what_bfloat16_costs_is_what_was_measured():
     first, second, *_ = more("bfloat16, target float32")[0]
     assert first > 100 and f"more than twice as far in 1 step, {second:.0f}% farther in 2" in words
     assert abs(more("teacher bfloat16")[0]).max() < 1 and "within 1% of float32" in words
+
+
+def test_what_is_said_of_published_sizes_on_tpus():
+    results = ROOT / "benchmarks/results"
+    words = " ".join((DOCS / "scaling.md").read_text().split())
+    assert "```{include} ../benchmarks/results/tpus.md ```" in words
+    steps = {
+        name: json.loads((results / f"tpu_sd15_step_{name}.json").read_text())
+        for name in ("v5e_2x4", "v5p_2x2x1")
+    }
+    unet = UNetConfig(cross_attention_dim=768, time_cond_proj_dim=256)
+    shapes = jax.tree.leaves(functional.abstract_params(UNet2DConditionModel, unet))
+    weights = 4 * sum(leaf.size for leaf in shapes)
+    for step in steps.values():
+        sums = sum(n for kind, *_, n in step["traffic"] if kind in ("all-reduce", "reduce-scatter"))
+        assert 0.995 < sums / weights < 1.005
+    eight = steps["v5e_2x4"]
+    gathered = sum(n for kind, *_, n in eight["traffic"] if kind == "all-gather")
+    assert f"needs {eight['temporary'] / GIB:.2f} GiB of temporary arrays." in words
+    assert f"gathered twice, {gathered / 1e9:.2f} GB in all" in words
+    others = [n for kind, n in eight["products"].items() if kind != "bf16 x bf16"]
+    assert f"between bfloat16, but for {sum(others)} of attention" in words
