@@ -71,10 +71,14 @@ def emoji(teacher: Model) -> tuple[list[str], Compare]:
     def features(images: Images) -> Rows:
         return in_memory(extractor.images(list(to_uint8(images)))[NETWORK])
 
+    theirs: list[Rows] = []  # which are always the same
+
     def compare(texts: Sequence[str], images: Images, best: Images) -> dict[str, float]:
+        if not theirs:
+            theirs.append(features(best))
         known: dict[tuple[Whose, str], Rows] = {
             ("model", NETWORK): features(images),
-            ("teacher", NETWORK): features(best),
+            ("teacher", NETWORK): theirs[0],
         }
         drawn = Drawn(images, tuple(texts), best, features=known)
         return measure(drawn, ["fd_efficientnet_to_teacher", "rmse_to_teacher"])

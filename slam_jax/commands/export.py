@@ -18,6 +18,7 @@ without --merge. A digits student is the two files of flax/ alone: diffusers has
 import argparse
 import dataclasses
 import os
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -57,6 +58,9 @@ def export_student(arguments: argparse.Namespace) -> Path:
     if arguments.verify:
         stock_pipeline.require("--verify")
     student, family = from_checkpoint(arguments.workdir, arguments.step, arguments.teacher)
+    step, steps = student.info["checkpoint"], read_run(arguments.workdir).training.steps
+    if step < steps:
+        print(f"the student of step {step:,}, of {steps:,} that the run has", file=sys.stderr)
     if arguments.merge:
         student = whole(student, family)
     if arguments.extract_lora is not None:

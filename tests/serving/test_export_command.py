@@ -45,7 +45,9 @@ def error_of(*arguments):
 def test_export_of_a_checkpoint(interrupted, teachers, tmp_path, capsys, arguments, step):
     before, out = files_in(interrupted), tmp_path / "out"
     export.main(["--workdir", str(interrupted), "--out", str(out), *arguments])
-    assert capsys.readouterr().out == f"student: {out}\n"
+    said = capsys.readouterr()
+    assert said.out == f"student: {out}\n"
+    assert f"the student of step {step}, of " in said.err
     expected, _ = tiny_students.make(teachers["sd15"], seed=step)
     loaded = load(str(out))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(loaded.params), expected.params)
