@@ -68,3 +68,24 @@ def test_what_is_said_of_published_sizes_on_tpus():
     assert f"gathered twice, {gathered / 1e9:.2f} GB in all" in words
     others = [n for kind, n in eight["products"].items() if kind != "bf16 x bf16"]
     assert f"between bfloat16, but for {sum(others)} of attention" in words
+
+
+def test_what_training_gains_is_what_was_measured():
+    words = " ".join((DOCS / "results.md").read_text().split())
+
+    def gains(task, metric):
+        """How much farther students are than before training, in 1, 2, 4 and 8 steps."""
+        path = ROOT / f"benchmarks/results/untrained_{task}.json"
+        found = {(r["model"], r["steps"]): r[metric] for r in json.loads(path.read_text())["rows"]}
+        return [found["student", n] / found["student, untrained", n] for n in (1, 2, 4, 8)]
+
+    one, *more = gains("digits", "fd_to_teacher")
+    assert 2 < 1 / one < 2.2 and 1 / max(more) > 2.8 and 1 / min(more) < 7.5
+    assert "3 to 7 times as near to the teacher in 2 to 8 steps, twice in 1" in words
+    farther = [f"{100 * ratio - 100:.0f}" for ratio in gains("emoji", "rmse_to_teacher")]
+    assert f"is {min(farther)} to {max(farther)}% farther by RMSE than before" in words
+    one, two, four, eight = (
+        100 * ratio - 100 for ratio in gains("emoji", "fd_efficientnet_to_teacher")
+    )
+    assert f"it is {one:.0f}% farther in 1 step, and {-four:.0f} and {-eight:.0f}% nearer" in words
+    assert abs(two) < 1
