@@ -2,7 +2,7 @@
 
 import pytest
 
-from slam_jax.commands import export, inspect, plan, reference, report, sample, train
+from slam_jax.commands import command, export, inspect, plan, reference, report, sample, train
 
 
 def refusal(main, *arguments):
@@ -89,3 +89,13 @@ def test_what_argparse_refuses_is_one_line(capsys):
         r"error: --steps: invalid int value: 'x\ny'; slam-jax sample --help says what there is"
         "\n"
     )
+
+
+def test_help_shows_defaults_that_say_something():
+    parser = command.parser_of("name", "What it does.")
+    parser.add_argument("--steps", type=int, default=4, help="how many")
+    parser.add_argument("--model", required=True, help="which one")
+    parser.add_argument("--merge", action="store_true", help="all in one")
+    parser.add_argument("--revision", default="", help="of the hub")
+    shown = " ".join(parser.format_help().split())
+    assert "how many (default: 4)" in shown and shown.count("(default:") == 1
