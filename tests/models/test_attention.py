@@ -10,6 +10,7 @@ import pytest
 from helpers import jit
 
 from slam_jax.models import attention as attention_module
+from slam_jax.models import chunked_attention
 from slam_jax.models.attention import attention
 
 # Batch, queries, keys, heads, features of a head.
@@ -30,8 +31,9 @@ CASES = SMALL | TILES
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(attention_module, "TILE", 256)
-    monkeypatch.setattr(attention_module, "ROWS", 3)
+    monkeypatch.setattr(attention_module, "FEW", 256)
+    monkeypatch.setattr(chunked_attention, "TILE", 256)
+    monkeypatch.setattr(chunked_attention, "ROWS", 3)
 
 
 def arrays(case, dtype=jnp.float32):
@@ -63,9 +65,9 @@ def expected(q, k, v, cotangent, is_causal):
     )
 
 
-def computed(q, k, v, cotangent, implementation, is_causal):
+def computed(q, k, v, cotangent, implementation, is_causal, repeats=1):
     def output(q, k, v):  # what jax.jit has not traced with other tiles
-        return attention.__wrapped__(q, k, v, implementation, is_causal)
+        return attention.__wrapped__(q, k, v, implementation, is_causal, repeats)
 
     def output_and_gradients(q, k, v, cotangent):
         out, pullback = jax.vjp(output, q, k, v)
@@ -88,6 +90,19 @@ def test_outputs_and_gradients_are_those_of_float64(small_tiles, implementation,
     actual = computed(*inputs, implementation, is_causal)
     for one, other in zip(actual, expected(*inputs, is_causal), strict=True):
         assert one.dtype == jnp.float32
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max())
+
+
+@pytest.mark.parametrize("implementation", ["xla", "chunked"])
+@pytest.mark.parametrize("case", ["odd", "rows and a rest"])
+def test_a_last_key_may_stand_there_several_times(small_tiles, implementation, case):
+    q, k, v, cotangent = arrays(case)
+    actual = computed(q, k, v, cotangent, implementation, is_causal=False, repeats=3)
+    k, v = (np.concatenate([x, x[:, -1:], x[:, -1:]], axis=1) for x in (k, v))
+    out, of_q, *of_k_and_v = expected(q, k, v, cotangent, is_causal=False)
+    for gradient in of_k_and_v:  # all three are the last key
+        gradient[:, -3] = gradient[:, -3:].sum(axis=1)
+    for one, other in zip(actual, (out, of_q, *(g[:, :-2] for g in of_k_and_v)), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max())
 
 
@@ -116,7 +131,7 @@ def test_large_scores_do_not_overflow(implementation):
 
 def test_several_tiles_were_tested(small_tiles):
     """(heads at a time, rows at a time), or else the cases above would not say much."""
-    tiles = {name: attention_module._Tiles.of(*arrays(name)[:2]) for name in CASES}
+    tiles = {name: chunked_attention._Tiles.of(*arrays(name)[:2]) for name in CASES}
     assert {name: (t.at_once, t.rows) for name, t in tiles.items()} == {
         "self": (1, 8),
         "odd": (1, 7),
