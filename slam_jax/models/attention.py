@@ -2,12 +2,14 @@
 
     xla      jax.nn's, compiled by XLA: keeps the weights of all pairs of tokens
     cudnn    NVIDIA's kernel, which keeps none of them
+    splash   a kernel for TPUs, which keeps none either
     chunked  tile by tile, which keeps none either; its tiles are those of CPUs
-    auto     cudnn on NVIDIA's GPUs where it can run; chunked on CPUs, but for small shapes; else
-             xla
+    auto     cudnn on NVIDIA's GPUs where it can run; splash on TPUs and chunked on CPUs, but for
+             small shapes; else xla
 
 The platform is what a program is lowered for, which jax.export may choose to be another one than
-that of this machine; so a program may hold several implementations until then.
+that of this machine; so a program may hold several implementations until then. One with splash
+cannot be lowered for several platforms at once.
 
 Shape letters: B batch, L query tokens, S key tokens, H heads, D features of a head.
 """
@@ -23,9 +25,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from slam_jax.models.chunked_attention import chunked_attention
+from slam_jax.models.splash_attention import splash_attention
 
 # Scores, up to which XLA's is about as fast on a CPU, and sooner compiled.
 FEW = 2**18
+# Scores of a head, up to which XLA keeps them on the chip of a TPU, or nearly so.
+FEW_OF_HEAD = 2**20 - 1
+MOST_FEATURES = 256  # of a head, for which there is room on the chip
+PLATFORMS = {"cudnn": "cuda", "splash": "tpu"}
 
 # Other lengths are filled up with zeros and masked: jax refuses to differentiate odd ones, such as
 # the 77 of captions, and cuDNN's gradients have been wrong where its tiles did not divide a length.
@@ -43,7 +50,8 @@ def attention(
 ) -> Float[Array, "B L H D"]:
     """softmax(q k^T / sqrt(D)) v for each head, with the softmax in float32.
 
-    Where cudnn is asked for and cannot run, xla computes and a line on stderr says why.
+    Where cudnn or splash is asked for and cannot run, xla computes, and a line on stderr says why;
+    on platforms that are not theirs xla does so silently.
 
     Args:
         q, k, v: queries, keys and values.
@@ -68,18 +76,32 @@ def _per_platform(implementation, arrays, is_causal):
     """Platform -> who computes there; "default" is any other, and alone where all do the same."""
     if implementation in ("xla", "chunked"):
         return {"default": implementation}
-    reason = why_not_cudnn(*arrays, is_causal=is_causal)
-    if implementation == "cudnn":
-        if reason:
-            _say(f"{_described(arrays[0])} cannot use cudnn ({reason}); xla computes it")
-        return {"default": "xla"} | ({} if reason else {"cuda": "cudnn"})
     q, k, _ = arrays
-    names = {"default": "xla"}
-    if math.prod(q.shape[:-1]) * k.shape[1] > FEW:
+    reasons = {
+        "cudnn": why_not_cudnn(*arrays, is_causal=is_causal),
+        "splash": why_not_splash(q, is_causal),
+    }
+    if implementation in reasons:
+        if reason := reasons[implementation]:
+            _say(f"{_described(q)} cannot use {implementation} ({reason}); xla computes it")
+            return {"default": "xla"}
+        return {"default": "xla", PLATFORMS[implementation]: implementation}
+    names, scores_of_head = {"default": "xla"}, q.shape[1] * k.shape[1]
+    if scores_of_head * q.shape[0] * q.shape[2] > FEW:
         names["cpu"] = "chunked"
-    if not reason:
+    if scores_of_head > FEW_OF_HEAD and not reasons["splash"]:
+        names["tpu"] = "splash"
+    if not reasons["cudnn"]:
         names["cuda"] = "cudnn"
     return names
+
+
+def why_not_splash(q: Array, is_causal: bool = False) -> str | None:
+    """Why the kernel for TPUs cannot compute an attention; None if it can."""
+    if is_causal:
+        return "it is causal"
+    too_many = q.shape[-1] > MOST_FEATURES
+    return f"head dim must be <= {MOST_FEATURES}" if too_many else None
 
 
 def why_not_cudnn(q: Array, k: Array, v: Array, is_causal: bool = False) -> str | None:
@@ -112,10 +134,13 @@ def _xla(q, k, v, is_causal, repeats):
     )
 
 
+def _splash(q, k, v, is_causal, repeats):
+    del is_causal  # it is not
+    return splash_attention(q, *(_repeated(x, repeats) for x in (k, v)))
+
+
 def _cudnn(q, k, v, is_causal, repeats):
-    if repeats > 1:
-        last = (jnp.repeat(x[:, -1:], repeats - 1, axis=1) for x in (k, v))
-        k, v = (jnp.concatenate(both, axis=1) for both in zip((k, v), last, strict=True))
+    k, v = (_repeated(x, repeats) for x in (k, v))
     length = q.shape[1]
     lengths: dict[str, Any] = {}
     if any(x.shape[1] % CUDNN_MULTIPLE for x in (q, k)):
@@ -128,9 +153,16 @@ def _cudnn(q, k, v, is_causal, repeats):
     return out[:, :length]
 
 
+def _repeated(x, repeats):
+    """[B, S, H, D] with the last token so often."""
+    if repeats == 1:
+        return x
+    return jnp.concatenate([x, jnp.repeat(x[:, -1:], repeats - 1, axis=1)], axis=1)
+
+
 def _filled_up(x, multiple):
     """[B, L, H, D] with zeros behind, to the next multiple of tokens."""
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple), (0, 0), (0, 0)))
 
 
-_COMPUTE = {"xla": _xla, "cudnn": _cudnn, "chunked": chunked_attention}
+_COMPUTE = {"xla": _xla, "cudnn": _cudnn, "splash": _splash, "chunked": chunked_attention}

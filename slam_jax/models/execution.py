@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from slam_jax.base.options import Options, option
 
-ATTENTION = ("auto", "xla", "cudnn", "chunked")
+ATTENTION = ("auto", "xla", "cudnn", "splash", "chunked")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import numpy as np
 
 from slam_jax import __version__
 from slam_jax.base.errors import BackendError
+from slam_jax.models.attention import attention
 from slam_jax.parallel import compile_cache
 
 CPU_FLAG = "xla_cpu_experimental_ynn_fusion_type"
@@ -94,7 +95,8 @@ def versions() -> dict[str, str]:
 
 
 def probe(run: Callable = jax.jit) -> None:
-    """Compares a reduction, a convolution and an attention on the backend with numpy.
+    """Compares a reduction, a convolution and an attention on the backend with numpy; on a GPU or
+    TPU the attention of large pictures, which has a kernel of its own there.
 
     Args:
       run: how a function is compiled; tests pass a broken one.
@@ -108,20 +110,21 @@ def probe(run: Callable = jax.jit) -> None:
     rows = generator.standard_normal((32769, 3)).astype(np.float32)
     x = generator.standard_normal((1, 6, 6, 2)).astype(np.float32)
     kernel = generator.standard_normal((3, 3, 2, 2)).astype(np.float32)
-    q, k, v = generator.standard_normal((3, 1, 5, 2, 8)).astype(np.float32)
+    tokens, dtype = (5, "float32") if platform == "cpu" else (1024, "bfloat16")
+    q, k, v = generator.standard_normal((3, 1, tokens, 2, 40)).astype(dtype)
     windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))
-    scores = np.exp(np.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(8))
+    scores = np.exp(np.einsum("bqhd,bkhd->bhqk", *np.float32((q, k))) / np.sqrt(40))
     cases = {
         "reduction": (_sum_of_squares, (rows,), np.sum(rows.astype(np.float64) ** 2, axis=1)),
         "convolution": (_convolution, (x, kernel), np.einsum("bhwcij,ijco->bhwo", windows, kernel)),
         "attention": (
-            jax.nn.dot_product_attention,
+            attention,
             (q, k, v),
-            np.einsum("bhqk,bkhd->bqhd", scores / scores.sum(-1, keepdims=True), v),
+            np.einsum("bhqk,bkhd->bqhd", scores / scores.sum(-1, keepdims=True), np.float32(v)),
         ),
     }
     for name, (function, arguments, expected) in cases.items():
-        result = np.asarray(run(function)(*arguments))
+        result = np.asarray(run(function)(*arguments), np.float32)
         error = np.max(np.abs(result - expected)) / np.max(np.abs(expected))
         # GPUs and TPUs multiply float32 in lower precision unless told otherwise. A CPU does not,
         # and there the known defect is as small as 8e-3 on some.

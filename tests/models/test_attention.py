@@ -2,6 +2,7 @@
 
 import re
 import types
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from helpers import jit
 
 from slam_jax.models import attention as attention_module
-from slam_jax.models import chunked_attention
+from slam_jax.models import chunked_attention, splash_attention
 from slam_jax.models.attention import attention
 
 # Batch, queries, keys, heads, features of a head.
@@ -26,7 +27,7 @@ TILES = {
     "rows and a rest": (2, 13, 31, 2, 3),
     "heads": (1, 6, 10, 6, 3),
 }
-CASES = SMALL | TILES
+CASES = SMALL | TILES | {"blocks": (1, 300, 600, 2, 40)}
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def computed(q, k, v, cotangent, implementation, is_causal, repeats=1):
     ("implementation", "case"),
     [
         *(("xla", case) for case in SMALL),
-        *(("chunked", case) for case in CASES),
+        *(("chunked", case) for case in SMALL | TILES),
         *(("auto", case) for case in ("more keys", "rows")),  # xla, and chunked on a CPU
     ],
 )
@@ -131,7 +132,7 @@ def test_large_scores_do_not_overflow(implementation):
 
 def test_several_tiles_were_tested(small_tiles):
     """(heads at a time, rows at a time), or else the cases above would not say much."""
-    tiles = {name: chunked_attention._Tiles.of(*arrays(name)[:2]) for name in CASES}
+    tiles = {name: chunked_attention._Tiles.of(*arrays(name)[:2]) for name in SMALL | TILES}
     assert {name: (t.at_once, t.rows) for name, t in tiles.items()} == {
         "self": (1, 8),
         "odd": (1, 7),
@@ -175,10 +176,10 @@ def test_auto_picks_by_platform():
         return f"{length}x{length}xf32" in program.as_text()
 
     assert not holds_scores(4096, "cpu")
-    assert holds_scores(4096, "tpu")
+    assert not holds_scores(4096, "tpu")
     assert holds_scores(4096, "cuda")  # float32 is not for cudnn
-    assert holds_scores(4096, "cpu", "cuda", "tpu")
-    assert holds_scores(64, "cpu")
+    assert holds_scores(4096, "cpu", "cuda")
+    assert holds_scores(64, "cpu") and holds_scores(512, "tpu")
 
 
 def test_an_attention_that_cudnn_cannot_do_is_computed_and_said_once(capsys):
@@ -194,6 +195,55 @@ def test_an_attention_that_cudnn_cannot_do_is_computed_and_said_once(capsys):
     )
     attention(*arrays("more keys")[:3], implementation="auto")
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_what_the_kernel_for_tpus_computes(monkeypatch, repeats):
+    """Step by step, as no TPU is here: several blocks, the last of them filled up."""
+    interpreted = partial(splash_attention.splash_attention, interpret=True)
+    monkeypatch.setitem(
+        attention_module._COMPUTE,
+        "xla",  # in the place of what CPUs do
+        lambda q, k, v, is_causal, repeats: interpreted(
+            q, *(attention_module._repeated(x, repeats) for x in (k, v))
+        ),
+    )
+    q, k, v, cotangent = arrays("blocks")
+    actual = computed(q, k, v, cotangent, "xla", is_causal=False, repeats=repeats)
+    if repeats == 2:
+        k, v = (np.concatenate([x, x[:, -1:]], axis=1) for x in (k, v))
+    out, of_q, *of_k_and_v = expected(q, k, v, cotangent, is_causal=False)
+    if repeats == 2:
+        of_k_and_v = [np.append(g[:, :-2], g[:, -2:].sum(1, keepdims=True), 1) for g in of_k_and_v]
+    for one, other in zip(actual, (out, of_q, *of_k_and_v), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max())
+
+
+def test_lowered_for_tpus_it_is_the_kernel():
+    def kernels(implementation, length, platform="tpu", keys=None, features=40):
+        q = jax.ShapeDtypeStruct((1, length, 2, features), jnp.bfloat16)
+        k = jax.ShapeDtypeStruct((1, keys or length, 2, features), jnp.bfloat16)
+        return (
+            lowered(implementation, q, k, k, platform=platform).as_text().count("tpu_custom_call")
+        )
+
+    assert kernels("auto", 1024) == kernels("splash", 64) == 2  # forward and backward
+    assert kernels("auto", 1024, keys=77) == kernels("auto", 256) == 0
+    assert kernels("auto", 1024, "cpu") == kernels("splash", 64, "cpu") == kernels("xla", 1024) == 0
+    assert kernels("auto", 1024, features=512) == 0  # the VAE's
+
+
+def test_an_attention_that_the_kernel_for_tpus_cannot_do_is_computed_and_said_once(capsys):
+    attention_module._say.cache_clear()
+    inputs = arrays("self")
+    for _ in range(2):
+        out = attention(*inputs[:3], implementation="splash", is_causal=True)
+        np.testing.assert_allclose(out, expected(*inputs, True)[0], atol=1e-5)
+    note = "attention of head dim 8 in float32 cannot use splash (it is causal); xla computes it"
+    assert capsys.readouterr().err == f"note: {note}\n"
+    assert attention_module.why_not_splash(jax.ShapeDtypeStruct((1, 8, 1, 512), jnp.float32)) == (
+        "head dim must be <= 256"
+    )
 
 
 @pytest.fixture

@@ -161,7 +161,7 @@ def test_group_norm_does_not_round_what_it_adds_up():
 def test_another_name_is_refused():
     with pytest.raises(ValueError) as error:
         Execution(attention="flash")
-    expected = "attention = 'flash', expected one of auto, xla, cudnn, chunked"
+    expected = "attention = 'flash', expected one of auto, xla, cudnn, splash, chunked"
     assert str(error.value) == expected
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 from unittest import mock
 
@@ -88,6 +89,21 @@ def test_jaxlib_is_asked_for_the_flags_that_it_knows():
 
 def test_probe_passes_here():
     runtime.probe()
+
+
+def test_probe_of_others_than_cpus_has_the_attention_of_large_pictures(monkeypatch):
+    monkeypatch.setattr(runtime, "devices", lambda: [types.SimpleNamespace(platform="tpu")])
+    seen = {}
+
+    def run(function):
+        def compute(*arguments):
+            seen[function.__name__] = arguments[0].shape, arguments[0].dtype.name
+            return jax.jit(function)(*arguments)
+
+        return compute
+
+    runtime.probe(run)
+    assert seen["attention"] == ((1, 1024, 2, 40), "bfloat16")
 
 
 @pytest.mark.parametrize("wrong", ["reduction", "convolution", "attention"])

@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from slam_jax.base.errors import BackendError, InputError
+from slam_jax.models.attention import attention
 from slam_jax.parallel import topology
 from slam_jax.parallel.program import Traffic, products_of, traffic_of
 from slam_jax.parallel.topology import (
@@ -179,3 +180,29 @@ def test_what_does_not_fit_says_how_much_it_needs():
     assert refused.value.need >= 2 * 4 * 49152**2 * 0.99
     assert refused.value.need < 4 * 4 * 49152**2
     assert "\n" not in str(refused.value)
+
+
+# Tokens and features of a head: SD 1.5 at 512 pixels and at 1,024, SDXL, SD 3.5 with its prompt.
+ATTENTIONS = ((4096, 40), (1024, 80), (1024, 160), (4096, 64), (4429, 64))
+
+
+def attentions(devices):
+    """Lowered for one device: gradients of self-attentions, of which XLA's would keep scores."""
+    here = NamedSharding(Mesh(np.array(devices[:1]), ("d",)), PartitionSpec())
+    shapes = [
+        jax.ShapeDtypeStruct((1, tokens, 8, features), jnp.bfloat16, sharding=here)
+        for tokens, features in ATTENTIONS
+    ]
+
+    def loss(arrays):
+        return sum(attention(x, x, x).astype(jnp.float32).sum() for x in arrays)
+
+    return jax.jit(jax.grad(loss)).lower(shapes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:1x1", "v5p:1x1x1", "v6e:1x1"])
+def test_the_attention_of_large_pictures_is_compiled_for_all_tpus(name):
+    program = compile_apart(parse_topology(name), attentions)
+    all_scores = max(8 * tokens**2 * 2 for tokens, _ in ATTENTIONS)
+    assert program.temporary < all_scores / 2
