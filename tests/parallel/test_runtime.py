@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from slam_jax.base.errors import BackendError
+from slam_jax.models.attention import attention
 from slam_jax.parallel import runtime
 
 FLAG = f"--{runtime.CPU_FLAG}="
@@ -112,7 +113,7 @@ def test_probe_refuses_a_backend_that_computes_wrongly(wrong, spoil):
     spoiled_functions = {
         "reduction": runtime._sum_of_squares,
         "convolution": runtime._convolution,
-        "attention": jax.nn.dot_product_attention,
+        "attention": attention,
     }
 
     def run(function):
