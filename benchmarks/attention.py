@@ -76,6 +76,8 @@ def ours(case: Case, implementation: str, direction: str, dtype: str) -> Callabl
             return "no GPU"
         if reason := why_not_cudnn(*arrays[:3]):
             return reason
+    if implementation == "splash" and jax.default_backend() != "tpu":
+        return "no TPU"
     compute = partial(attention, implementation=implementation)
 
     def backward(q, k, v, cotangent):

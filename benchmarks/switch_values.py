@@ -48,7 +48,7 @@ def switches(default: Setup) -> list[Switch]:
             usual,
             partial(replace, execution=Execution(value)),
             on=both,
-            platform="gpu" if value == "cudnn" else "",
+            platform={"cudnn": "gpu", "splash": "tpu"}.get(value, ""),
         )
         for value in ATTENTION
         if value != usual
