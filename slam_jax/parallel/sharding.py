@@ -23,8 +23,10 @@ AXES = ("data", "fsdp")
 AnyMesh = Mesh | AbstractMesh  # of devices, or of so many that are not here
 
 # (pattern that is searched in an array's dotted path, what to do with it). The first that fits
-# decides: "split" is along the longest axis that fsdp divides, the last of equal ones; an array
-# without such an axis is repeated.
+# decides: "split" is along the last axis but one, a kernel's inputs, if fsdp divides it; else along
+# the longest that it divides; an array without such an axis is repeated. (A TPU has 128 numbers of
+# the last axis side by side: there parts of 160 would not be whole tiles, and XLA would send whole
+# gradients to all devices.)
 RULES = (
     (r"\b(bias|scale)$", "repeat"),  # a thousandth of a UNet, in half of its arrays
     (r"", "split"),
@@ -85,11 +87,12 @@ def specs_of(tree: Any, mesh: AnyMesh, rules: Sequence[tuple[str, str]] = RULES)
         action = next(action for pattern, action in rules if re.search(pattern, name))
         if action not in ("split", "repeat"):
             raise ValueError(f"a sharding rule for {name} is {action!r}, expected split or repeat")
-        divisible = [(n, axis) for axis, n in enumerate(leaf.shape) if n % size == 0]
-        if size == 1 or action == "repeat" or not divisible:
+        inputs = len(leaf.shape) - 2
+        found = [(axis == inputs, n, axis) for axis, n in enumerate(leaf.shape) if n % size == 0]
+        if size == 1 or action == "repeat" or not found:
             return PartitionSpec()
-        _, longest = max(divisible)
-        return PartitionSpec(*[None] * longest, "fsdp")
+        *_, axis = max(found)
+        return PartitionSpec(*[None] * axis, "fsdp")
 
     return jax.tree_util.tree_map_with_path(spec, tree)
 

@@ -104,15 +104,21 @@ def abstract(shapes=SHAPES):
     )
 
 
-def test_rules_split_the_longest_axis_that_fsdp_divides():
+def test_rules_split_the_inputs_of_a_kernel_or_else_the_longest_axis_that_fsdp_divides():
     assert specs_of(abstract(), make_mesh(fsdp=4)) == {
-        "conv": {"kernel": P(None, None, None, "fsdp"), "bias": P()},
+        "conv": {"kernel": P(None, None, "fsdp"), "bias": P()},
         "norm": {"scale": P()},
         "bias": {"kernel": P("fsdp")},
         "odd": P(),
         "count": P(),
     }
-    assert specs_of(abstract(), make_mesh(fsdp=2))["odd"] == P(None, "fsdp")
+    assert specs_of(abstract(), make_mesh(fsdp=2))["odd"] == P("fsdp")
+    others = {"in": (3, 3, 4, 16), "patches": (16, 8, 4, 32), "vector": (16,)}
+    assert specs_of(abstract(others), make_mesh(fsdp=8)) == {
+        "in": P(None, None, None, "fsdp"),
+        "patches": P(None, None, None, "fsdp"),
+        "vector": P("fsdp"),
+    }
     assert set(jax.tree.leaves(specs_of(abstract(), make_mesh(fsdp=1)))) == {P()}
 
 
@@ -135,7 +141,7 @@ def test_put_sends_each_device_its_part():
         jax.tree.map(lambda a, s: a.sharding == s, placed, shardings_of(tree, mesh))
     )
     shards = placed["conv"]["kernel"].addressable_shards
-    assert [shard.data.shape for shard in shards] == [(3, 3, 8, 4)] * 8
+    assert [shard.data.shape for shard in shards] == [(3, 3, 2, 16)] * 8
     jax.tree.map(np.testing.assert_array_equal, placed, jax.tree.map(np.float32, tree))
     together = replicate(placed, mesh)
     assert all(array.sharding.is_fully_replicated for array in jax.tree.leaves(together))
