@@ -127,15 +127,16 @@ def measure(options_: argparse.Namespace) -> dict[str, Any]:
 def table(reports: Sequence[dict[str, Any]]) -> str:
     """Of several results, in Markdown."""
     head = (
-        *("TPUs", "program", "arguments", "temporary", "code", "gathered", "gradients' sums"),
-        *("TFLOP, loops once", "compiling"),
+        *("TPUs", "program", "arguments", "temporary", "code", "gathered", "at a time"),
+        *("gradients' sums", "compiling"),
     )
     lines = [head, ["---"] * len(head), *(_row(report) for report in reports)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _row(report: dict[str, Any]) -> list[str]:
-    what = f"{report['rows_per_device']} rows a device"
+    rows = report["rows_per_device"]
+    what = f"{rows} row{'s' * (rows > 1)} a device"
     if "steps" in report:
         program = f"{report['model']}: sampler, {report['steps']} steps, {what}"
     else:
@@ -147,12 +148,12 @@ def _row(report: dict[str, Any]) -> list[str]:
     if "stopped" in report:
         return [report["topology"], f"{program}: {report['stopped']}", *["-"] * 6, minutes]
     sizes = [_size(report[name]) for name in ("arguments", "temporary", "code")]
-    sent = [
+    gathered, summed = (
         _size(sum(size for kind, *_, size in report["traffic"] if (kind == "all-gather") == whole))
         for whole in (True, False)
-    ]
-    flops = f"{report['flops'] / 1e12:.3g}"
-    return [report["topology"], program, *sizes, *sent, flops, minutes]
+    )
+    at_once = _size(report["whole"])
+    return [report["topology"], program, *sizes, gathered, at_once, summed, minutes]
 
 
 def _size(count: int) -> str:

@@ -1,10 +1,11 @@
 """What XLA made of a program: memory, FLOPs, traffic between devices.
 
 Traffic is read in the text of the optimised program. What a loop repeats is there, and counted,
-once; so XLA counts FLOPs, too. The dtypes of products are those that the program asks for; a TPU
-converts as it likes.
+once; so XLA counts FLOPs, too, and nothing of kernels that it did not write. The dtypes of products
+are those that the program asks for; a TPU converts as it likes.
 """
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -52,6 +53,7 @@ class Program:
       code: bytes.
       flops: as XLA counts them, each loop once; 0 where it does not.
       traffic: between devices.
+      whole: most bytes of gathered arrays that there are at a time.
       products: dtypes of the factors of convolutions and matrix products -> how many there are.
     """
 
@@ -61,6 +63,7 @@ class Program:
     code: int
     flops: float
     traffic: tuple[Traffic, ...]
+    whole: int
     products: dict[str, int]
 
     @property
@@ -86,13 +89,14 @@ class Program:
             memory.generated_code_size_in_bytes,
             cost.get("flops", 0.0),
             traffic_of(text),
+            whole_at_once(text),
             products_of(lowered.as_text()),
         )
 
 
 class _Instruction(NamedTuple):
     """A line of a program: what it makes, and of what; "" is no chain; `alone`, a collective that
-    is none."""
+    is none; `index`, in a tuple."""
 
     name: str
     type: str
@@ -100,6 +104,7 @@ class _Instruction(NamedTuple):
     operands: tuple[str, ...]
     chain: str
     alone: bool
+    index: int
 
 
 def _instructions(text: str) -> list[_Instruction]:
@@ -109,7 +114,9 @@ def _instructions(text: str) -> list[_Instruction]:
         chain = CHAIN.search(rest)
         alone = ALONE.search(rest) is not None
         label = chain[1] if chain else ""
-        found.append(_Instruction(name, kind, operation, operands, label, alone))
+        index = re.search(r"\bindex=(\d+)", rest)
+        element = int(index[1]) if index else 0
+        found.append(_Instruction(name, kind, operation, operands, label, alone, element))
     return found
 
 
@@ -149,6 +156,33 @@ def traffic_of(text: str) -> tuple[Traffic, ...]:
             sizes[kind, dtype] += size
         counts[kind, whole[0][0]] += 1
     return tuple(Traffic(*key, counts[key], size) for key, size in sorted(sizes.items()))
+
+
+def whole_at_once(text: str) -> int:
+    """Most bytes of gathered arrays that there are at a time, in the text of a program: from where
+    one is gathered to where it is read last."""
+    ends: dict[int, int] = {}  # where one is gathered -> where it is read last
+    sizes: dict[int, int] = {}
+    parts: dict[str, list[set[int]]] = {}  # of what an instruction makes: gathered arrays in it
+    for place, found in enumerate(_instructions(text)):
+        read = [parts.get(name, [set()]) for name in found.operands]
+        ends.update(dict.fromkeys(set().union(*itertools.chain(*read)), place))
+        kind, made = found.operation.removesuffix("-start"), _arrays(found.type)
+        if kind == "all-gather" and not found.alone:
+            if found.operation != kind:  # starts from what is in its type, too
+                made = made[len(found.operands) : 2 * len(found.operands)]
+            sizes[place], ends[place] = sum(size for _, size in made), place
+            parts[found.name] = [{place}]
+        elif kind == "tuple":
+            parts[found.name] = [set().union(*of_one) for of_one in read]
+        elif kind == "get-tuple-element" and len(read[0]) > 1:
+            parts[found.name] = [read[0][found.index]]
+        elif kind in ("bitcast", "get-tuple-element", "optimization-barrier", "all-gather-done"):
+            parts[found.name] = read[0]
+    changes = Counter(sizes)
+    for place, end in ends.items():
+        changes[end + 1] -= sizes[place]
+    return max(itertools.accumulate(changes[place] for place in sorted(changes)), default=0)
 
 
 def products_of(text: str) -> dict[str, int]:

@@ -65,6 +65,7 @@ def described(program: Program) -> str:
             "of what a loop repeats (accumulation, substeps of a solver) one round is counted in",
             "traffic, in bytes of whole arrays:",
             *(traffic or ["none"]),
+            f"{'gathered arrays at a time':28}{size(program.whole):>14}",
             "",
             f"convolutions and matrix products: {products}",
             f"{program.flops / 1e12:.4g} TFLOP on each device (XLA's count)",

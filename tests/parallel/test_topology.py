@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from slam_jax.base.errors import BackendError, InputError
 from slam_jax.models.attention import attention
 from slam_jax.parallel import topology
-from slam_jax.parallel.program import Traffic, products_of, traffic_of
+from slam_jax.parallel.program import Traffic, products_of, traffic_of, whole_at_once
 from slam_jax.parallel.topology import (
     DoesNotFit,
     Topology,
@@ -206,3 +206,31 @@ def test_the_attention_of_large_pictures_is_compiled_for_all_tpus(name):
     program = compile_apart(parse_topology(name), attentions)
     all_scores = max(8 * tokens**2 * 2 for tokens, _ in ATTENTIONS)
     assert program.temporary < all_scores / 2
+
+
+def test_gathered_arrays_are_counted_from_their_gathering_to_their_last_use():
+    """Numbers: 2,000, read at once; 1,000 with 500 and 250; and with 1,500 if they are read last."""
+    text = """
+ENTRY %main (p: f32[250]) -> f32[1000] {
+  %p = f32[250]{0} parameter(0)
+  %all-gather.1 = f32[2000]{0} all-gather(%p), replica_groups={{0,1,2,3}}, dimensions={0}
+  %sum.1 = f32[] reduce(%all-gather.1), to_apply=%add
+  %all-gather.2 = f32[1000]{0} all-gather(%p), replica_groups={{0,1,2,3}}, dimensions={0}
+  %all-gather-start.3 = (f32[250]{0}, f32[500]{0}) all-gather-start(%p), replica_groups={{0,1}}
+  %both = (f32[1000]{0}, f32[250]{0}) tuple(%all-gather.2, %p)
+  %all-gather-done.3 = f32[500]{0} all-gather-done(%all-gather-start.3)
+  %all-gather.4 = f32[250]{0} all-gather(%p), replica_groups={{0,1,2,3}}, dimensions={0}
+  %all-gather.5 = f32[9000]{0} all-gather(%p), replica_groups={{0},{1},{2},{3}}, dimensions={0}
+  %sum.2 = f32[] fusion(%all-gather-done.3, %all-gather.4, %all-gather.5), kind=kLoop
+  %none = f32[250]{0} get-tuple-element(%both), index=1
+  %first = f32[1000]{0} get-tuple-element(%both), index=0
+  %all-gather.6 = f32[1500]{0} all-gather(%p), replica_groups={{0,1,2,3}}, dimensions={0}
+  %sum.3 = f32[] fusion(%all-gather.6, %none), kind=kLoop
+  ROOT %out = f32[1000]{0} fusion(%first, %none), kind=kLoop
+}
+"""
+    assert whole_at_once(text) == 4 * (1000 + 1500)
+    early = text.replace("fusion(%first, %none)", "fusion(%none, %none)")
+    assert whole_at_once(early) == 4 * 2000
+    assert whole_at_once(early.replace("f32[2000]", "f32[20]")) == 4 * (1000 + 500 + 250)
+    assert whole_at_once("") == 0

@@ -24,7 +24,9 @@ def run(capsys, *arguments):
 def program(gib):
     """One that needs so much."""
     traffic = (Traffic("all-gather", "bf16", 3, 2**20),)
-    return Program(int(gib * GIB), 0, 0, 0, 1e12, traffic, {"bf16 x bf16": 5, "f32 x f32": 2})
+    return Program(
+        int(gib * GIB), 0, 0, 0, 1e12, traffic, 2**20, {"bf16 x bf16": 5, "f32 x f32": 2}
+    )
 
 
 @pytest.mark.parametrize(
