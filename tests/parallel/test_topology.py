@@ -209,7 +209,7 @@ def test_the_attention_of_large_pictures_is_compiled_for_all_tpus(name):
 
 
 def test_gathered_arrays_are_counted_from_their_gathering_to_their_last_use():
-    """Numbers: 2,000, read at once; 1,000 with 500 and 250; and with 1,500 if they are read last."""
+    """2,000 numbers, read at once; 1,000 with 500 and 250; with 1,500 too if they are read last."""
     text = """
 ENTRY %main (p: f32[250]) -> f32[1000] {
   %p = f32[250]{0} parameter(0)

@@ -25,7 +25,7 @@ def program(gib):
     """One that needs so much."""
     traffic = (Traffic("all-gather", "bf16", 3, 2**20),)
     return Program(
-        int(gib * GIB), 0, 0, 0, 1e12, traffic, 2**20, {"bf16 x bf16": 5, "f32 x f32": 2}
+        int(gib * GIB), 0, 0, 0, 1e12, traffic, 2**21, {"bf16 x bf16": 5, "f32 x f32": 2}
     )
 
 
@@ -60,6 +60,7 @@ def test_a_step_that_fits_is_described(capsys, monkeypatch):
     assert status == 0 and asked == [("v5p:2x2x2", Mesh(4, 2))]
     assert re.search(r"^arguments +2.00 GiB$", text, re.MULTILINE)
     assert re.search(r"^all-gather +bf16 +3 times +1.00 MiB$", text, re.MULTILINE)
+    assert re.search(r"^gathered arrays at a time +2.00 MiB$", text, re.MULTILINE)
     assert "5 of bf16 x bf16, 2 of f32 x f32" in text and "\n1 TFLOP on each device" in text
     assert text.endswith("fits: XLA compiled it for v5p:2x2x2, with 95.00 GiB on each device\n")
 
