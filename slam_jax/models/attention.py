@@ -27,8 +27,8 @@ from jaxtyping import Array, Float
 from slam_jax.models.chunked_attention import chunked_attention
 from slam_jax.models.splash_attention import splash_attention
 
-# Scores, up to which XLA's is about as fast on a CPU, and sooner compiled.
-FEW = 2**18
+# Scores, and keys, up to which XLA's is as fast on a CPU, and sooner compiled.
+FEW, FEW_KEYS = 2**18, 128
 # Scores of a head, up to which XLA keeps them on the chip of a TPU, or nearly so.
 FEW_OF_HEAD = 2**20 - 1
 MOST_FEATURES = 256  # of a head, for which there is room on the chip
@@ -87,7 +87,7 @@ def _per_platform(implementation, arrays, is_causal):
             return {"default": "xla"}
         return {"default": "xla", PLATFORMS[implementation]: implementation}
     names, scores_of_head = {"default": "xla"}, q.shape[1] * k.shape[1]
-    if scores_of_head * q.shape[0] * q.shape[2] > FEW:
+    if k.shape[1] > FEW_KEYS and scores_of_head * q.shape[0] * q.shape[2] > FEW:
         names["cpu"] = "chunked"
     if scores_of_head > FEW_OF_HEAD and not reasons["splash"]:
         names["tpu"] = "splash"

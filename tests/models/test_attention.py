@@ -33,6 +33,7 @@ CASES = SMALL | TILES | {"blocks": (1, 300, 600, 2, 40)}
 @pytest.fixture
 def small_tiles(monkeypatch):
     monkeypatch.setattr(attention_module, "FEW", 256)
+    monkeypatch.setattr(attention_module, "FEW_KEYS", 16)
     monkeypatch.setattr(chunked_attention, "TILE", 256)
     monkeypatch.setattr(chunked_attention, "ROWS", 3)
 
@@ -170,16 +171,18 @@ def test_chunked_never_holds_all_scores():
 def test_auto_picks_by_platform():
     """The one that the program is lowered for, whatever this machine is; small ones are xla's."""
 
-    def holds_scores(length, *platforms):
-        x = jax.ShapeDtypeStruct((1, length, 2, 8), jnp.float32)
-        program = jax.jit(attention).trace(x, x, x).lower(lowering_platforms=platforms)
-        return f"{length}x{length}xf32" in program.as_text()
+    def holds_scores(length, *platforms, keys=None):
+        q = jax.ShapeDtypeStruct((1, length, 2, 8), jnp.float32)
+        k = jax.ShapeDtypeStruct((1, keys or length, 2, 8), jnp.float32)
+        program = jax.jit(attention).trace(q, k, k).lower(lowering_platforms=platforms)
+        return f"{length}x{keys or length}xf32" in program.as_text()
 
     assert not holds_scores(4096, "cpu")
     assert not holds_scores(4096, "tpu")
     assert holds_scores(4096, "cuda")  # float32 is not for cudnn
     assert holds_scores(4096, "cpu", "cuda")
-    assert holds_scores(64, "cpu") and holds_scores(512, "tpu")
+    assert holds_scores(64, "cpu") and holds_scores(4096, "cpu", keys=77)
+    assert holds_scores(512, "tpu")
 
 
 def test_an_attention_that_cudnn_cannot_do_is_computed_and_said_once(capsys):
