@@ -195,6 +195,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="one more: its name, and options of config; may be repeated",
     )
     add("--change", nargs="+", default=[], metavar="KEY=VALUE", help="options of config, of all")
+    dtypes = ("float32", "bfloat16")
+    add("--dtype", choices=dtypes, default="float32", help="what students draw in")
     add("--name", help="of the result's files; default: methods_TASK")
     add("--runs", type=Path, help="folder of all runs; default: runs/NAME")
     add("--out", type=Path, default=FOLDER, help="folder of the result")
@@ -232,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise InputError(f"--variant: expected one w for all, got {guidance}")
         if any((x.teacher, x.data) != (first.teacher, first.data) for x in configs):
             raise InputError("--variant: expected one teacher and its data for all; see --change")
-        measure = Measure(options.task, first, options.runs)
+        measure = Measure(options.task, first, options.runs, options.dtype)
         rows = []
         for seed in range(options.first_seed, options.first_seed + options.seeds):
             for name in options.variants:

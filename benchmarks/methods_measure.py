@@ -34,12 +34,14 @@ class Measure:
       task: what.
       config: of a run; its w is the teacher's.
       runs: folder of all runs; the teacher's pictures are kept in it.
+      dtype: what students draw in; the teacher draws in float32.
     """
 
-    def __init__(self, task: Task, config: Config, runs: Path):
-        self._task, self._runs, self._w = task, runs, config.method.w
+    def __init__(self, task: Task, config: Config, runs: Path, dtype: str):
+        self._task, self._runs, self._w, self._dtype = task, runs, config.method.w, dtype
         steps = {"student_steps": STUDENT_STEPS, "teacher_steps": TEACHER_STEPS}
-        self.protocol = as_json({**task.protocol(), **steps, "w": config.method.w})
+        self._teachers = as_json({**task.protocol(), **steps, "w": config.method.w})
+        self.protocol = {**self._teachers, "dtype": dtype}
         self._samplers: dict[str, dict[str, Sampler]] = {}
         self._teacher: dict[str, Images] = {}
 
@@ -57,7 +59,7 @@ class Measure:
         pipeline, key = model.pipeline, f"{config.method} {saved.network}"
         if key not in self._samplers:
             self._samplers[key] = {
-                times: student_sampler(pipeline, pipeline.network, method)
+                times: student_sampler(pipeline, pipeline.network, method, self._dtype)
                 for times, method in ((GRID, config.method), (BETWEEN, between(config.method)))
             }
         weights = jax.device_put((model.frozen, model.params))
@@ -108,14 +110,14 @@ class Measure:
             return self._teacher
         name = f"teacher_{steps}" + ("" if seed == SEED else "_other_noise")
         path, record = (self._runs / f"{name}{end}" for end in (".safetensors", ".json"))
-        if not path.exists() or read_json(record, "remove it") != self.protocol:
+        if not path.exists() or read_json(record, "remove it") != self._teachers:
             family = find_teacher(workdir, config)
             frozen = family.weights(config.precision)
             weights = jax.device_put((frozen, frozen[DENOISER]))
             sampler = teacher_sampler(family.pipeline, self._w)
             drawn = draw_sets(sampler, family.pipeline, weights, self._task.sets, steps, seed)
             save_arrays(path, drawn)
-            write_json(record, self.protocol)
+            write_json(record, self._teachers)
         found = load_arrays(path)
         if usual:
             self._teacher = found

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,7 @@ def made_by(script: str, argv: Sequence[str] | None, packages: Sequence[str]) ->
     """
     arguments = sys.argv[1:] if argv is None else argv
     return {
-        "command": " ".join([f"PYTHONPATH=. python benchmarks/{script}", *arguments]),
+        "command": f"PYTHONPATH=. python benchmarks/{script} {shlex.join(arguments)}".rstrip(),
         "machine": f"{_cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "load_average": os.getloadavg()[0],
         "versions": {name: importlib.metadata.version(name) for name in packages},
