@@ -38,7 +38,7 @@ def test_a_sampler_computes_in_bfloat16_and_what_stops_it_is_written(script, tmp
     assert report["stopped"] == "the compiler for v5e:1x1 was ended" and "fits" not in report
     row = (tmp_path / "tpus.md").read_text().splitlines()[-1]
     assert row.startswith(
-        "| v5e:1x1 | tiny: sampler, 4 steps, 1 rows a device: the compiler for v5e"
+        "| v5e:1x1 | tiny: sampler, 4 steps, 1 row a device: the compiler for v5e"
     )
 
 
@@ -63,12 +63,12 @@ def test_a_program_is_a_row_of_the_table(script):
         "temporary": 5 << 30,
         "code": 9 << 20,
     }
-    report |= {"traffic": traffic, "flops": 4.82e12, "seconds": 600.0, "host_bytes": 8 << 30}
+    report |= {"traffic": traffic, "whole": 162 << 20, "seconds": 600.0, "host_bytes": 8 << 30}
     head, line, row = script.table([report]).splitlines()
     assert head.count("|") == line.count("|") == row.count("|")
     assert row == (
         "| v5e:2x4 | sd15: step, data=1, fsdp=8, 2 rows a device, remat full, O1 | 2.00 GiB "
-        "| 5.00 GiB | 9 MiB | 4.00 GiB | 1.06 GiB | 4.82 | 10 min, 8.0 GiB |"
+        "| 5.00 GiB | 9 MiB | 4.00 GiB | 0.16 GiB | 1.06 GiB | 10 min, 8.0 GiB |"
     )
 
 

@@ -71,8 +71,9 @@ def test_every_value_that_is_not_the_default_is_a_switch():
 
     setup = Setup(dtype="float32")
     found = {(s.name, s.value): s for s in switches.switches(setup)}
-    assert len(found) == len(switches.switches(setup)) == 3 + 2 + 2 + 2 + 4
+    assert len(found) == len(switches.switches(setup)) == 4 + 2 + 2 + 2 + 4
     assert found["execution.attention", "cudnn"].platform == "gpu"
+    assert found["execution.attention", "splash"].platform == "tpu"
     for (name, value), switch in found.items():
         changed = switch.setup(setup)
         if name.startswith("execution."):
