@@ -27,10 +27,10 @@ from jaxtyping import Array, Float
 from slam_jax.models.chunked_attention import chunked_attention
 from slam_jax.models.splash_attention import splash_attention
 
-# Scores, and keys, up to which XLA's is as fast on a CPU, and sooner compiled.
-FEW, FEW_KEYS = 2**18, 128
-# Scores of a head, up to which XLA keeps them on the chip of a TPU, or nearly so.
-FEW_OF_HEAD = 2**20 - 1
+# Scores up to which XLA's is as good: on a CPU as fast, and sooner compiled; on a TPU it has them on
+# the chip. And keys, such as the 77 of captions, for which the others are not made.
+FEW = {"cpu": 2**18, "tpu": 2**23}
+FEW_KEYS = 128
 MOST_FEATURES = 256  # of a head, for which there is room on the chip
 PLATFORMS = {"cudnn": "cuda", "splash": "tpu"}
 
@@ -86,11 +86,12 @@ def _per_platform(implementation, arrays, is_causal):
             _say(f"{_described(q)} cannot use {implementation} ({reason}); xla computes it")
             return {"default": "xla"}
         return {"default": "xla", PLATFORMS[implementation]: implementation}
-    names, scores_of_head = {"default": "xla"}, q.shape[1] * k.shape[1]
-    if k.shape[1] > FEW_KEYS and scores_of_head * q.shape[0] * q.shape[2] > FEW:
-        names["cpu"] = "chunked"
-    if scores_of_head > FEW_OF_HEAD and not reasons["splash"]:
-        names["tpu"] = "splash"
+    names, scores = {"default": "xla"}, math.prod(q.shape[:-1]) * k.shape[1]
+    if k.shape[1] > FEW_KEYS:
+        if scores > FEW["cpu"]:
+            names["cpu"] = "chunked"
+        if scores > FEW["tpu"] and not reasons["splash"]:
+            names["tpu"] = "splash"
     if not reasons["cudnn"]:
         names["cuda"] = "cudnn"
     return names

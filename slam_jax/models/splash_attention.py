@@ -32,14 +32,15 @@ def splash_attention(
     _, length, heads, features = q.shape
     keys = k.shape[1]
     (queries, rows), (columns, block) = _filled(length), _filled(keys)
+    # Not the kernel that has all gradients at once: it would round the queries' for each block of
+    # keys, and leave their sum to XLA.
     sizes = kernels.BlockSizes(
         block_q=rows,
         block_kv=block,
-        block_kv_compute=block,
         block_q_dkv=rows,
         block_kv_dkv=block,
-        block_kv_dkv_compute=block,
-        use_fused_bwd_kernel=True,
+        block_q_dq=rows,
+        block_kv_dq=block,
     )
     attend = kernels.make_splash_mha(
         masks.MultiHeadMask([masks.FullMask((queries, columns))] * heads),

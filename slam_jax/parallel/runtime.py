@@ -110,8 +110,8 @@ def probe(run: Callable = jax.jit) -> None:
     rows = generator.standard_normal((32769, 3)).astype(np.float32)
     x = generator.standard_normal((1, 6, 6, 2)).astype(np.float32)
     kernel = generator.standard_normal((3, 3, 2, 2)).astype(np.float32)
-    tokens, dtype = (5, "float32") if platform == "cpu" else (1024, "bfloat16")
-    q, k, v = generator.standard_normal((3, 1, tokens, 2, 40)).astype(dtype)
+    tokens, dtype = (5, "float32") if platform == "cpu" else (4096, "bfloat16")
+    q, k, v = generator.standard_normal((3, 1, tokens, 1, 40)).astype(dtype)
     windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))
     scores = np.exp(np.einsum("bqhd,bkhd->bhqk", *np.float32((q, k))) / np.sqrt(40))
     cases = {

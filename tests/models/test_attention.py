@@ -32,7 +32,7 @@ CASES = SMALL | TILES | {"blocks": (1, 300, 600, 2, 40)}
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(attention_module, "FEW", 256)
+    monkeypatch.setitem(attention_module.FEW, "cpu", 256)
     monkeypatch.setattr(attention_module, "FEW_KEYS", 16)
     monkeypatch.setattr(chunked_attention, "TILE", 256)
     monkeypatch.setattr(chunked_attention, "ROWS", 3)
@@ -223,17 +223,18 @@ def test_what_the_kernel_for_tpus_computes(monkeypatch, repeats):
 
 
 def test_lowered_for_tpus_it_is_the_kernel():
-    def kernels(implementation, length, platform="tpu", keys=None, features=40):
-        q = jax.ShapeDtypeStruct((1, length, 2, features), jnp.bfloat16)
-        k = jax.ShapeDtypeStruct((1, keys or length, 2, features), jnp.bfloat16)
+    def kernels(implementation, length, platform="tpu", keys=None, features=40, batch=1):
+        q = jax.ShapeDtypeStruct((batch, length, 2, features), jnp.bfloat16)
+        k = jax.ShapeDtypeStruct((batch, keys or length, 2, features), jnp.bfloat16)
         return (
             lowered(implementation, q, k, k, platform=platform).as_text().count("tpu_custom_call")
         )
 
-    assert kernels("auto", 1024) == kernels("splash", 64) == 2  # forward and backward
-    assert kernels("auto", 1024, keys=77) == kernels("auto", 256) == 0
-    assert kernels("auto", 1024, "cpu") == kernels("splash", 64, "cpu") == kernels("xla", 1024) == 0
-    assert kernels("auto", 1024, features=512) == 0  # the VAE's
+    # One forward, two backward.
+    assert kernels("auto", 4096) == kernels("auto", 1024, batch=8) == kernels("splash", 64) == 3
+    assert kernels("auto", 4096, keys=77, batch=64) == kernels("auto", 1024) == 0
+    assert kernels("auto", 4096, "cpu") == kernels("splash", 64, "cpu") == kernels("xla", 4096) == 0
+    assert kernels("auto", 4096, features=512) == 0  # the VAE's
 
 
 def test_an_attention_that_the_kernel_for_tpus_cannot_do_is_computed_and_said_once(capsys):

@@ -104,7 +104,7 @@ def test_probe_of_others_than_cpus_has_the_attention_of_large_pictures(monkeypat
         return compute
 
     runtime.probe(run)
-    assert seen["attention"] == ((1, 1024, 2, 40), "bfloat16")
+    assert seen["attention"] == ((1, 4096, 1, 40), "bfloat16")
 
 
 @pytest.mark.parametrize("wrong", ["reduction", "convolution", "attention"])
