@@ -1,5 +1,5 @@
-r"""What the compiler for TPUs makes of an attention, without a TPU: by XLA, by XLA with more features
-of a head, all zeros, and by the kernel that `auto` takes there. It takes libtpu and a minute.
+"""What the compiler for TPUs makes of an attention, without a TPU: by XLA, by XLA with more
+features of a head, all zeros, and by the kernel of `auto`. It takes libtpu and a minute.
 
     PYTHONPATH=. python benchmarks/attention_on_tpus.py
 

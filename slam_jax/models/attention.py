@@ -27,8 +27,8 @@ from jaxtyping import Array, Float
 from slam_jax.models.chunked_attention import chunked_attention
 from slam_jax.models.splash_attention import splash_attention
 
-# Scores up to which XLA's is as good: on a CPU as fast, and sooner compiled; on a TPU it has them on
-# the chip. And keys, such as the 77 of captions, for which the others are not made.
+# Scores up to which XLA's is as good: on a CPU as fast, and sooner compiled; on a TPU it has them
+# on the chip. And keys, such as the 77 of captions, for which the others are not made.
 FEW = {"cpu": 2**18, "tpu": 2**23}
 FEW_KEYS = 128
 MOST_FEATURES = 256  # of a head, for which there is room on the chip
