@@ -44,7 +44,7 @@ def headline(run: RunData) -> Iterator[Fact]:
     if "peak_memory_gb" in summary:
         yield Fact("memory of the host", f"{summary['peak_memory_gb']:.1f} GiB", "at the peak")
     if "seconds" in summary:
-        yield Fact("time", duration(summary["seconds"]), "all of the last start")
+        yield Fact("time", duration(summary["seconds"]), "all of the last start that trained")
     evaluating, steps = seconds_of(run)
     if evaluating and steps:
         note = f"{duration(evaluating)} beside {duration(steps)} of training steps"

@@ -82,7 +82,7 @@ def test_a_finished_run(tmp_path):
         "seed 17",
         "8 x cpu",
         "samples seen 38,400 96 in a step",
-        "time 5 min 0 s",
+        "time 5 min 0 s all of the last start that trained",
         "memory of the host 1.5 GiB",
         "guidance 9 of the teacher; w = 8",
         "steps of the student 1, 4",
