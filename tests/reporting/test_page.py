@@ -255,10 +255,23 @@ def test_a_run_that_has_only_begun(tmp_path, metrics):
 def test_the_command_writes_it_again(tmp_path, capsys):
     workdir = make_workdir(tmp_path / "run")
     main(["report", "--workdir", str(workdir)])
-    assert capsys.readouterr().out == f"report: {workdir / 'report.html'}\n"
+    assert capsys.readouterr() == (f"report: {workdir / 'report.html'}\n", "")
     assert (workdir / "report.html").exists()
     with pytest.raises(SystemExit, match=r"config.json: cannot be read"):
         main(["report", "--workdir", str(tmp_path)])
+
+
+def test_the_command_says_that_a_teacher_is_trained_first(tmp_path, capsys):
+    workdir = make_workdir(tmp_path / "run", ladders=())
+    (workdir / "teacher").mkdir()
+    (workdir / "metrics.jsonl").rename(workdir / "teacher/metrics.jsonl")
+    main(["report", "--workdir", str(workdir)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: the run has nothing of a student yet")
+    assert line.endswith("trained first and was at step 400; write it again later")
+    (workdir / "teacher/metrics.jsonl").unlink()
+    main(["report", "--workdir", str(workdir)])
+    assert "its first metrics are still to come" in capsys.readouterr().err
 
 
 def test_a_page_that_fails_says_so_and_no_more(tmp_path, capsys):
