@@ -23,6 +23,7 @@ from slam_jax.recipes.teacher import OPTIONS_FILE
 from slam_jax.training.checkpoint_files import best_step, read_part, steps_in
 from slam_jax.training.workdir import RUN_FILE, read_run
 
+MANIFEST = "artifact.json"  # of a sampler that draws without this package
 # Of a teacher that is not where the config of its run says.
 MOVED = (
     "run this in the folder where the run was started, or say where its teacher is: slam-jax "
@@ -234,6 +235,12 @@ def load(path: str, options: LoadOptions | None = None) -> Model:
     if (family := reader_of(found)) is not None:
         model = family.load(name, options)
         return dataclasses.replace(model, params=cast(model.params, options.dtype))
+    if (local / MANIFEST).exists():
+        raise InputError(
+            f"{path}: a sampler of slam-jax export --artifact, which draws by itself: python "
+            f"{local / 'draw.py'} --seed 3 --out picture.png; {local / 'README.md'} says how to "
+            "give it prompts"
+        )
     if why := _unfinished(local):
         raise InputError(f"{path}: {why}")
     if (found / PARAMS_FILE).exists():
