@@ -150,8 +150,8 @@ def test_a_student_that_is_told_gamma_and_a_teacher_that_predicts_v(finished, tm
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("--config.method.gama=one", 'Did you mean "gamma"'),
-        ("--config.metod.gamma=one", 'Did you mean "method"'),
+        ("--config.method.gama=one", "; did you mean gamma?"),
+        ("--config.metod.gamma=one", "; did you mean method?"),
         ("--config.method.w=x", "config.method.w"),
         ("--config.method.gamma=1.5", "config.method.gamma = '1.5'"),
         ("--config.method.sigma=two", "config.method.sigma = 'two'"),
