@@ -169,7 +169,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(arguments, message):
         (
             "from slam_jax.config.options import default_config\n"
             "def get_config():\n    default_config().no_such = 3",
-            ', line 3: the config has no option no_such',
+            ", line 3: the config has no option no_such",
         ),
         ("raise SystemExit(0)", ", line 1: it ends the process (0)"),
         ("", ": expected get_config() that returns a ConfigDict; there is none"),
