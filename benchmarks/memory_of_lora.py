@@ -6,7 +6,7 @@ The recipes sd_lora and sdxl_lora at 512 and 1024 pixels, on prepared latents; s
 (sd35_lora) and a whole student (sd35), on prepared latents and text embeddings. Weights, state and
 gradients are counted; what comes and goes in a step is what XLA for CPUs sets aside, compiled as
 `slam-jax plan` compiles: an estimate for accelerators. It takes 6 minutes of a core for sd_lora.
-With --no-compile it is counted: at least so much.
+With --no-compile it is counted: an estimate.
 Writes memory_RECIPE.json into benchmarks/results/ (or --out).
 """
 

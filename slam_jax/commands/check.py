@@ -26,6 +26,7 @@ from slam_jax.commands.command import (
     run,
 )
 from slam_jax.families.family import LoadOptions
+from slam_jax.families.registry import reader_of
 from slam_jax.families.stable_diffusion_lora import locate
 from slam_jax.formats import hub
 from slam_jax.formats.diffusers_folder import HUB_ID, resolve
@@ -74,6 +75,12 @@ def results_of(arguments: argparse.Namespace) -> Iterator[Result]:
         there = exported(name)
         where = str(there) if there.exists() else name
         folder = resolve(where, arguments.revision, arguments.variant)
+        family = reader_of(folder.path)
+        if family is not None and not family.in_diffusers:
+            raise InputError(
+                f"{name}: a model of {family.name}, for which diffusers has no pipeline to compare "
+                "with; slam-jax evaluate measures it, slam-jax sample draws with it"
+            )
         if unused and not loras:
             raise InputError(f"--allow-unused: is of LoRAs; {name} is a model, give a --lora")
         if loras:

@@ -103,7 +103,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--seed", type=int, default=0, help="of the noise")
     add("--reference", help="folder, zip or tars of real pictures, or a file of slam-jax reference")
     add("--size", type=int, default=0, help="centre square of this size, by Lanczos; 0: as drawn")
-    add("--metrics", default="", help=f"between commas, of {', '.join(METRICS)}; empty: of pixels")
+    metrics = f"between commas, of {', '.join(METRICS)}; empty: of pixels, for the digits alone"
+    add("--metrics", default="", help=f"{metrics}; others need it or --preset")
     add_network_options(parser)
     add("--teacher", help="folder or hub repository; None: where the run had it")
     add("--teacher-steps", type=int, default=50, help="that the teacher draws in")

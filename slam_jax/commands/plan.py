@@ -10,7 +10,7 @@ where there are enough of them, else for CPU devices that are made up (at most t
 more would make no difference to one of them). A CPU computes bfloat16 in float32, and each backend
 orders a program in its own way: of a GPU or TPU that part is an estimate. With --no-compile it is
 the sum of what the gradient keeps of the forward pass and of copies of weights: quick, but without
-what an operation needs while it runs, and blind to what XLA merges.
+what an operation needs while it runs, and blind to what XLA merges. So it may be less or more.
 
 With --topology the step is compiled by the compiler for TPUs, which needs none of them. What it
 refuses does not fit; what it makes is described: memory with all padding, traffic, products.

@@ -30,6 +30,7 @@ from slam_jax.drawing.draw import (
     choose_guidance,
     draw_all,
     make_sampler,
+    said_of_teacher,
 )
 from slam_jax.families.family import Model
 from slam_jax.parallel import runtime
@@ -139,6 +140,8 @@ def work(arguments: argparse.Namespace) -> None:
     prompts, batch = make_batch(model, arguments)
     settings = Settings(arguments.steps, guidance, arguments.strength, arguments.dtype)
     draw = make_sampler(model, settings)
+    if said := said_of_teacher(model, guidance, arguments.steps):
+        print(f"note: drawn {said} (--guidance, --steps)", file=sys.stderr)
     size = min(arguments.batch, len(prompts))
     drawn = list(draw_all(model, draw, batch, arguments.seed, size))
     facts = {

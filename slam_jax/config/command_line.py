@@ -140,7 +140,9 @@ def _said(error: BaseException) -> str:
         # times as the text of a text.
         text = re.sub(r"\\n|\\'|'", " ", str(error.args[0] if error.args else error))
         text = re.sub(r" does not exist and cannot be added.*", "", text, flags=re.DOTALL)
-        return f"the config has no option {' '.join(text.split()).removeprefix('Key ')}"
+        text = " ".join(text.split()).removeprefix("Key ").strip('" ')
+        text = re.sub(r' Did you mean "(\S+)" instead of .*', r"; did you mean \1?", text)
+        return f"the config has no option {text}"
     if isinstance(error, flags.UnrecognizedFlagError):
         return (
             f"--{error.flagname}: no such option; those of the config begin with --config., and "

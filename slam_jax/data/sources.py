@@ -142,8 +142,13 @@ def kind_of(source: str) -> str:
     for name, kind in reversed(SOURCES.items()):
         if kind.matches(source):
             return name
-    is_file = os.path.isfile(_home(source))  # noqa: PTH113 - a long pattern is no path
-    found = "a file" if is_file else "no such folder"
+    try:
+        _home(source).stat()
+        found = "a file"  # a folder is of a kind
+    except PermissionError as error:
+        found = f"cannot be read ({error.strerror})"
+    except (OSError, ValueError):  # a long pattern is no path
+        found = "no such folder"
     raise InputError(
         f"{source!r}: {found}; expected a folder (of images, of .tar shards, or made by "
         "slam-jax prepare), a pattern such as 'data/{00000..00331}.tar', tfds:NAME, emoji:FOLDER, "

@@ -17,6 +17,7 @@ from slam_jax.families.family import Model
 from slam_jax.families.pipeline import Batch, Frozen, Params
 
 TEACHER_GUIDANCE, MOST_GUIDANCE = 7.5, 1000
+TEACHER_STEPS = 25  # fewer spoil the pictures of most teachers
 # (frozen, params, batch of prompts, start) -> pictures, and whether each was finite before.
 Draw = Callable[[Frozen, Params, Batch, Start], tuple[UInt8[Array, "B H W C"], Bool[Array, " B"]]]
 
@@ -58,6 +59,16 @@ def choose_guidance(model: Model, asked: float | None) -> float:
             "the option out"
         )
     return 1.0
+
+
+def said_of_teacher(model: Model, guidance: float, steps: int) -> str:
+    """What to know of pictures that a teacher draws as if it were a student; "" of a student."""
+    if model.is_student:
+        return ""
+    said = f"by a teacher, with guidance {guidance:g}"
+    if steps >= TEACHER_STEPS:
+        return said
+    return f"{said}; teachers need more steps than {steps}, {TEACHER_STEPS} to 50"
 
 
 def make_sampler(model: Model, settings: Settings) -> Draw:

@@ -25,7 +25,7 @@ def save_strips(
     columns: int,
 ) -> None:
     """Writes a WebP for each row, its pictures side by side, and rows.json, which says what is in
-    them and how much of each row is saturated.
+    them, of how many pictures a row was measured, and how much of each row is saturated.
 
     Args:
       folder: is made.
@@ -43,9 +43,8 @@ def save_strips(
         save_webp(_strip(images[:count], size), folder / name, lossless=small)
         at_border = float(np.mean(np.abs(images) >= BORDER))
         rows.append({"model": model, "steps": steps, "file": name, "at_border": at_border})
-    write_json(
-        folder / ROWS_FILE, {"prompts": list(prompts[:count]), "size": list(size), "rows": rows}
-    )
+    shown = {"prompts": list(prompts[:count]), "size": list(size)}
+    write_json(folder / ROWS_FILE, {"pictures": len(prompts), **shown, "rows": rows})
 
 
 def _strip(images: Float[np.ndarray, "N H W C"], size: tuple[int, int]) -> Image.Image:

@@ -111,8 +111,8 @@ def read_pipeline(
     tokenizers = tuple(read_tokenizer(folder, tokenizer_of(name)) for name in names)
     for name, tokenizer, encoder in zip(names, tokenizers, text_encoders, strict=True):
         check_tokenizer(folder.path / name, tokenizer, encoder)
-    usual = (unet.sample_size or 64) * vae.downscale
-    size = usual if height is None else height, usual if width is None else width
+    high, wide = (side * vae.downscale for side in unet.sides or (64, 64))
+    size = high if height is None else height, wide if width is None else width
     sides = latent_sides(size, vae.downscale)
     return StableDiffusionPipeline(
         network=unet,

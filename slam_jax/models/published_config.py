@@ -88,7 +88,8 @@ def require_depths(config: Any, *names: str) -> None:
 
 
 def require_side(config: Any) -> None:
-    """Refuses a config whose `sample_size` is no side of a picture or of its latents.
+    """Refuses a config whose `sample_size` is no side of a picture or of its latents, and not its
+    height and width.
 
     Raises:
         ValueError: says what is supported.
@@ -96,7 +97,8 @@ def require_side(config: Any) -> None:
     side = config.sample_size
     sides = side if isinstance(side, tuple) else () if side is None else (side,)
     ok = all(type(side) is int and 0 < side <= LARGEST for side in sides)
-    require(config, "sample_size", ok, f"1 to {LARGEST}")
+    ok &= not isinstance(side, tuple) or len(side) == 2
+    require(config, "sample_size", ok, f"1 to {LARGEST}, or a height and a width")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,7 +54,8 @@ class UNetConfig(PublishedConfig):
     CLASS = "UNet2DConditionModel"
     FIXED = FIXED
 
-    sample_size: int | None = None  # of the latents it was trained on; a note for samplers
+    # Of the latents it was trained on, or their height and width; a note for samplers.
+    sample_size: int | tuple[int, ...] | None = None
     in_channels: int = 4
     out_channels: int = 4
     flip_sin_to_cos: bool = True
@@ -98,6 +99,12 @@ class UNetConfig(PublishedConfig):
             require(self, name, ok, "an integer if addition_embed_type is set, else None")
         require_kinds(self)
         require(self, "norm_eps", self.norm_eps > 0, "numbers above 0")
+
+    @property
+    def sides(self) -> tuple[int, ...] | None:
+        """Height and width of the latents it was trained on; None: it does not say."""
+        size = self.sample_size
+        return (size, size) if isinstance(size, int) else size
 
     @property
     def temb_features(self) -> int:

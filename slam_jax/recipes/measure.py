@@ -58,7 +58,10 @@ def metrics_for(arguments: argparse.Namespace, model: Model) -> list[Metric]:
         return metrics
     if model.pipeline.image_size is not None:
         networked = ", ".join(name for name, metric in METRICS.items() if metric.networks)
-        raise InputError(f"--metrics or --preset: expected one; metrics are {networked}")
+        raise InputError(
+            "--metrics or --preset: expected one, as those of pixels are for small pictures such "
+            f"as the digits; metrics are {networked}"
+        )
     teacher = teacher_path(arguments, model)
     return [metric for metric in metrics if metric.compares_with != "teacher" or teacher]
 

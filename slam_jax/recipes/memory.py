@@ -265,6 +265,6 @@ def need_of(config: Config, family: Family, compiling: bool) -> Need:
     """
     parts = parts_of(config, family)
     if not compiling:
-        return Need(parts, counted_bytes(config, family), "at least, counted")
+        return Need(parts, counted_bytes(config, family), "counted, an estimate")
     temporary, source = compiled_bytes(config, family)
     return Need(parts, max(temporary - parts["gradients"][1], 0), source)

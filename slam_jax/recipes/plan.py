@@ -67,19 +67,20 @@ def size(count: float) -> str:
     return f"{count / unit:.2f} {name}"
 
 
-def table(config: Config, need: Need) -> str:
+def table(config: Config, need: Need, name_of_sum: str = "sum") -> str:
     """The need as rows of text."""
     mesh, training = config.mesh, config.training
     rows = [
         ("", "all", "each device"),
         *((name, size(total), size(here)) for name, (total, here) in need.parts.items()),
         ("activations, copies", "", size(need.temporary)),
-        ("sum", "", size(need.total)),
+        (name_of_sum, "", size(need.total)),
     ]
+    devices, parts = mesh.data * mesh.fsdp, training.accumulation
     head = (
-        f"{mesh.data * mesh.fsdp} devices, data={mesh.data} x fsdp={mesh.fsdp}; batch "
-        f"{training.batch_size}, of which each device has {rows_of(config)} at a time, in "
-        f"{training.accumulation} parts; remat {training.remat}"
+        f"{devices} device{'s' * (devices > 1)}, data={mesh.data} x fsdp={mesh.fsdp}; batch "
+        f"{training.batch_size}, of which each device has {rows_of(config)} at a time"
+        f"{f', in {parts} parts' * (parts > 1)}; remat {training.remat}"
     )
     lines = (f"{name:28}{total:>14}{here:>14}" for name, total, here in rows)
     assumed = config.data.source in (PREPARED, PREPARED_TEXTS)

@@ -50,7 +50,7 @@ def described(program: Program) -> str:
         "results beside them": program.results,
         "temporary": program.temporary,
         "code": program.code,
-        "sum": program.total,
+        "sum, which has to fit": program.total,
     }
     traffic = [
         f"{kind:18}{dtype:8}{count:>5} times{size(total):>14}"
@@ -93,7 +93,8 @@ def plan_for(topology: Topology, config: Config, workdir: Path, family: Family) 
         refused = str(error)
     else:
         temporary = max(program.temporary - parts["gradients"][1], 0)
-        print(table(config, Need(parts, temporary, f"of XLA for {topology}")))
+        need = Need(parts, temporary, f"of XLA for {topology}")
+        print(table(config, need, "sum without padding"))
         print(f"\n{described(program)}\n")
         print(f"fits: XLA compiled it for {topology}, with {size(memory)} on each device")
         return True

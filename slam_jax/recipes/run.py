@@ -56,7 +56,7 @@ from slam_jax.recipes.student import saved_student
 from slam_jax.recipes.teacher import check_teacher, train_teacher
 from slam_jax.reporting.page import try_page
 from slam_jax.reporting.record import record_of
-from slam_jax.training.checkpoint_files import read_position
+from slam_jax.training.checkpoint_files import read_position, steps_in
 from slam_jax.training.metric_log import read_rows
 from slam_jax.training.step import check_batch_size
 from slam_jax.training.wandb_log import check_wandb
@@ -183,10 +183,13 @@ def run(
             write_json(workdir / RUN_FILE, record_of(command))
         if isinstance(source, OwnPictures):
             source = source.draw(opened.mesh)
+        before = steps_in(workdir / "checkpoints")[-1:]
         rows, facts = _run(opened, source)
         if is_main():
             seconds = time.perf_counter() - started
-            write_report(workdir, rows, {"seconds": seconds, **facts})
+            took = {"seconds": seconds, "peak_memory_gb": peak_memory_gb()}
+            trained = steps_in(workdir / "checkpoints")[-1:] != before
+            write_report(workdir, rows, facts, took if trained else None)
             try_page(workdir)
     return rows
 
@@ -240,7 +243,6 @@ def _run(run: Run, source: Source) -> tuple[list[dict[str, Any]], dict[str, Any]
     student = of_student(shard(ema, mesh))
     ladder.show(samples / "ladder.png", student)
     return ladder.report(student, family.reference()), {
-        "peak_memory_gb": peak_memory_gb(),
         "devices": [str(device) for device in jax.devices()],
         **info,
     }

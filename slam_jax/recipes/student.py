@@ -19,9 +19,11 @@ from slam_jax.models import lora
 from slam_jax.models.functional import cast
 from slam_jax.recipes.distil import info_of, trained_shapes
 from slam_jax.recipes.open_teacher import TEACHER_FILE, open_teacher, teacher_folder
+from slam_jax.recipes.teacher import OPTIONS_FILE
 from slam_jax.training.checkpoint_files import best_step, read_part, steps_in
-from slam_jax.training.workdir import read_run
+from slam_jax.training.workdir import RUN_FILE, read_run
 
+MANIFEST = "artifact.json"  # of a sampler that draws without this package
 # Of a teacher that is not where the config of its run says.
 MOVED = (
     "run this in the folder where the run was started, or say where its teacher is: slam-jax "
@@ -233,10 +235,28 @@ def load(path: str, options: LoadOptions | None = None) -> Model:
     if (family := reader_of(found)) is not None:
         model = family.load(name, options)
         return dataclasses.replace(model, params=cast(model.params, options.dtype))
-    if (local / "checkpoints").is_dir():
+    if (local / MANIFEST).exists():
         raise InputError(
-            f"{path}: this run has not finished; go on with it, or use slam-jax export"
+            f"{path}: a sampler of slam-jax export --artifact, which draws by itself: python "
+            f"{local / 'draw.py'} --seed 3 --out picture.png; {local / 'README.md'} says how to "
+            "give it prompts"
         )
+    if why := _unfinished(local):
+        raise InputError(f"{path}: {why}")
     if (found / PARAMS_FILE).exists():
         load_model(found)  # says what is wrong with it
     raise InputError(f"{path}: no model of a family there is ({', '.join(FAMILIES)})")
+
+
+def _unfinished(folder: Path) -> str:
+    """What there is in the folder of a training that has left no model yet, and what to do; "": it
+    is no such folder."""
+    teacher, go_on = folder / "teacher", "go on with it (the same command with --resume)"
+    theirs = f", or take its teacher: {teacher}" if reader_of(teacher) else ""
+    if not (folder / RUN_FILE).exists():
+        in_training = (folder / "checkpoints").is_dir()
+        return f"this training has not finished; {go_on}{theirs}" if in_training else ""
+    if steps_in(folder / "checkpoints"):
+        return f"this run has not finished; {go_on}, or use slam-jax export{theirs}"
+    first = ": its teacher is trained first" if (teacher / OPTIONS_FILE).exists() else ""
+    return f"this run has no student yet{'' if theirs else first}; {go_on}{theirs}"

@@ -111,8 +111,10 @@ def _of_ladders(run: RunData, stem: str, counts: list[int]) -> Chart:
         if np.isfinite(value := teacher.get(f"{stem}_{steps}", np.nan)):
             line = [(x, value) for x, _ in found]
             curves.append(Curve(_in_steps("teacher", steps), line, True, color))
-    best = "lower" if metric.lower_is_better else "higher"
-    return Chart(metric.title, f"{best} is better", curves, _is_wide(curves))
+    note = f"{'lower' if metric.lower_is_better else 'higher'} is better"
+    if count := run.measured(metric):
+        note += f"; of {count:,} picture{'s' * (count > 1)}"
+    return Chart(metric.title, note, curves, _is_wide(curves))
 
 
 def _is_wide(curves: Sequence[Curve]) -> bool:

@@ -12,6 +12,8 @@ import numpy as np
 from slam_jax.base.errors import InputError
 from slam_jax.base.json_file import read_json
 from slam_jax.config.options import Config
+from slam_jax.drawing.ladder import COLUMNS
+from slam_jax.drawing.metrics.metric import Metric
 from slam_jax.drawing.report import SUMMARY_FILE
 from slam_jax.drawing.strips import ROWS_FILE
 from slam_jax.training.metric_log import read_rows
@@ -56,6 +58,7 @@ class Strips:
       size: (width, height) of one of them, in pixels.
       teacher: in its largest number of steps.
       student: in each number of steps, ascending.
+      pictures: of a row, all that were measured; 0: an older run did not say.
     """
 
     step: int
@@ -63,6 +66,7 @@ class Strips:
     size: tuple[int, int]
     teacher: Strip
     student: tuple[Strip, ...]
+    pictures: int = 0
 
     @property
     def layout(self) -> tuple:
@@ -103,6 +107,19 @@ class RunData:
     def step(self) -> int:
         """The last one that something is known of."""
         return int(self.rows[-1]["step"]) if self.rows else 0
+
+    @property
+    def in_ladder(self) -> int:
+        """Pictures in a row of a step ladder; 0: not known yet."""
+        options, drawn = self.config.evaluation, self.ladders[-1].pictures if self.ladders else 0
+        return options.batch or min(len(options.prompts), COLUMNS) or drawn
+
+    def measured(self, metric: Metric, table: bool = False) -> int:
+        """Of how many pictures a metric is in the ladders or the table; 0: not known."""
+        options = self.config.evaluation
+        if metric.networks:
+            return options.pictures or self.in_ladder
+        return (options.samples if table else 0) or self.in_ladder
 
 
 def read_run_data(workdir: Path) -> RunData:
@@ -178,6 +195,7 @@ def _read_strips(path: Path, step: int) -> Strips:
             (width, height),
             teacher,
             tuple(sorted(student, key=lambda strip: strip.steps)),
+            content.get("pictures", 0),
         )
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise InputError(f"{path}: damaged ({error!r}); {AGAIN}") from error

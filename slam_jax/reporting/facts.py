@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from slam_jax.config.describe import Description, describe
-from slam_jax.config.options import Config, Evaluation
-from slam_jax.drawing.ladder import COLUMNS
+from slam_jax.config.options import Config
 from slam_jax.drawing.metrics.registry import METRICS, choose, networks_of
 from slam_jax.reporting.data import RunData
 
@@ -44,7 +43,7 @@ def headline(run: RunData) -> Iterator[Fact]:
     if "peak_memory_gb" in summary:
         yield Fact("memory of the host", f"{summary['peak_memory_gb']:.1f} GiB", "at the peak")
     if "seconds" in summary:
-        yield Fact("time", duration(summary["seconds"]), "all of the last start")
+        yield Fact("time", duration(summary["seconds"]), "all of the last start that trained")
     evaluating, steps = seconds_of(run)
     if evaluating and steps:
         note = f"{duration(evaluating)} beside {duration(steps)} of training steps"
@@ -109,27 +108,23 @@ def protocol(run: RunData) -> Iterator[Fact]:
     guidance = 1 + run.config.method.w
     yield Fact("guidance", f"{guidance:g}", f"of the teacher; w = {guidance - 1:g}, as trained")
     yield Fact("seed", str(run.config.seed), "teacher and student start from the same noise")
-    yield from _measured(evaluation, evaluation.batch or min(len(prompts), COLUMNS))
+    yield from _measured(run)
 
 
-def _measured(evaluation: Evaluation, ladder: int) -> Iterator[Fact]:
-    """The metrics of pixels and those of networks, each with the pictures that they are of.
-
-    Args:
-      evaluation: what is measured.
-      ladder: pictures in a row of it; 0: not known yet.
-    """
+def _measured(run: RunData) -> Iterator[Fact]:
+    """The metrics of pixels and those of networks, each with the pictures that they are of."""
+    evaluation = run.config.evaluation
     chosen = [METRICS[name] for name in evaluation.metrics if name in METRICS]
     if not evaluation.metrics:
         chosen = choose(())
     by_networks = [metric for metric in chosen if metric.networks]
-    pixels = [metric.title for metric in chosen if not metric.networks]
+    pixels = [metric for metric in chosen if not metric.networks]
     if pixels:
-        count = _pictures(evaluation.samples or ladder)
+        count = _pictures(run.measured(pixels[0], table=True))
         note = f"in the table of {count}, of noise that no ladder has"
-        yield Fact("metrics of pixels", ", ".join(pixels), note)
+        yield Fact("metrics of pixels", ", ".join(m.title for m in pixels), note)
     if by_networks:
-        count = _pictures(evaluation.pictures or ladder)
+        count = _pictures(run.measured(by_networks[0]))
         note = f"of {count}, of the same noise in ladders and table"
         yield Fact("metrics of networks", ", ".join(m.title for m in by_networks), note)
         where = {name: path for name, _, path in (w.partition("=") for w in evaluation.weights)}

@@ -9,9 +9,9 @@ import base64
 import re
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ def render(run: RunData) -> str:
         headline=list(facts.headline(run)),
         findings=findings(run),
         results=results_table(run.summary or {}),
+        measured=measured_in_table(run),
         what=list(facts.what_was_run(run)),
         protocol=list(facts.protocol(run)),
         method=facts.options_of_method(run.config),
@@ -73,7 +74,7 @@ def render(run: RunData) -> str:
             "step": run.step,
             "charts": [asdict(chart) for chart in (*ladders, *curves)],
             "images": [f"data:image/webp;base64,{base64.b64encode(i).decode()}" for i in images],
-            "ladders": [_pictures(ladder, run.rows, images) for ladder in run.ladders],
+            "ladders": [_pictures(ladder, run, images) for ladder in run.ladders],
         },
         version=__version__,
         written=time.strftime("%Y-%m-%d %H:%M"),
@@ -141,9 +142,25 @@ def _number(value: Any) -> str:
     return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _pictures(ladder: Strips, rows: Sequence[Row], images: list[bytes]) -> dict[str, Any]:
+def measured_in_table(run: RunData) -> str:
+    """Of how many pictures the numbers of the table are; "" where nobody knows."""
+    names = dict.fromkeys(chain.from_iterable((run.summary or {}).get("results", ())))
+    titles: dict[int, list[str]] = {}
+    for metric in (METRICS[name] for name in names if name in METRICS):
+        if count := run.measured(metric, table=True):
+            titles.setdefault(count, []).append(metric.title)
+    if len(titles) == 1:
+        return f"{_of(*titles)} a row"
+    return "; ".join(f"{', '.join(found)} {_of(count)}" for count, found in titles.items())
+
+
+def _of(count: int) -> str:
+    return f"of {count:,} picture{'s' * (count > 1)}"
+
+
+def _pictures(ladder: Strips, run: RunData, images: list[bytes]) -> dict[str, Any]:
     """A ladder for the page's script, its strips by their place among the images."""
-    measured = next((row for row in rows if row["step"] == ladder.step), {})
+    measured = next((row for row in run.rows if row["step"] == ladder.step), {})
     return {
         "step": ladder.step,
         "prompts": ladder.prompts,
@@ -154,19 +171,23 @@ def _pictures(ladder: Strips, rows: Sequence[Row], images: list[bytes]) -> dict[
             {
                 "steps": strip.steps,
                 "image": images.index(strip.image),
-                "numbers": _numbers(strip, ladder.teacher, measured),
+                "numbers": _numbers(strip, ladder, run, measured),
             }
             for strip in ladder.student
         ],
     }
 
 
-def _numbers(strip: Strip, teacher: Strip, measured: Row) -> str:
-    """What was measured of these pictures, in a line."""
-    found = [
-        f"{metric.title} {measured[key]:.3g}"
-        for name, metric in METRICS.items()
-        if (key := f"{name}_{strip.steps}") in measured
-    ]
+def _numbers(strip: Strip, ladder: Strips, run: RunData, measured: Row) -> str:
+    """What was measured of these pictures, and by networks of as many as they see, in a line."""
+    teacher, found = ladder.teacher, {ladder.pictures: []}
+    for name, metric in METRICS.items():
+        if (key := f"{name}_{strip.steps}") in measured:
+            count = run.measured(metric) if metric.networks else ladder.pictures
+            found.setdefault(count, []).append(f"{metric.title} {measured[key]:.3g}")
     border = f"at the border {strip.at_border:.1%} of the pixels (teacher {teacher.at_border:.1%})"
-    return " · ".join([*found, border])
+    found[ladder.pictures].append(border)
+    return "; ".join(
+        f"{_of(count)}: {' · '.join(numbers)}" if count else " · ".join(numbers)
+        for count, numbers in found.items()
+    )

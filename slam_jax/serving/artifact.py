@@ -41,10 +41,11 @@ from slam_jax.formats import safetensors
 from slam_jax.formats.diffusers_write import TOKENIZERS
 from slam_jax.models import functional
 from slam_jax.parallel.runtime import versions
+from slam_jax.recipes.student import MANIFEST
 from slam_jax.serving import artifact_draw
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-MANIFEST, WEIGHTS, LOADER, COMPILED = "artifact.json", "weights.safetensors", "draw.py", "compiled"
+WEIGHTS, LOADER, COMPILED = "weights.safetensors", "draw.py", "compiled"
 CUDNN_ATTENTION = "__cudnn$fmhaSoftmax"
 Arrays = dict[str, Any]  # "unet.conv_in.kernel": the weights of all networks in one dict
 

@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from slam_jax.base.errors import InputError
 from slam_jax.base.values import expected_of
 from slam_jax.drawing import pictures
-from slam_jax.drawing.draw import Draw, Settings, draw_finite, make_sampler
+from slam_jax.drawing.draw import Draw, Settings, draw_finite, make_sampler, said_of_teacher
 from slam_jax.families.family import Model
 
 UPLOADS = 8  # that are kept in the size of the model's pictures
@@ -51,12 +51,14 @@ class Drawn:
       seconds: that it took.
       command: the line that draws the same picture.
       cut: the end of the prompt, which the model did not see; "" where it saw all.
+      teacher: what to know of a teacher's pictures; "" of a student's.
     """
 
     png: bytes
     seconds: float
     command: str
     cut: str
+    teacher: str
 
 
 @dataclass
@@ -125,6 +127,7 @@ class Artist:
             seconds=time.perf_counter() - start,
             command=self._command(wish),
             cut=cut,
+            teacher=said_of_teacher(self.model, self._settings.guidance, wish.steps),
         )
 
     def _program(self, wish: Wish) -> "_Program":

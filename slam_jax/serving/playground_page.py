@@ -167,6 +167,8 @@ def show(artist: Artist, wish: Wish) -> Iterator[tuple[str, str, str]]:
         return
     data = base64.b64encode(drawn.png).decode()
     said = f"{drawn.seconds * 1000:.0f} ms for {steps}"
+    if drawn.teacher:
+        said += f" {drawn.teacher}"
     if drawn.cut:
         said += f"; too long for the text encoder, cut off: {drawn.cut!r}"
     image = f'<img alt="{escape(wish.prompt)}" src="data:image/png;base64,{data}">'

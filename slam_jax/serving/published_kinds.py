@@ -64,7 +64,7 @@ def _normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 def unet_inputs(config: UNetConfig) -> dict[str, Any]:
     """Arguments for the UNet: two latents, times in the middle and at the end."""
-    rng, edge = np.random.default_rng(0), min(config.sample_size or LATENTS, LATENTS)
+    rng, edge = np.random.default_rng(0), min((LATENTS, *(config.sides or ())))
     normal = partial(_normal, rng)
     added, dim = None, config.addition_time_embed_dim
     if dim is not None:

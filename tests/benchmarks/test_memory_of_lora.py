@@ -62,7 +62,10 @@ def test_the_page_says_what_was_counted_for_sdxl():
     (total, step, stays, whole), report = counted("sdxl_lora")
     words = " ".join((DOCS / "lora.md").read_text().split())
     assert report["source"] == "at least, counted" and (total + step) * 2**30 < 40e9
-    assert f"it is {total:.1f} GiB at least: {stays:.1f} that stay and {step:.1f} that" in words
+    assert (
+        f"it is {total:.1f} GiB by a quick count: {stays:.1f} that stay and {step:.1f} that"
+        in words
+    )
     assert f"a whole student would have {whole:.1f} that stay" in words
     assert f"{report['flops_per_sample'] / 1e12:.0f} TFLOP for an example" in words
     assert f"If it is so for SDXL, the whole is {stays + 1.9 * step:.0f} GiB" in words

@@ -131,8 +131,9 @@ def test_a_file_that_gives_a_part_of_a_method_leaves_the_rest_to_the_command_lin
         ("--config digits:full", "digits.py: takes no size; leave :full out"),
         ("--config sd:huge", "sd.py:huge: expected full or tiny"),
         ("--config sd", "config.data.source = '', expected digits, photographs"),
-        ("--config digits --config.method.gama=one", 'gama Did you mean "gamma"'),
-        ("--config digits --config.metod.gamma=one", 'metod Did you mean "method"'),
+        ("--config digits --config.method.gama=one", "option gama; did you mean gamma?"),
+        ("--config digits --config.metod.gamma=one", "option metod; did you mean method?"),
+        ("--config digits --config.unlikeany=one", "the config has no option unlikeany"),
         ("--config digits --config.method.w=x", "config.method.w"),
         (
             "--config digits --config.method.w=nan",
@@ -168,7 +169,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(arguments, message):
         (
             "from slam_jax.config.options import default_config\n"
             "def get_config():\n    default_config().no_such = 3",
-            ', line 3: the config has no option "no_such"',
+            ", line 3: the config has no option no_such",
         ),
         ("raise SystemExit(0)", ", line 1: it ends the process (0)"),
         ("", ": expected get_config() that returns a ConfigDict; there is none"),

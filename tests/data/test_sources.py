@@ -1,7 +1,9 @@
 """Which source a name means, and which options it takes."""
 
 import argparse
+import errno
 import io
+import os
 import tarfile
 
 import numpy as np
@@ -69,6 +71,22 @@ def test_a_name_says_what_it_is(shards, folder):
     assert {source: kind_of(source) for source in kinds} == kinds
     with pytest.raises(InputError, match="'nowhere': no such folder; expected a folder"):
         kind_of("nowhere")
+
+
+def test_a_folder_that_may_not_be_read_is_not_said_to_be_missing(folder, monkeypatch):
+    """As where nobody but its owner may enter the folder above it."""
+    stat = os.stat
+
+    def refused(path, *arguments, **options):
+        if str(path) == str(folder):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", refused)
+    with pytest.raises(
+        InputError, match=r"cannot be read \(Permission denied\); expected a folder"
+    ):
+        kind_of(str(folder))
 
 
 def test_a_name_may_be_long_or_of_nobodys_home(shards):

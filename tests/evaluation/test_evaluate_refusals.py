@@ -5,6 +5,7 @@ import errno
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import colours
 import numpy as np
@@ -12,9 +13,11 @@ import pytest
 from evaluated import options, results
 from PIL import Image
 
+from slam_jax.base.errors import InputError
 from slam_jax.commands import evaluate, reference
 from slam_jax.evaluation import parts
 from slam_jax.evaluation.presets import PRESETS, Preset
+from slam_jax.recipes.measure import metrics_for
 
 pytestmark = pytest.mark.usefixtures("registered")
 
@@ -58,6 +61,18 @@ def test_wrong_options_are_one_line_and_leave_nothing(
     said = capsys.readouterr().err if refused.value.code == 2 else str(refused.value)
     assert re.search(message, said) and "\n" not in said.strip().split("error: ")[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_large_pictures_need_a_metric_and_the_help_says_so(capsys):
+    model = SimpleNamespace(pipeline=SimpleNamespace(image_size=(64, 64)))
+    with pytest.raises(
+        InputError, match="^--metrics or --preset: expected one, as those of pixels"
+    ):
+        metrics_for(SimpleNamespace(metrics=""), model)
+    with pytest.raises(SystemExit):
+        evaluate.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "empty: of pixels, for the digits alone; others need it or --preset" in said
 
 
 def test_a_folder_with_another_measurement_is_refused(run, real, measured):

@@ -82,6 +82,19 @@ def test_prompts_of_sdxl_tell_the_size_as_the_stock_pipeline_does(teachers, stoc
     np.testing.assert_array_equal(pipeline.prompts(["a", "b"])["time_ids"], np.tile(told, (2, 1)))
 
 
+@pytest.mark.parametrize("latents", [[8, 8], [6, 10]])
+def test_a_height_and_a_width_of_the_config_are_those_of_the_stock_pipeline(changeable, latents):
+    from diffusers import StableDiffusionPipeline
+
+    change(changeable, "unet/config.json", sample_size=latents)
+    stock = StableDiffusionPipeline.from_pretrained(changeable)
+    stock.set_progress_bar_config(disable=True)
+    drawn = stock("a cat", num_inference_steps=1, output_type="np").images
+    pipeline = read_pipeline(resolve(str(changeable)))
+    assert pipeline.image_size == drawn.shape[1:3] == tuple(8 * side for side in latents)
+    assert read_pipeline(resolve(str(changeable)), width=16).latent_shape == (latents[0], 2, 4)
+
+
 def test_latents_and_images_are_those_of_the_torch_autoencoder(teachers, stock):
     import torch
 

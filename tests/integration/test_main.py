@@ -150,8 +150,8 @@ def test_a_student_that_is_told_gamma_and_a_teacher_that_predicts_v(finished, tm
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("--config.method.gama=one", 'Did you mean "gamma"'),
-        ("--config.metod.gamma=one", 'Did you mean "method"'),
+        ("--config.method.gama=one", "; did you mean gamma?"),
+        ("--config.metod.gamma=one", "; did you mean method?"),
         ("--config.method.w=x", "config.method.w"),
         ("--config.method.gamma=1.5", "config.method.gamma = '1.5'"),
         ("--config.method.sigma=two", "config.method.sigma = 'two'"),
@@ -256,8 +256,13 @@ def test_workdir_of_another_run_is_refused(finished, change, message):
 
 
 def test_options_that_change_no_weights_may_change_when_a_run_goes_on(finished, capsys):
+    before = json.loads((finished / "summary.json").read_text())
     launch(finished, "--resume", "--config.evaluation.samples=20", "--config.mesh.data=8")
     assert "| student |" in capsys.readouterr().out
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["results"] != before["results"]
+    for name in ("seconds", "peak_memory_gb"):  # of the start that trained, not of this one
+        assert summary[name] == before[name]
     assert json.loads((finished / "config.json").read_text())["evaluation"]["samples"] == 20
 
 

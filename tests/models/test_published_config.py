@@ -33,6 +33,9 @@ def test_no_field_takes_what_is_of_no_kind(config):
         (VAEConfig, "scaling_factor", 0),
         (VAEConfig, "scaling_factor", "0.18"),
         (VAEConfig, "sample_size", (0, 8)),
+        (UNetConfig, "sample_size", (64,)),
+        (UNetConfig, "sample_size", (64, 96, 1)),
+        (UNetConfig, "sample_size", (64, "96")),
         (VAEConfig, "force_upcast", 1),
         (SD3VAEConfig, "shift_factor", True),
         (UNetConfig, "norm_eps", -1e-5),
@@ -49,4 +52,5 @@ def test_values_near_to_right_ones_are_refused(config, name, value):
 def test_values_of_published_files_are_taken():
     VAEConfig(scaling_factor=1, sample_size=(512, 768))
     SD3VAEConfig(shift_factor=None)
+    assert UNetConfig.from_dict({"sample_size": [64, 96]}).to_dict()["sample_size"] == [64, 96]
     UNetConfig(freq_shift=0.5, upcast_attention=None, attention_head_dim=(5, 10, 20, 20))

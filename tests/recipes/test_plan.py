@@ -72,10 +72,19 @@ def test_the_table_of_a_stable_diffusion_run(command, capsys):
     text, status = run(capsys, *command, "--mesh", "data=2,fsdp=1", "--memory", "64")
     assert status == 0
     assert "data: assumed to be latents that slam-jax prepare makes" in text
-    assert "2 devices, data=2 x fsdp=1; batch 96, of which each device has 48 at a time" in text
+    head = "2 devices, data=2 x fsdp=1; batch 96, of which each device has 48 at a time; remat"
+    assert head in text
+    assert text.splitlines()[-3] == "activations, copies: counted, an estimate"
     assert re.search(r"^vae +[\d.]+ MiB +[\d.]+ MiB$", text, re.MULTILINE)
     assert re.search(r"^text_encoder +[\d.]+ MiB +[\d.]+ MiB$", text, re.MULTILINE)
     assert text.endswith("fits into 64.00 GiB\n")
+
+
+def test_parts_of_a_batch_are_named_where_there_are_several(capsys):
+    parts = "--mesh data=1,fsdp=1 --config.training.accumulation=4"
+    text, _ = run(capsys, *DIGITS, *parts.split(), "--config.training.batch_size=64")
+    said = "1 device, data=1 x fsdp=1; batch 64, of which each device has 16 at a time, in 4 parts;"
+    assert text.startswith(said)
 
 
 def test_data_with_text_embeddings_need_no_text_encoder(command, capsys):

@@ -59,6 +59,9 @@ def test_a_step_that_fits_is_described(capsys, monkeypatch):
     text, status = run(capsys, "--topology", "v5p:2x2x2", "--config.mesh.fsdp=2")
     assert status == 0 and asked == [("v5p:2x2x2", Mesh(4, 2))]
     assert re.search(r"^arguments +2.00 GiB$", text, re.MULTILINE)
+    # Two sums of two kinds, of shapes and of what was compiled: each says which it is.
+    assert re.search(r"^sum without padding +[\d.]+ [MG]iB$", text, re.MULTILINE)
+    assert re.search(r"^sum, which has to fit +2.00 GiB$", text, re.MULTILINE)
     assert re.search(r"^all-gather +bf16 +3 times +1.00 MiB$", text, re.MULTILINE)
     assert re.search(r"^gathered arrays at a time +2.00 MiB$", text, re.MULTILINE)
     assert "5 of bf16 x bf16, 2 of f32 x f32" in text and "\n1 TFLOP on each device" in text

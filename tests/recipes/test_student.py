@@ -55,14 +55,34 @@ def test_a_model_folder_is_loaded_in_a_dtype_and_anything_else_is_refused(run, t
         model = load(str(tmp_path / path))
         assert model.method == config.method
         jax.tree.map(lambda a, b: (a == b).all() or pytest.fail(), model.params, student.params)
-    (tmp_path / "unfinished" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(InputError, match="this run has not finished; go on with it, or use slam-j"):
-        load(str(tmp_path / "unfinished"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(
         InputError, match=r"empty: no model of a family there is \(stable_diffusion, sd3, d"
     ):
         load(str(tmp_path / "empty"))
+
+
+def test_a_run_without_a_student_says_what_there_is_and_what_to_do(run, tmp_path):
+    student, _, family = run
+    workdir = tmp_path / "unfinished"
+
+    def said(path=workdir):
+        with pytest.raises(InputError) as refused:
+            load(str(path))
+        return str(refused.value).removeprefix(f"{path}: ")
+
+    go_on = "go on with it (the same command with --resume)"
+    (workdir / "teacher" / "checkpoints").mkdir(parents=True)
+    write_json(workdir / "run.json", {})
+    assert said() == f"this run has no student yet; {go_on}"
+    write_json(workdir / "teacher" / "options.json", {})
+    assert said() == f"this run has no student yet: its teacher is trained first; {go_on}"
+    assert said(workdir / "teacher") == f"this training has not finished; {go_on}"
+    save_model(workdir / "teacher", student)
+    theirs = f"or take its teacher: {workdir / 'teacher'}"
+    assert said() == f"this run has no student yet; {go_on}, {theirs}"
+    (workdir / "checkpoints" / "2").mkdir(parents=True)
+    assert said() == f"this run has not finished; {go_on}, or use slam-jax export, {theirs}"
 
 
 def test_a_family_that_does_not_exist_is_refused_with_those_there_are(tmp_path):

@@ -6,10 +6,11 @@ import time
 from html.parser import HTMLParser
 
 import pytest
-from report_runs import make_workdir, rows
+from report_runs import make_workdir, pictures, rows
 
 from slam_jax.__main__ import main
 from slam_jax.base.errors import InputError
+from slam_jax.drawing.strips import save_strips
 from slam_jax.reporting import facts, page
 from slam_jax.reporting.data import read_run_data
 from slam_jax.reporting.facts import duration
@@ -82,7 +83,7 @@ def test_a_finished_run(tmp_path):
         "seed 17",
         "8 x cpu",
         "samples seen 38,400 96 in a step",
-        "time 5 min 0 s",
+        "time 5 min 0 s all of the last start that trained",
         "memory of the host 1.5 GiB",
         "guidance 9 of the teacher; w = 8",
         "steps of the student 1, 4",
@@ -126,8 +127,8 @@ def test_the_protocol_tells_metrics_of_pixels_from_those_of_networks(tmp_path):
         metrics=("rmse_to_teacher", "fid_to_teacher", "clip_score"),
         weights=("inception=a/b=c.pth",),
     )
-    for pictures, count in ((4096, "4,096"), (0, "3")):
-        found = protocol(tmp_path / f"{pictures}", pictures=pictures, **chosen)
+    for seen, count in ((4096, "4,096"), (0, "3")):
+        found = protocol(tmp_path / f"{seen}", pictures=seen, **chosen)
         said = "in the table of 500 pictures, of noise that no ladder has"
         assert found["metrics of pixels"] == ("RMSE to teacher", said)
         said = f"of {count} pictures, of the same noise in ladders and table"
@@ -143,6 +144,54 @@ def test_the_protocol_of_metrics_that_are_not_chosen(tmp_path):
     assert note.startswith("in the table of 20 pictures")  # a ladder's row has no more
     assert not [name for name in found if "network" in name or "weights" in name]
     assert "metrics of pixels" not in protocol(tmp_path / "other", metrics=("clip_score",))
+
+
+def counted(workdir):
+    """What the page says of the last ladder, in the first chart of distances, below the table."""
+    found = written(workdir)
+    data = json.loads(found.data)
+    said = re.search(r"Measured (.+?)\. ", found.text)
+    chart = next(chart for chart in data["charts"] if chart["title"].startswith("FD"))
+    return data["ladders"][-1]["student"][1]["numbers"], chart["note"], said and said[1]
+
+
+def test_a_distance_says_of_how_many_pictures_it_is(tmp_path):
+    """Ladders are of few, the table is of many, and networks see as many as they are told to."""
+    workdir = make_workdir(tmp_path / "run", evaluation=dict(samples=2000))
+    write_rows(workdir, rows(fd_to_teacher_4=lambda u: 0.25, fid_to_teacher_4=lambda u: 2.5))
+    finish(workdir)
+    numbers, chart, table = counted(workdir)
+    assert re.match(r"of 3 pictures: FD to teacher 0\.2\d+ · FID to teacher 2\.\d+ · at", numbers)
+    assert chart == "lower is better; of 3 pictures"
+    assert table == "of 2,000 pictures a row"
+
+    networks = dict(samples=2000, pictures=4096, metrics=("fd_to_teacher", "fid_to_teacher"))
+    make_workdir(workdir, evaluation=networks)
+    write_rows(workdir, rows(fd_to_teacher_4=lambda u: 0.25, fid_to_teacher_4=lambda u: 2.5))
+    row = {"model": "student", "steps": 4, "fd_to_teacher": 0.2, "fid_to_teacher": 2.0}
+    (workdir / "summary.json").write_text(json.dumps({"results": [row]}))
+    numbers, _, table = counted(workdir)
+    assert re.fullmatch("of 3 pictures: FD .+; of 4,096 pictures: FID to teacher .+", numbers)
+    assert table == "FD to teacher of 2,000 pictures; FID to teacher of 4,096 pictures"
+
+
+def test_a_ladder_that_shows_fewer_pictures_than_it_measured(tmp_path):
+    """Large pictures are shown in part; an older run did not say of how many its numbers are."""
+    workdir = make_workdir(tmp_path / "run", ladders=(), evaluation=dict(samples=0))
+    drawn = {("teacher", 50): pictures(count=12, size=(80, 80))}
+    drawn |= {("student", steps): pictures(count=12, size=(80, 80)) for steps in (1, 4)}
+    save_strips(workdir / "samples/step_000400", drawn, tuple("abcdefghijkl"), 20)
+    write_rows(workdir, rows(fd_to_teacher_4=lambda u: 0.25))
+    finish(workdir)
+    numbers, chart, table = counted(workdir)
+    assert numbers.startswith("of 12 pictures: FD") and chart.endswith("of 12 pictures")
+    assert table == "of 12 pictures a row"
+    path = workdir / "samples/step_000400/rows.json"
+    older = json.loads(path.read_text())
+    del older["pictures"]
+    path.write_text(json.dumps(older))
+    numbers, chart, table = counted(workdir)
+    assert numbers.startswith("FD") and chart == "lower is better" and table is None
 
 
 def test_the_page_of_a_long_run_is_there_in_a_moment(tmp_path):
@@ -206,10 +255,23 @@ def test_a_run_that_has_only_begun(tmp_path, metrics):
 def test_the_command_writes_it_again(tmp_path, capsys):
     workdir = make_workdir(tmp_path / "run")
     main(["report", "--workdir", str(workdir)])
-    assert capsys.readouterr().out == f"report: {workdir / 'report.html'}\n"
+    assert capsys.readouterr() == (f"report: {workdir / 'report.html'}\n", "")
     assert (workdir / "report.html").exists()
     with pytest.raises(SystemExit, match=r"config.json: cannot be read"):
         main(["report", "--workdir", str(tmp_path)])
+
+
+def test_the_command_says_that_a_teacher_is_trained_first(tmp_path, capsys):
+    workdir = make_workdir(tmp_path / "run", ladders=())
+    (workdir / "teacher").mkdir()
+    (workdir / "metrics.jsonl").rename(workdir / "teacher/metrics.jsonl")
+    main(["report", "--workdir", str(workdir)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: the run has nothing of a student yet")
+    assert line.endswith("trained first and was at step 400; write it again later")
+    (workdir / "teacher/metrics.jsonl").unlink()
+    main(["report", "--workdir", str(workdir)])
+    assert "its first metrics are still to come" in capsys.readouterr().err
 
 
 def test_a_page_that_fails_says_so_and_no_more(tmp_path, capsys):

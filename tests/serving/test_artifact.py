@@ -178,6 +178,8 @@ def test_the_command_beside_it_draws_the_example(digits, of_digits, tmp_path):
     assert sizes[0] == sizes[1] < 1.1 * sizes[2]
     draw, (_, example) = artifact_draw.load(folder), artifact.example_of(digits)
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), draw(example, 4))
+    with pytest.raises(InputError, match=f"by itself: python {folder / 'draw.py'} --seed 3"):
+        load(str(folder))  # it is no model
 
 
 def error_of(folder, *arguments, **options):

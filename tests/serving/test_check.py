@@ -275,3 +275,12 @@ def test_pictures_of_one_colour_fail(student, capsys):
 def test_refused_command_lines(student, capsys, arguments, text):
     statuses, _, code = run(capsys, *(a.format(student=student) for a in arguments))
     assert statuses == {} and code.startswith("error: ") and text in code and "\n" not in code
+
+
+def test_a_student_that_diffusers_has_no_pipeline_for_is_refused_in_a_line(tmp_path, capsys):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "config.json").write_text('{"family": "digits"}')
+    statuses, _, code = run(capsys, tmp_path)
+    assert statuses == {} and "\n" not in code
+    assert code.startswith(f"error: {tmp_path}: a model of digits, for which diffusers has no")
+    assert "slam-jax evaluate measures it" in code

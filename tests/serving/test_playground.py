@@ -19,8 +19,9 @@ from small_digits import PIPELINE
 from slam_jax.commands import playground as command
 from slam_jax.commands import sample
 from slam_jax.families.family import Model
+from slam_jax.method.lcm import Lcm
 from slam_jax.recipes.student import load
-from slam_jax.serving import playground
+from slam_jax.serving import playground, playground_page
 from slam_jax.serving.playground import Artist, Wish
 
 
@@ -161,6 +162,37 @@ def test_what_is_refused_in_a_line_and_drawn_after(digits):
     assert refusal(digits.draw, Wish("3", 5000)).startswith("--steps")
     assert not digits.takes_images
     np.testing.assert_array_equal(pixels(digits.draw(Wish("3", 1)).png), expected)
+
+
+def test_a_teacher_in_the_place_of_a_student_is_told(digits, tmp_path, monkeypatch, capsys):
+    """On the page and by the command: it draws with a guidance, and needs more steps."""
+    few, enough = digits.draw(Wish("3", 1)), digits.draw(Wish("3", 25))
+    assert few.teacher == (
+        "by a teacher, with guidance 1; teachers need more steps than 1, 25 to 50"
+    )
+    assert enough.teacher == "by a teacher, with guidance 1"
+    *_, (_, said, _) = playground_page.show(digits, Wish("3", 1))
+    assert said.endswith(f" ms for 1 step {few.teacher}")
+    lcm = Artist(dataclasses.replace(digits.model, method=Lcm()), [], 1.0, "float32")
+    assert lcm.draw(Wish("3", 1)).teacher == ""
+
+    for model, line in (
+        (digits.model, f"note: drawn {few.teacher} (--guidance, --steps)\n"),
+        (lcm.model, ""),
+    ):
+        monkeypatch.setattr(sample, "load", lambda *_, model=model: model)
+        words = [
+            "--model",
+            "any",
+            "--labels",
+            "3",
+            "--steps",
+            "1",
+            "--out",
+            str(tmp_path / "a.png"),
+        ]
+        sample.main([*words, *["--guidance", "1"] * (not model.is_student)])
+        assert "".join(x for x in capsys.readouterr().err.splitlines(True) if "note" in x) == line
 
 
 def test_an_upload_that_is_no_picture_is_named_without_its_folder(student, tmp_path):
