@@ -28,7 +28,7 @@ from slam_jax.models.chunked_attention import chunked_attention
 from slam_jax.models.splash_attention import splash_attention
 
 # Scores up to which XLA's is as good: on a CPU as fast, and sooner compiled; on a TPU it has them
-# on the chip. And keys, such as the 77 of captions, for which the others are not made.
+# on the chip. And keys, such as the 77 of captions, for which the kernel for TPUs is not made.
 FEW = {"cpu": 2**18, "tpu": 2**23}
 FEW_KEYS = 128
 MOST_FEATURES = 256  # of a head, for which there is room on the chip
@@ -87,11 +87,10 @@ def _per_platform(implementation, arrays, is_causal):
             return {"default": "xla"}
         return {"default": "xla", PLATFORMS[implementation]: implementation}
     names, scores = {"default": "xla"}, math.prod(q.shape[:-1]) * k.shape[1]
-    if k.shape[1] > FEW_KEYS:
-        if scores > FEW["cpu"]:
-            names["cpu"] = "chunked"
-        if scores > FEW["tpu"] and not reasons["splash"]:
-            names["tpu"] = "splash"
+    if scores > FEW["cpu"]:
+        names["cpu"] = "chunked"
+    if scores > FEW["tpu"] and k.shape[1] > FEW_KEYS and not reasons["splash"]:
+        names["tpu"] = "splash"
     if not reasons["cudnn"]:
         names["cuda"] = "cudnn"
     return names

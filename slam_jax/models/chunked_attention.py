@@ -48,8 +48,8 @@ def _forward(q, k, v, is_causal, repeats):
             top = scores.max(axis=2, keepdims=True)
             weights = jnp.exp(scores - top)
             total = weights.sum(axis=2, keepdims=True)
-            out = _product("gbsd,gbsr->gbrd", values, weights.astype(values.dtype))
-            return (out / total.mT).astype(queries.dtype), top + jnp.log(total)
+            out = _product("gbsd,gbsr->gbdr", values, weights.astype(values.dtype)) / total
+            return out.mT.astype(queries.dtype), top + jnp.log(total)
 
         return _each(tile, (tiles.positions, queries))
 
@@ -77,8 +77,8 @@ def _backward(is_causal, repeats, kept, cotangent):
             weights = weights.astype(values.dtype)
             of_keys = _product("gbsr,gbrd->gbsd", of_products, queries)
             of_values = _product("gbsr,gbrd->gbsd", weights, cotangents)
-            of_queries = _product("gbsr,gbsd->gbrd", of_products, keys).astype(q.dtype)
-            return (of_keys, of_values), of_queries
+            of_queries = _product("gbsd,gbsr->gbdr", keys, of_products)
+            return (of_keys, of_values), of_queries.mT.astype(q.dtype)
 
         of_both, of_queries = _sums_and_each(tile, (tiles.positions, by_query))
         return of_queries, *(x.astype(keys.dtype) for x in of_both)

@@ -33,7 +33,6 @@ CASES = SMALL | TILES | {"blocks": (1, 300, 600, 2, 40)}
 @pytest.fixture
 def small_tiles(monkeypatch):
     monkeypatch.setitem(attention_module.FEW, "cpu", 256)
-    monkeypatch.setattr(attention_module, "FEW_KEYS", 16)
     monkeypatch.setattr(chunked_attention, "TILE", 256)
     monkeypatch.setattr(chunked_attention, "ROWS", 3)
 
@@ -181,8 +180,8 @@ def test_auto_picks_by_platform():
     assert not holds_scores(4096, "tpu")
     assert holds_scores(4096, "cuda")  # float32 is not for cudnn
     assert holds_scores(4096, "cpu", "cuda")
-    assert holds_scores(64, "cpu") and holds_scores(4096, "cpu", keys=77)
-    assert holds_scores(512, "tpu")
+    assert holds_scores(64, "cpu") and not holds_scores(4096, "cpu", keys=77)
+    assert holds_scores(512, "tpu") and holds_scores(2**16, "tpu", keys=77)
 
 
 def test_an_attention_that_cudnn_cannot_do_is_computed_and_said_once(capsys):
