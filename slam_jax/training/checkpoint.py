@@ -9,6 +9,7 @@ import logging
 import math
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -38,6 +39,7 @@ FORMAT = 1  # of what a checkpoint holds
 # Seconds: a day for writing, and months for the system's clock to be set meanwhile, by which orbax
 # measures. A process that could not write tells the others, which do not wait so long.
 TIMEOUT = 100 * 24 * 3600
+NEVER_BEGUN = "coroutine .* was never awaited"  # orbax's writes, when another one has failed
 
 
 class Checkpoints:
@@ -69,6 +71,7 @@ class Checkpoints:
         # Orbax logs tracebacks of what is said here in one line, and asyncio those of each array.
         for logger in ("absl", "asyncio"):
             logging.getLogger(logger).setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", NEVER_BEGUN, RuntimeWarning)
         if not isinstance(sys.unraisablehook, _LateWrites):
             sys.unraisablehook = _LateWrites(sys.unraisablehook)
         try:
