@@ -76,15 +76,44 @@ def test_what_is_said_of_published_sizes_on_tpus():
     unet = UNetConfig(cross_attention_dim=768, time_cond_proj_dim=256)
     shapes = jax.tree.leaves(functional.abstract_params(UNet2DConditionModel, unet))
     weights = 4 * sum(leaf.size for leaf in shapes)
-    for step in steps.values():
-        sums = sum(n for kind, *_, n in step["traffic"] if kind in ("all-reduce", "reduce-scatter"))
-        assert 0.995 < sums / weights < 1.005
+    sums = {
+        name: sum(n for kind, *_, n in step["traffic"] if kind in ("all-reduce", "reduce-scatter"))
+        for name, step in steps.items()
+    }
+    ratios = {name: f"{total / weights:.2f}" for name, total in sums.items()}
+    assert (
+        f"are {ratios['v5e_2x4']} times the bytes of the float32 weights, once, on eight" in words
+    )
+    assert f"v5e, and {ratios['v5p_2x2x1']} times on four v5p." in words
     eight = steps["v5e_2x4"]
     gathered = sum(n for kind, *_, n in eight["traffic"] if kind == "all-gather")
     assert f"needs {eight['temporary'] / GIB:.2f} GiB of temporary arrays." in words
     assert f"gathered twice, {gathered / 1e9:.2f} GB in all" in words
+    scattered = sum(n for kind, *_, n in eight["traffic"] if kind == "reduce-scatter")
+    assert 0.75 < scattered / sums["v5e_2x4"] < 0.85 and "Four fifths of them are" in words
     others = [n for kind, n in eight["products"].items() if kind != "bf16 x bf16"]
     assert f"between bfloat16, but for {sum(others)} of attention" in words
+
+
+def test_what_is_said_of_attention_on_a_cpu():
+    words = " ".join((DOCS / "performance.md").read_text().split())
+    ratios = {"auto": [], "xla": [], "others": []}
+    for shapes in ("tiny", "sd15"):
+        path = ROOT / f"benchmarks/results/attention_{shapes}_float32_cpu.json"
+        for row in json.loads(path.read_text())["rows"]:
+            seconds = {
+                name: x["median_s"]
+                for name, x in row["found"].items()
+                if "cudnn" != name != "splash"
+            }
+            large = row["queries"] == row["keys"] == 4096
+            for name in ("auto", "xla") if large else ("auto",):
+                ratio = seconds[name] / seconds["torch sdpa"]
+                ratios[name if large else "others"].append(ratio)
+    low, high, *xla = (f(ratios[name]) for name in ("auto", "xla") for f in (min, max))
+    assert f"on a CPU: {low:.1f} to {high:.1f} times for 4,096 tokens" in words
+    assert f"alone takes {xla[0]:.1f} to {xla[1]:.1f} times as long" in words
+    assert f"up to {max(ratios['others']):.1f} times for others" in words
 
 
 def test_what_training_gains_is_what_was_measured():
