@@ -152,7 +152,7 @@ def _row(report: dict[str, Any]) -> list[str]:
         _size(sum(size for kind, *_, size in report["traffic"] if (kind == "all-gather") == whole))
         for whole in (True, False)
     )
-    at_once = _size(report["whole"])
+    at_once = "?" if report["whole"] is None else _size(report["whole"])
     return [report["topology"], program, *sizes, gathered, at_once, summed, minutes]
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 
 from slam_jax.features.network import FeatureNetwork, TextImageNetwork
 from slam_jax.features.registry import NETWORKS
-from slam_jax.parallel.sharding import batch_sharding, replicated
+from slam_jax.parallel.sharding import batch_sharding, by_rows, replicated
 
 THREADS = 8  # that resize pictures
 
@@ -41,9 +41,9 @@ class Extractor:
         self.networks, self._batch, self._view = networks, batch, view
         self._rows, self._pool = batch_sharding(mesh), ThreadPoolExecutor(THREADS)
         self._params = {n: jax.device_put(x.params, replicated(mesh)) for n, x in networks.items()}
-        self._apply = {name: jax.jit(network.apply) for name, network in networks.items()}
+        self._apply = {name: by_rows(network.apply, mesh) for name, network in networks.items()}
         self._apply_text = {
-            name: jax.jit(network.apply_text)
+            name: by_rows(network.apply_text, mesh)
             for name, network in networks.items()
             if isinstance(network, TextImageNetwork)
         }

@@ -28,9 +28,9 @@ from slam_jax.models.chunked_attention import chunked_attention
 from slam_jax.models.splash_attention import splash_attention
 
 # Scores up to which XLA's is as good: on a CPU as fast, and sooner compiled; on a TPU it has them
-# on the chip. And keys, such as the 77 of captions, for which the kernel for TPUs is not made.
+# on the chip. Of fewer keys, which the kernel for TPUs fills up, XLA's is better always.
 FEW = {"cpu": 2**18, "tpu": 2**23}
-FEW_KEYS = 128
+MANY_KEYS = 1024
 MOST_FEATURES = 256  # of a head, for which there is room on the chip
 PLATFORMS = {"cudnn": "cuda", "splash": "tpu"}
 
@@ -89,7 +89,7 @@ def _per_platform(implementation, arrays, is_causal):
     names, scores = {"default": "xla"}, math.prod(q.shape[:-1]) * k.shape[1]
     if scores > FEW["cpu"]:
         names["cpu"] = "chunked"
-    if scores > FEW["tpu"] and k.shape[1] > FEW_KEYS and not reasons["splash"]:
+    if scores > FEW["tpu"] and k.shape[1] >= MANY_KEYS and not reasons["splash"]:
         names["tpu"] = "splash"
     if not reasons["cudnn"]:
         names["cuda"] = "cudnn"

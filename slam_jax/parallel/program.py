@@ -53,7 +53,7 @@ class Program:
       code: bytes.
       flops: as XLA counts them, each loop once; 0 where it does not.
       traffic: between devices.
-      whole: most bytes of gathered arrays that there are at a time.
+      whole: most bytes of gathered arrays that there are at a time; None: not known.
       products: dtypes of the factors of convolutions and matrix products -> how many there are.
     """
 
@@ -63,7 +63,7 @@ class Program:
     code: int
     flops: float
     traffic: tuple[Traffic, ...]
-    whole: int
+    whole: int | None
     products: dict[str, int]
 
     @property
@@ -158,9 +158,17 @@ def traffic_of(text: str) -> tuple[Traffic, ...]:
     return tuple(Traffic(*key, counts[key], size) for key, size in sorted(sizes.items()))
 
 
-def whole_at_once(text: str) -> int:
+# What stands for an array that there is already, or is it in another order.
+PASSED_ON = ("bitcast", "copy", "get-tuple-element", "optimization-barrier", "all-gather-done")
+
+
+def whole_at_once(text: str) -> int | None:
     """Most bytes of gathered arrays that there are at a time, in the text of a program: from where
-    one is gathered to where it is read last."""
+    one is gathered to where it is read last. None where loops gather or have what is gathered, or a
+    TPU gathers while it computes, in pieces of fusions."""
+    inner, _, text = text.rpartition("\nENTRY ")
+    if " all-gather" in inner:
+        return None
     ends: dict[int, int] = {}  # where one is gathered -> where it is read last
     sizes: dict[int, int] = {}
     parts: dict[str, list[set[int]]] = {}  # of what an instruction makes: gathered arrays in it
@@ -177,8 +185,10 @@ def whole_at_once(text: str) -> int:
             parts[found.name] = [set().union(*of_one) for of_one in read]
         elif kind == "get-tuple-element" and len(read[0]) > 1:
             parts[found.name] = [read[0][found.index]]
-        elif kind in ("bitcast", "get-tuple-element", "optimization-barrier", "all-gather-done"):
+        elif kind in PASSED_ON:
             parts[found.name] = read[0]
+        elif kind == "while" and any(itertools.chain(*read)):
+            return None
     changes = Counter(sizes)
     for place, end in ends.items():
         changes[end + 1] -= sizes[place]

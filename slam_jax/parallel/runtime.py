@@ -11,6 +11,7 @@ import importlib.util
 import mmap
 import os
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -94,16 +95,17 @@ def versions() -> dict[str, str]:
     return {"slam_jax": __version__, **{name: metadata.version(name) for name in packages}}
 
 
-def probe(run: Callable = jax.jit) -> None:
+def probe(run: Callable = jax.jit, implementation: str = "auto") -> None:
     """Compares a reduction, a convolution and an attention on the backend with numpy; on a GPU or
     TPU the attention of large pictures, which has a kernel of its own there.
 
     Args:
       run: how a function is compiled; tests pass a broken one.
+      implementation: of attention.
 
     Raises:
-      BackendError: there is none, or a result is off by more than rounding; training on would give
-        wrong weights silently.
+      BackendError: there is none, it cannot compute, or a result is off by more than rounding;
+        training on would give wrong weights silently.
     """
     platform = devices()[0].platform
     generator = np.random.default_rng(0)
@@ -118,13 +120,23 @@ def probe(run: Callable = jax.jit) -> None:
         "reduction": (_sum_of_squares, (rows,), np.sum(rows.astype(np.float64) ** 2, axis=1)),
         "convolution": (_convolution, (x, kernel), np.einsum("bhwcij,ijco->bhwo", windows, kernel)),
         "attention": (
-            attention,
+            partial(attention, implementation=implementation),
             (q, k, v),
             np.einsum("bhqk,bkhd->bqhd", scores / scores.sum(-1, keepdims=True), np.float32(v)),
         ),
     }
     for name, (function, arguments, expected) in cases.items():
-        result = np.asarray(run(function)(*arguments), np.float32)
+        other = ""
+        if name == "attention" and platform != "cpu":
+            other = "; in training --config.execution.attention=xla may do without it"
+        try:
+            result = np.asarray(run(function)(*arguments), np.float32)
+        except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise BackendError(
+                f"the {platform} backend of jaxlib {metadata.version('jaxlib')} cannot compute "
+                f"an example of {name}: {why}{other}"
+            ) from error
         error = np.max(np.abs(result - expected)) / np.max(np.abs(expected))
         # GPUs and TPUs multiply float32 in lower precision unless told otherwise. A CPU does not,
         # and there the known defect is as small as 8e-3 on some.
@@ -132,7 +144,7 @@ def probe(run: Callable = jax.jit) -> None:
             raise BackendError(
                 f"the {platform} backend of jaxlib {metadata.version('jaxlib')} computes "
                 f"a {name} wrongly (relative error {error:.1e}); install another jaxlib, or on "
-                f"a CPU set JAX_PLATFORMS=cpu and XLA_FLAGS=--{CPU_FLAG}="
+                f"a CPU set JAX_PLATFORMS=cpu and XLA_FLAGS=--{CPU_FLAG}={other}"
             )
 
 

@@ -25,8 +25,8 @@ AnyMesh = Mesh | AbstractMesh  # of devices, or of so many that are not here
 # (pattern that is searched in an array's dotted path, what to do with it). The first that fits
 # decides: "split" is along the last axis but one, a kernel's inputs, if fsdp divides it; else along
 # the longest that it divides; an array without such an axis is repeated. (A TPU has 128 numbers of
-# the last axis side by side: there parts of 160 would not be whole tiles, and XLA would send whole
-# gradients to all devices.)
+# the last axis side by side: parts of 160 would not be whole tiles, and XLA would send the whole
+# gradients of convolutions to all devices.)
 RULES = (
     (r"\b(bias|scale)$", "repeat"),  # a thousandth of a UNet, in half of its arrays
     (r"", "split"),
@@ -149,6 +149,21 @@ def rows_here(batch: dict[str, jax.Array]) -> dict[str, np.ndarray]:
         return np.concatenate([shards[start] for start in sorted(shards)])
 
     return {name: rows(array) for name, array in batch.items()}
+
+
+def by_rows(function: Callable, mesh: Mesh) -> Callable:
+    """(arrays that are whole everywhere, rows split over the devices) -> rows, compiled. Each
+    device computes its own: XLA cannot split what a kernel computes.
+
+    Args:
+      function: of any rows; each of its results has a row for each.
+      mesh: devices.
+    """
+    rows = PartitionSpec(AXES)
+    spread = jax.shard_map(
+        function, mesh=mesh, in_specs=(PartitionSpec(), rows), out_specs=rows, check_vma=False
+    )
+    return jax.jit(spread)
 
 
 # What follows is called inside jax.shard_map, where each device sees its own parts.

@@ -15,7 +15,7 @@ from slam_jax.data.views import Views
 from slam_jax.families.latent_pipeline import LatentPipeline
 from slam_jax.families.stable_diffusion_folder import read_surroundings
 from slam_jax.formats.diffusers_folder import Folder
-from slam_jax.parallel.sharding import AXES, batch_sharding, replicated
+from slam_jax.parallel.sharding import AXES, batch_sharding, by_rows, replicated
 
 
 class Encoded(NamedTuple):
@@ -67,7 +67,8 @@ class Encoder:
         of_texts = precision if self._embeds else None
         frozen = read_surroundings(folder, pipeline, of_texts, precision)
         self._frozen = jax.device_put(frozen, replicated(mesh))
-        self._moments, self._embed = jax.jit(self._trace_moments), jax.jit(self._trace_embeddings)
+        self._moments = by_rows(self._trace_moments, mesh)
+        self._embed = by_rows(self._trace_embeddings, mesh)
 
     def start(self, views: Sequence[Views]) -> Encoded:
         """Has the devices begin with up to `batch` examples, one or more."""
@@ -138,13 +139,14 @@ class Encoder:
 
     def _stored(self, array):
         stored = array.astype(self._dtype)
-        return stored, jnp.isfinite(array).all(), jnp.isfinite(stored).all()
+        axes = tuple(range(1, array.ndim))
+        return stored, jnp.isfinite(array).all(axis=axes), jnp.isfinite(stored).all(axis=axes)
 
     def _check(self, name: str, is_finite: jax.Array, is_held: jax.Array) -> None:
-        if not is_finite:
+        if not np.all(is_finite):
             raise InputError(
                 f"{name}: the model gives NaN or infinity in {self._precision}; use another "
                 "--precision, or another model"
             )
-        if not is_held:
+        if not np.all(is_held):
             raise InputError(f"{name}: too large for {self._dtype}; use --dtype bfloat16")

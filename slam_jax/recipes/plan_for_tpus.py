@@ -56,6 +56,9 @@ def described(program: Program) -> str:
         f"{kind:18}{dtype:8}{count:>5} times{size(total):>14}"
         for kind, dtype, count, total in program.traffic
     ]
+    whole = []
+    if program.whole is not None:
+        whole = [f"{'gathered arrays at a time':28}{size(program.whole):>14}"]
     products = ", ".join(f"{count} of {dtypes}" for dtypes, count in program.products.items())
     return "\n".join(
         (
@@ -65,10 +68,10 @@ def described(program: Program) -> str:
             "of what a loop repeats (accumulation, substeps of a solver) one round is counted in",
             "traffic, in bytes of whole arrays:",
             *(traffic or ["none"]),
-            f"{'gathered arrays at a time':28}{size(program.whole):>14}",
+            *whole,
             "",
             f"convolutions and matrix products: {products}",
-            f"{program.flops / 1e12:.4g} TFLOP on each device (XLA's count)",
+            f"{program.flops / 1e12:.4g} TFLOP on each device (XLA's count, of its own)",
         )
     )
 

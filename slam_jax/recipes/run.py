@@ -161,7 +161,7 @@ def run(
       Interrupted: Ctrl-C; the state is saved.
     """
     started = time.perf_counter()
-    runtime.probe()
+    runtime.probe(implementation=config.execution.attention)
     same = {"workdir": str(workdir), "resume": resume, "versions": runtime.versions()}
     compare({"config": dataclasses.asdict(config), **same})
     if resume and is_main():

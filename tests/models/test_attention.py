@@ -203,13 +203,9 @@ def test_an_attention_that_cudnn_cannot_do_is_computed_and_said_once(capsys):
 def test_what_the_kernel_for_tpus_computes(monkeypatch, repeats):
     """Step by step, as no TPU is here: several blocks, the last of them filled up."""
     interpreted = partial(splash_attention.splash_attention, interpret=True)
-    monkeypatch.setitem(
-        attention_module._COMPUTE,
-        "xla",  # in the place of what CPUs do
-        lambda q, k, v, is_causal, repeats: interpreted(
-            q, *(attention_module._repeated(x, repeats) for x in (k, v))
-        ),
-    )
+    monkeypatch.setattr(attention_module, "splash_attention", interpreted)
+    computes = attention_module._COMPUTE
+    monkeypatch.setitem(computes, "xla", computes["splash"])  # in the place of what CPUs do
     q, k, v, cotangent = arrays("blocks")
     actual = computed(q, k, v, cotangent, "xla", is_causal=False, repeats=repeats)
     if repeats == 2:
@@ -232,6 +228,7 @@ def test_lowered_for_tpus_it_is_the_kernel():
     # One forward, two backward.
     assert kernels("auto", 4096) == kernels("auto", 1024, batch=8) == kernels("splash", 64) == 3
     assert kernels("auto", 4096, keys=77, batch=64) == kernels("auto", 1024) == 0
+    assert kernels("auto", 577, batch=64) == 0  # it would be filled up
     assert kernels("auto", 4096, "cpu") == kernels("splash", 64, "cpu") == kernels("xla", 4096) == 0
     assert kernels("auto", 4096, features=512) == 0  # the VAE's
 

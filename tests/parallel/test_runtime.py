@@ -98,13 +98,21 @@ def test_probe_of_others_than_cpus_has_the_attention_of_large_pictures(monkeypat
 
     def run(function):
         def compute(*arguments):
-            seen[function.__name__] = arguments[0].shape, arguments[0].dtype.name
+            name = getattr(function, "keywords", {}).get("implementation")
+            seen[name] = arguments[0].shape, arguments[0].dtype.name
+            if name == "cudnn":
+                raise jax.errors.JaxRuntimeError("CUDNN_STATUS_NOT_SUPPORTED")
             return jax.jit(function)(*arguments)
 
         return compute
 
-    runtime.probe(run)
-    assert seen["attention"] == ((1, 4096, 1, 40), "bfloat16")
+    runtime.probe(run, "splash")  # on this CPU XLA's
+    assert seen["splash"] == ((1, 4096, 1, 40), "bfloat16")
+    with pytest.raises(BackendError) as error:
+        runtime.probe(run, "cudnn")
+    assert "cannot compute an example of attention: CUDNN_STATUS_NOT_SUPPORTED; in training" in str(
+        error.value
+    )
 
 
 @pytest.mark.parametrize("wrong", ["reduction", "convolution", "attention"])
@@ -118,7 +126,7 @@ def test_probe_refuses_a_backend_that_computes_wrongly(wrong, spoil):
 
     def run(function):
         right = jax.jit(function)
-        is_spoiled = function is spoiled_functions[wrong]
+        is_spoiled = getattr(function, "func", function) is spoiled_functions[wrong]
         return lambda *args: spoil(right(*args)) if is_spoiled else right(*args)
 
     with pytest.raises(BackendError, match=f"cpu backend of jaxlib .* computes a {wrong} wrongly"):

@@ -7,10 +7,12 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from jaxprs import operations
 
+from slam_jax.models.attention import attention
 from slam_jax.parallel.program import traffic_of
 from slam_jax.parallel.sharding import (
     AXES,
     batch_sharding,
+    by_rows,
     gather,
     gathered_grad,
     make_mesh,
@@ -234,3 +236,25 @@ def test_weights_that_are_gathered_again_are_not_kept_and_give_the_same_gradient
         gradients(True)(*arguments),
         expected,
     )
+
+
+def test_a_kernel_that_xla_cannot_split_computes_the_rows_of_each_device():
+    mesh = make_mesh()
+    shape = jax.ShapeDtypeStruct((8, 1024, 1, 40), jnp.bfloat16, sharding=batch_sharding(mesh))
+
+    def attend(scale, x):
+        return attention(scale * x, x, x, implementation="splash")
+
+    def kernels(program):
+        lowered = program.trace(jnp.bfloat16(1), shape).lower(lowering_platforms=("tpu",))
+        return lowered.as_text().count("tpu_custom_call")
+
+    assert kernels(by_rows(attend, mesh)) == 1
+    with pytest.raises(NotImplementedError, match="cannot be automatically partitioned"):
+        kernels(jax.jit(attend))
+    x = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+    rows = shard_batch({"x": x}, mesh)["x"]
+    result = by_rows(lambda scale, x: {"y": scale * x, "sum": x.sum(axis=1)}, mesh)(2.0, rows)
+    np.testing.assert_array_equal(result["y"], 2 * x)
+    np.testing.assert_allclose(result["sum"], x.sum(axis=1), rtol=1e-6)
+    assert len(result["y"].addressable_shards) == 8

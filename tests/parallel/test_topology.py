@@ -233,4 +233,15 @@ ENTRY %main (p: f32[250]) -> f32[1000] {
     early = text.replace("fusion(%first, %none)", "fusion(%none, %none)")
     assert whole_at_once(early) == 4 * 2000
     assert whole_at_once(early.replace("f32[2000]", "f32[20]")) == 4 * (1000 + 500 + 250)
-    assert whole_at_once("") == 0
+    moved = text.replace(
+        "%first = f32[1000]{0} get-tuple-element(%both), index=0",
+        "%first = f32[1000]{0} copy(%all-gather.2)",
+    )
+    assert moved != text and whole_at_once(moved) == whole_at_once(text)
+    assert whole_at_once("\nENTRY %main {\n}") == 0
+    assert whole_at_once(f"%fused {{\n  %x = f32[4]{{0}} all-gather(%p)\n}}\n{text}") is None
+    loop = text.replace(
+        "ROOT %out = f32[1000]{0} fusion(%first, %none), kind=kLoop",
+        "ROOT %out = f32[1000]{0} while(%first), body=%b",
+    )
+    assert loop != text and whole_at_once(loop) is None
