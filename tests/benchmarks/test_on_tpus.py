@@ -50,6 +50,9 @@ def test_a_step_is_split_as_the_command_line_says(script, tmp_path):
     (program,) = script.lowered
     _, _, batch = program.in_avals[0]
     assert {array.shape[0] for array in batch.values()} == {12}
+    # In bfloat16, but for the backward pass of jax's own attention: two in each of four shapes.
+    products = products_of(program.as_text())
+    assert products.pop("bf16 x bf16") > 400 and products == {"bf16 x f32": 8}
 
 
 def test_a_program_is_a_row_of_the_table(script):
