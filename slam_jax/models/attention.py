@@ -136,7 +136,7 @@ def _xla(q, k, v, is_causal, repeats):
 
 def _splash(q, k, v, is_causal, repeats):
     del is_causal  # it is not
-    return splash_attention(q, *(_repeated(x, repeats) for x in (k, v)))
+    return splash_attention(q, _repeated(k, repeats), _repeated(v, repeats))
 
 
 def _cudnn(q, k, v, is_causal, repeats):

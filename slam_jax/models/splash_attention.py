@@ -5,6 +5,8 @@ Shape letters: B batch, L query tokens, S key tokens, H heads, D features of a h
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +44,7 @@ def splash_attention(
         block_q_dq=rows,
         block_kv_dq=block,
     )
-    attend = kernels.make_splash_mha(
+    attend: Callable[..., Any] = kernels.make_splash_mha(
         masks.MultiHeadMask([masks.FullMask((queries, columns))] * heads),
         head_shards=1,
         q_seq_shards=1,
@@ -59,7 +61,7 @@ def splash_attention(
 
     q = (q * (1 / math.sqrt(features))).astype(q.dtype)
     arrays = of_heads(q, queries), of_heads(k, columns), of_heads(v, columns)
-    out = jax.vmap(lambda q, k, v: attend(q, k, v, segment_ids=segments))(*arrays)
+    out: Any = jax.vmap(lambda q, k, v: attend(q, k, v, segment_ids=segments))(*arrays)
     return out.transpose(0, 2, 1, 3)[:, :length]
 
 

@@ -113,16 +113,17 @@ def probe(run: Callable = jax.jit, implementation: str = "auto") -> None:
     x = generator.standard_normal((1, 6, 6, 2)).astype(np.float32)
     kernel = generator.standard_normal((3, 3, 2, 2)).astype(np.float32)
     tokens, dtype = (5, "float32") if platform == "cpu" else (4096, "bfloat16")
-    q, k, v = generator.standard_normal((3, 1, tokens, 1, 40)).astype(dtype)
+    q, k, v = qkv = generator.standard_normal((3, 1, tokens, 1, 40)).astype(dtype)
     windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))
-    scores = np.exp(np.einsum("bqhd,bkhd->bhqk", *np.float32((q, k))) / np.sqrt(40))
+    wide_q, wide_k, wide_v = qkv.astype(np.float32)
+    scores = np.exp(np.einsum("bqhd,bkhd->bhqk", wide_q, wide_k) / np.sqrt(40))
     cases = {
         "reduction": (_sum_of_squares, (rows,), np.sum(rows.astype(np.float64) ** 2, axis=1)),
         "convolution": (_convolution, (x, kernel), np.einsum("bhwcij,ijco->bhwo", windows, kernel)),
         "attention": (
             partial(attention, implementation=implementation),
             (q, k, v),
-            np.einsum("bhqk,bkhd->bqhd", scores / scores.sum(-1, keepdims=True), np.float32(v)),
+            np.einsum("bhqk,bkhd->bqhd", scores / scores.sum(-1, keepdims=True), wide_v),
         ),
     }
     for name, (function, arguments, expected) in cases.items():
