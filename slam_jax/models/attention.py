@@ -31,7 +31,7 @@ from slam_jax.models.splash_attention import splash_attention
 # on the chip. Of fewer keys, which the kernel for TPUs fills up, XLA's is better always.
 FEW = {"cpu": 2**18, "tpu": 2**23}
 MANY_KEYS = 1024
-MOST_FEATURES = 256  # of a head, for which there is room on the chip
+MOST_FEATURES = 512  # of a head, for which there is room on the chip
 PLATFORMS = {"cudnn": "cuda", "splash": "tpu"}
 
 # Other lengths are filled up with zeros and masked: jax refuses to differentiate odd ones, such as

@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-BLOCKS = 512, 256  # tokens that the kernel has at a time: the first that needs the least filling
+# Tokens that the kernel has at a time: the first that needs the least filling. Of wide heads it has
+# the fewer, for which there is room on all TPUs, in float32 and with the gradient too.
+BLOCKS, WIDE = (512, 256), 256
 
 
 def splash_attention(
@@ -33,7 +35,8 @@ def splash_attention(
 
     _, length, heads, features = q.shape
     keys = k.shape[1]
-    (queries, rows), (columns, block) = _filled(length), _filled(keys)
+    blocks = BLOCKS[-1:] if features > WIDE else BLOCKS
+    (queries, rows), (columns, block) = _filled(length, blocks), _filled(keys, blocks)
     # Not the kernel that has all gradients at once: it would round the queries' for each block of
     # keys, and leave their sum to XLA.
     sizes = kernels.BlockSizes(
@@ -65,7 +68,7 @@ def splash_attention(
     return out.transpose(0, 2, 1, 3)[:, :length]
 
 
-def _filled(tokens: int) -> tuple[int, int]:
+def _filled(tokens: int, blocks: tuple[int, ...]) -> tuple[int, int]:
     """So many tokens filled up to whole blocks, and the block."""
-    block = min(BLOCKS, key=lambda block: (-tokens % block, -block))
+    block = min(blocks, key=lambda block: (-tokens % block, -block))
     return tokens + -tokens % block, block

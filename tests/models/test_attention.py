@@ -27,7 +27,9 @@ TILES = {
     "rows and a rest": (2, 13, 31, 2, 3),
     "heads": (1, 6, 10, 6, 3),
 }
-CASES = SMALL | TILES | {"blocks": (1, 300, 600, 2, 40)}
+# What the kernel for TPUs does in several blocks, which are smaller for wide heads.
+BLOCKS = {"blocks": (1, 300, 600, 2, 40), "wide": (1, 300, 300, 1, 320)}
+CASES = SMALL | TILES | BLOCKS
 
 
 @pytest.fixture
@@ -199,14 +201,14 @@ def test_an_attention_that_cudnn_cannot_do_is_computed_and_said_once(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("repeats", [1, 2])
-def test_what_the_kernel_for_tpus_computes(monkeypatch, repeats):
+@pytest.mark.parametrize(("case", "repeats"), [("blocks", 1), ("blocks", 2), ("wide", 1)])
+def test_what_the_kernel_for_tpus_computes(monkeypatch, case, repeats):
     """Step by step, as no TPU is here: several blocks, the last of them filled up."""
     interpreted = partial(splash_attention.splash_attention, interpret=True)
     monkeypatch.setattr(attention_module, "splash_attention", interpreted)
     computes = attention_module._COMPUTE
     monkeypatch.setitem(computes, "xla", computes["splash"])  # in the place of what CPUs do
-    q, k, v, cotangent = arrays("blocks")
+    q, k, v, cotangent = arrays(case)
     actual = computed(q, k, v, cotangent, "xla", is_causal=False, repeats=repeats)
     if repeats == 2:
         k, v = (np.concatenate([x, x[:, -1:]], axis=1) for x in (k, v))
@@ -230,7 +232,7 @@ def test_lowered_for_tpus_it_is_the_kernel():
     assert kernels("auto", 4096, keys=77, batch=64) == kernels("auto", 1024) == 0
     assert kernels("auto", 577, batch=64) == 0  # it would be filled up
     assert kernels("auto", 4096, "cpu") == kernels("splash", 64, "cpu") == kernels("xla", 4096) == 0
-    assert kernels("auto", 4096, features=512) == 0  # the VAE's
+    assert kernels("auto", 4096, features=512) == 3 and kernels("auto", 4096, features=640) == 0
 
 
 def test_an_attention_that_the_kernel_for_tpus_cannot_do_is_computed_and_said_once(capsys):
@@ -241,8 +243,8 @@ def test_an_attention_that_the_kernel_for_tpus_cannot_do_is_computed_and_said_on
         np.testing.assert_allclose(out, expected(*inputs, True)[0], atol=1e-5)
     note = "attention of head dim 8 in float32 cannot use splash (it is causal); xla computes it"
     assert capsys.readouterr().err == f"note: {note}\n"
-    assert attention_module.why_not_splash(jax.ShapeDtypeStruct((1, 8, 1, 512), jnp.float32)) == (
-        "head dim must be <= 256"
+    assert attention_module.why_not_splash(jax.ShapeDtypeStruct((1, 8, 1, 640), jnp.float32)) == (
+        "head dim must be <= 512"
     )
 
 
