@@ -39,7 +39,8 @@ def headline(run: RunData) -> Iterator[Fact]:
     speeds = [row["samples_per_second"] for row in run.rows if "samples_per_second" in row]
     if speeds:
         speed = sorted(speeds)[len(speeds) // 2]
-        yield Fact("samples per second", f"{speed:,.3g}", "median, in training")
+        shown = f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
+        yield Fact("samples per second", shown, "median, in training")
     if "peak_memory_gb" in summary:
         yield Fact("memory of the host", f"{summary['peak_memory_gb']:.1f} GiB", "at the peak")
     if "seconds" in summary:

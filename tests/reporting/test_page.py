@@ -116,6 +116,13 @@ def test_the_share_of_the_evaluation_is_that_of_the_rows(tmp_path):
     assert " s of training steps" not in written(workdir).text
 
 
+@pytest.mark.parametrize(("speed", "shown"), [(1053.7, "1,054"), (99.96, "100"), (0.8437, "0.844")])
+def test_the_speed_is_written_as_people_write_it(tmp_path, speed, shown):
+    workdir = make_workdir(tmp_path / "run")
+    write_rows(workdir, [{**row, "samples_per_second": speed} for row in rows()])
+    assert f"samples per second {shown} median, in training" in written(workdir).text
+
+
 def protocol(run_folder, **evaluation):
     run = read_run_data(make_workdir(run_folder, evaluation=evaluation))
     return {fact.name: (fact.value, fact.note) for fact in facts.protocol(run)}
