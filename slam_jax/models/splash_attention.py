@@ -1,6 +1,7 @@
 """Attention on TPUs by the Pallas kernel that comes with jax, whose scores stay on the chip.
 
-It is FlashAttention (Dao et al. 2022) for TPUs; MaxText and MaxDiffusion use the same kernel.
+It is FlashAttention (Dao et al. 2022) for TPUs: jax.experimental.pallas.ops.tpu.splash_attention.
+
 Shape letters: B batch, L query tokens, S key tokens, H heads, D features of a head.
 """
 
@@ -28,6 +29,9 @@ def splash_attention(
     Args:
         q, k, v: queries, keys and values.
         interpret: step by step on any machine, to see what the kernel computes.
+
+    Returns:
+        Outputs in the dtype of q.
     """
     # Imported where it is needed: Pallas takes half a second.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
@@ -56,8 +60,8 @@ def splash_attention(
     )
     segments = None
     if columns > keys:  # the real tokens see each other only
-        number = jnp.arange(columns) >= keys
-        segments = kernels.SegmentIds(jnp.zeros(queries, jnp.int32), number.astype(jnp.int32))
+        is_filling = jnp.arange(columns) >= keys
+        segments = kernels.SegmentIds(jnp.zeros(queries, jnp.int32), is_filling.astype(jnp.int32))
 
     def of_heads(x, tokens):  # [B, H, tokens, D]
         return jnp.pad(x, ((0, 0), (0, tokens - x.shape[1]), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
