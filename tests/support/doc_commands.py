@@ -38,7 +38,12 @@ def start(arguments: Sequence[object], folder: Path) -> str:
     }
     environment.pop("JAX_NUM_CPU_DEVICES", None)
     done = subprocess.run(
-        arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        [*map(str, arguments)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
