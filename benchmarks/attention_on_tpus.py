@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from result import FOLDER, made_by, write
 from table import markdown
 
+from slam_jax.base.errors import InputError
 from slam_jax.models.attention import attention
 from slam_jax.parallel import runtime
 from slam_jax.parallel.sharding import make_mesh
@@ -31,6 +32,7 @@ TOPOLOGY = "v5e:1x1"
 BATCH, HEADS = 1, 8
 # Tokens and features of a head: SD 1.5 at 512 pixels, SDXL.
 SHAPES = ((4096, 40), (1024, 80), (4096, 64))
+WHAT = ("million cycles", "temporary")  # of the table
 
 
 def filled(features: int) -> Callable[..., jax.Array]:
@@ -109,19 +111,19 @@ def table(report: dict[str, Any]) -> str:
     return markdown(head, lines)
 
 
-WHAT = ("million cycles", "temporary")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the result")
     arguments = parser.parse_args(argv)
+    try:
+        check_compiler()
+    except InputError as error:
+        parser.exit(1, f"error: {error}\n")
     os.environ.update(ENVIRONMENT)
     jax.config.update("jax_platforms", "cpu")
     runtime.configure()
     report = {
         **made_by("attention_on_tpus.py", argv, ("jax", "libtpu")),
-        "libtpu": check_compiler(),
         "topology": TOPOLOGY,
         "batch": BATCH,
         "heads": HEADS,

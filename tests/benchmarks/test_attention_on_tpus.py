@@ -33,6 +33,14 @@ def test_more_features_of_zeros_change_nothing(script):
         np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
+def test_without_the_compiler_a_line_says_what_to_install(script, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        script.main(["--out", str(tmp_path)])
+    assert capsys.readouterr().err.endswith("pip install 'slam_jax[tpu-plan]'\n")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_the_kernel_keeps_no_scores_outside_of_the_chip(tmp_path):
     """In a process of its own: the compiler may take it along."""
